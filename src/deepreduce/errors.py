@@ -1,0 +1,78 @@
+"""The errors that a user of DeepReduce can meet.
+
+Every message has four parts: what must hold, what came instead, what to do, and where it happened.
+`problem` puts them together, so that no part is forgotten.
+"""
+
+from __future__ import annotations
+
+
+class DeepReduceError(Exception):
+    """Base of every error that DeepReduce raises on purpose; the command line prints it without a traceback."""
+
+
+class UsageError(DeepReduceError):
+    """The call itself is wrong: an unknown name, an option out of range. The command line exits with 2."""
+
+
+class NetworkError(DeepReduceError):
+    """A network cannot be built, traced, or reduced as asked."""
+
+
+class DataError(DeepReduceError):
+    """Images or labels are not what they must be."""
+
+
+class TrainingError(DeepReduceError):
+    """A training job failed; the other jobs of the run are not touched by it."""
+
+
+class RunError(DeepReduceError):
+    """A run folder does not fit the command, or a file in it is damaged."""
+
+
+class RecipeError(DeepReduceError):
+    """A saved network cannot be trusted or cannot be rebuilt."""
+
+
+class MissingExtraError(DeepReduceError):
+    """An optional package is needed and not installed."""
+
+
+class Interrupted(DeepReduceError):  # noqa: N818 - it is not a failure: the run continues where it stopped
+    """The run was stopped on request; the same command continues it."""
+
+
+def problem(must: str, *, got: object, remedy: str, where: object = None) -> str:
+    """Compose the message of an error.
+
+    Args:
+        must: the invariant, as a sentence without its full stop ("the budget must be at least 1").
+        got: what came instead.
+        remedy: what the user can do, as a sentence without its full stop.
+        where: file, row, line of source, or option; left out when the call itself is the place.
+
+    Returns:
+        Up to four short sentences.
+    """
+    place = f" Where: {where}." if where is not None else ""
+    return f"{must[0].upper()}{must[1:]}. Got: {got}. Do: {remedy}.{place}"
+
+
+def missing_extra(package: str, extra: str, *, purpose: str) -> MissingExtraError:
+    """Build the error for an optional package that is not installed."""
+    return MissingExtraError(
+        problem(
+            f"{purpose} needs the package {package!r}",
+            got="it is not installed",
+            remedy=f"pip install 'deepreduce[{extra}]'",
+        )
+    )
+
+
+def near_misses(word: str, known: list[str]) -> str:
+    """Return ' (did you mean a, b?)' for the names in `known` closest to `word`, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(close)}?)" if close else ""
