@@ -1,0 +1,339 @@
+"""The census of a network: ReLUs, MACs and parameters per ReLU layer and stage.
+
+A stage is the set of ReLU layers at one feature-map resolution (DeepReDuce, section 3). A MAC is one
+multiply-accumulate of a convolution or matrix product; batch norm, additions and pooling are not counted, as the
+paper does not count them. Nothing trains here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import NetworkError, problem
+from .call_sites import CallSite, find_relus, other_nonlinearities
+from .trace import trace
+
+
+@dataclass(frozen=True)
+class ReluLayer:
+    """One call site and what leads to it.
+
+    Attributes:
+        name: call site, see `CallSite.name`.
+        kind: `relu` or `relu6`.
+        shape: of its output for one image, without the batch dimension.
+        macs: of the linear operations that feed it and no earlier ReLU layer, for one image; what follows the last
+            ReLU layer counts to that one, so that layers sum to the network.
+        params: of the same operations, batch norm included; shared parameters count once.
+        after_addition: whether its input is the sum of two branches (batch norm in between allowed).
+        source: `file.py:line` of the user's code.
+        kept: false once the ReLU layer was removed.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    macs: int
+    params: int
+    after_addition: bool
+    source: str
+    kept: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of elements, for one image."""
+        return math.prod(self.shape)
+
+    @property
+    def relus(self) -> int:
+        """Number of ReLUs, for one image: all elements or none."""
+        return self.size if self.kept else 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The ReLU layers of one feature-map resolution.
+
+    Attributes:
+        name: `S1` for the largest resolution, then `S2`, ...
+        resolution: height and width of the full network's feature maps; `(1, 1)` for vectors.
+        layers: in the order of computation.
+    """
+
+    name: str
+    resolution: tuple[int, ...]
+    layers: tuple[ReluLayer, ...]
+
+    @property
+    def relus(self) -> int:
+        """Number of ReLUs of the stage, for one image."""
+        return sum(layer.relus for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """MACs of the stage, for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def params(self) -> int:
+        """Number of parameters of the stage."""
+        return sum(layer.params for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a network holds.
+
+    Attributes:
+        input: channels, height and width of one image.
+        stages: by falling resolution.
+        notes: what is not linear and not a ReLU, with its place.
+    """
+
+    input: tuple[int, int, int]
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def relus(self) -> int:
+        """Number of ReLUs, for one image."""
+        return sum(stage.relus for stage in self.stages)
+
+    @property
+    def macs(self) -> int:
+        """MACs, for one image."""
+        return sum(stage.macs for stage in self.stages)
+
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return sum(stage.params for stage in self.stages)
+
+    @property
+    def layers(self) -> tuple[ReluLayer, ...]:
+        """All ReLU layers, stage by stage."""
+        return tuple(layer for stage in self.stages for layer in stage.layers)
+
+    def stage_of(self) -> dict[str, str]:
+        """Return the stage's name for every call site."""
+        return {layer.name: stage.name for stage in self.stages for layer in stage.layers}
+
+    def keeping(self, kept: set[str]) -> Census:
+        """Return the census with only the call sites in `kept` counted as ReLUs; MACs and parameters stay."""
+        stages = tuple(
+            replace(stage, layers=tuple(replace(layer, kept=layer.name in kept) for layer in stage.layers))
+            for stage in self.stages
+        )
+        return replace(self, stages=stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `relus`, `macs`, `params`, `stages[]` and `notes`, see docs/formats.md."""
+        return {
+            "relus": self.relus,
+            "macs": self.macs,
+            "params": self.params,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "resolution": list(stage.resolution),
+                    "relus": stage.relus,
+                    "macs": stage.macs,
+                    "params": stage.params,
+                    "layers": [
+                        {
+                            "name": layer.name,
+                            "kind": layer.kind,
+                            "relus": layer.relus,
+                            "macs": layer.macs,
+                            "params": layer.params,
+                            "shape": list(layer.shape),
+                            "kept": layer.kept,
+                            "after_addition": layer.after_addition,
+                            "source": layer.source,
+                        }
+                        for layer in stage.layers
+                    ],
+                }
+                for stage in self.stages
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def take_census(
+    network: nn.Module, input: tuple[int, int, int], *, stages: Mapping[str, Stage] | None = None
+) -> Census:
+    """Count the ReLUs, MACs and parameters of a network.
+
+    Args:
+        network: any module that torch.fx can trace; not changed.
+        input: channels, height and width of one image.
+        stages: for a reshaped network, the stage of every call site in the full network, because two stages can come
+            to have the same resolution; without it stages are made from the resolutions found.
+
+    Raises:
+        NetworkError: if the network cannot be traced, does not take such images, or has no ReLU.
+    """
+    traced = network if isinstance(network, fx.GraphModule) else trace(network)
+    sites = find_relus(traced)
+    notes = other_nonlinearities(traced)
+    if not sites:
+        raise NetworkError(
+            problem(
+                "a network to reduce must have ReLUs",
+                got="none" + (f"; found instead: {'; '.join(notes[:5])}" if notes else ""),
+                remedy="train it with ReLU activations",
+                where=type(network).__name__,
+            )
+        )
+    nodes = _measure(traced, input)
+    layers = _layers(traced, sites, nodes)
+    if stages is None:
+        return Census(input, _by_resolution(layers), notes)
+    made: dict[str, list[ReluLayer]] = {}
+    for layer in layers:
+        made.setdefault(stages[layer.name].name, []).append(layer)
+    unique = {stage.name: stage for stage in stages.values()}
+    return Census(input, tuple(replace(unique[name], layers=tuple(made[name])) for name in sorted(made, key=_number)), notes)
+
+
+def _number(stage: str) -> int:
+    return int(stage.removeprefix("S"))
+
+
+@dataclass
+class _NodeCost:
+    """What running one node showed."""
+
+    shape: tuple[int, ...] = ()
+    macs: int = 0
+    params: int = 0
+
+
+class _Meter(fx.Interpreter):
+    """Runs one image through the graph and notes output shape and MACs of every node."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.costs: dict[fx.Node, _NodeCost] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node under the FLOP counter of PyTorch; one MAC is two of its FLOPs."""
+        with FlopCounterMode(display=False) as counter:
+            try:
+                result = super().run_node(n)
+            except Exception as error:  # any operator's own error
+                raise _NodeError(n, error) from error
+        shape = tuple(result.shape[1:]) if isinstance(result, Tensor) else ()
+        self.costs[n] = _NodeCost(shape, counter.get_total_flops() // 2)
+        return result
+
+
+class _NodeError(Exception):
+    def __init__(self, node: fx.Node, error: Exception) -> None:
+        super().__init__(str(error))
+        self.node = node
+        self.error = error
+
+
+def _measure(traced: fx.GraphModule, input: tuple[int, int, int]) -> dict[fx.Node, _NodeCost]:
+    was_training = traced.training
+    parameter = next(traced.parameters(), None)
+    image = torch.zeros(1, *input)
+    if parameter is not None:
+        image = image.to(device=parameter.device, dtype=parameter.dtype)
+    meter = _Meter(traced.eval())
+    try:
+        with torch.no_grad():
+            meter.run(image)
+    except _NodeError as failure:
+        from .trace import source_line
+
+        raise NetworkError(
+            problem(
+                f"the network must take images of {'x'.join(map(str, input))}",
+                got=f"{type(failure.error).__name__}: {str(failure.error).splitlines()[0]}",
+                remedy="give the input that the network was made for",
+                where=f"{failure.node.name} {source_line(failure.node)}".strip(),
+            )
+        ) from failure.error
+    finally:
+        traced.train(was_training)
+    counted: set[int] = set()
+    for node, cost in meter.costs.items():
+        for parameter in _parameters(node, traced):
+            if id(parameter) not in counted:
+                counted.add(id(parameter))
+                cost.params += parameter.numel()
+    return meter.costs
+
+
+def _parameters(node: fx.Node, traced: fx.GraphModule) -> list[nn.Parameter]:
+    if node.op == "call_module":
+        return list(traced.get_submodule(str(node.target)).parameters())
+    if node.op == "get_attr":
+        value: Any = traced
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return [value] if isinstance(value, nn.Parameter) else []
+    return []
+
+
+def _layers(
+    traced: fx.GraphModule, sites: tuple[CallSite, ...], costs: dict[fx.Node, _NodeCost]
+) -> tuple[ReluLayer, ...]:
+    """Give every node's cost to the first ReLU layer downstream of it."""
+    nodes = list(traced.graph.nodes)
+    by_node = {site.node: index for index, site in enumerate(sites)}
+    last = len(sites) - 1
+    owner: dict[fx.Node, int] = {}
+    for node in reversed(nodes):
+        if node.name in by_node:
+            owner[node] = by_node[node.name]
+        else:
+            owner[node] = min((owner[user] for user in node.users if user in owner), default=last)
+    macs, params = [0] * len(sites), [0] * len(sites)
+    for node, cost in costs.items():
+        macs[owner[node]] += cost.macs
+        params[owner[node]] += cost.params
+    named = {node.name: node for node in nodes}
+    return tuple(
+        ReluLayer(
+            name=site.name,
+            kind=site.kind,
+            shape=costs[named[site.node]].shape,
+            macs=macs[index],
+            params=params[index],
+            after_addition=_after_addition(named[site.node], traced),
+            source=site.source,
+        )
+        for index, site in enumerate(sites)
+    )
+
+
+def _after_addition(node: fx.Node, traced: fx.GraphModule) -> bool:
+    """Walk up through batch norm, dropout and identity to an addition."""
+    transparent = (nn.BatchNorm1d, nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d)
+    above = node.all_input_nodes[0] if node.all_input_nodes else None
+    while above is not None:
+        if above.op == "call_module" and isinstance(traced.get_submodule(str(above.target)), transparent):
+            above = above.all_input_nodes[0] if above.all_input_nodes else None
+            continue
+        name = above.target if isinstance(above.target, str) else getattr(above.target, "__name__", "")
+        return above.op in ("call_function", "call_method") and name in ("add", "iadd", "add_", "__add__", "sum")
+    return False
+
+
+def _by_resolution(layers: tuple[ReluLayer, ...]) -> tuple[Stage, ...]:
+    groups: dict[tuple[int, ...], list[ReluLayer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.shape[1:] or (1, 1), []).append(layer)
+    ordered = sorted(groups.items(), key=lambda item: -math.prod(item[0]))
+    return tuple(Stage(f"S{number}", size, tuple(group)) for number, (size, group) in enumerate(ordered, 1))

@@ -1,0 +1,150 @@
+"""From a name to a network: the reference networks, a user's own function, a model of timm."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from ..errors import NetworkError, UsageError, missing_extra, near_misses, problem
+from .mobilenet_v1 import mobilenet_v1
+from .resnet import resnet18, resnet34
+from .spec import NetworkSpec
+from .vgg16 import vgg16
+from .wide_resnet import wide_resnet_22_8
+
+REFERENCE: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "mobilenet_v1": mobilenet_v1,
+    "vgg16": vgg16,
+    "wide_resnet_22_8": wide_resnet_22_8,
+}
+
+
+def is_reference(name: str) -> bool:
+    """Tell whether `name` is a network of ours, which takes alpha and rho itself."""
+    return name in REFERENCE
+
+
+def build(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> nn.Module:
+    """Build a network with fresh weights (a user's function may bring its own).
+
+    Args:
+        spec: which network, for which images.
+        alpha: channel scale, in (0, 1]; multiplies `spec.width`. Reference networks only.
+        rho: resolution scale, 1, 1/2, 1/4, ...; realised as stem stride 1/rho. Reference networks only.
+
+    Raises:
+        UsageError: if no network has this name, or alpha, rho or a width is asked of a network that does not take one.
+        NetworkError: if the user's function fails or does not return a module.
+    """
+    if spec.name in REFERENCE:
+        return REFERENCE[spec.name](input=spec.input, classes=spec.classes, alpha=alpha * spec.width, rho=rho)
+    if alpha != 1 or rho != 1 or spec.width != 1:
+        raise UsageError(
+            problem(
+                "only reference networks are built at another width or resolution",
+                got=f"{spec.name} with width {spec.width:g}, alpha {alpha:g}, rho {rho:g}",
+                remedy="build it at full size; deepreduce scales its channels and resolution afterwards",
+            )
+        )
+    if spec.name.startswith("timm:"):
+        return _from_timm(spec)
+    if ":" in spec.name:
+        return _from_function(spec)
+    raise UsageError(
+        problem(
+            "a network is a reference name, package.module:function, or timm:NAME",
+            got=f"{spec.name!r}{near_misses(spec.name, list(REFERENCE))}",
+            remedy=f"use one of {', '.join(REFERENCE)}, or name a function that returns your network",
+            where="NETWORK",
+        )
+    )
+
+
+def _from_timm(spec: NetworkSpec) -> nn.Module:
+    """Build a registered timm model without weights; names that would fetch something are refused."""
+    try:
+        import timm
+    except ImportError as error:
+        raise missing_extra("timm", "zoo", purpose=f"the network {spec.name!r}") from error
+    name = spec.name.removeprefix("timm:")
+    known = timm.list_models()
+    if name not in known:
+        raise UsageError(
+            problem(
+                "the model must be registered in timm",
+                got=f"{name!r}{near_misses(name, known)}",
+                remedy="list the names with timm.list_models()",
+                where="NETWORK",
+            )
+        )
+    module = timm.create_model(name, pretrained=False, num_classes=spec.classes, in_chans=spec.input[0])
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _from_function(spec: NetworkSpec) -> nn.Module:
+    """Import `package.module:function` and call it.
+
+    The function may take `num_classes` and `in_channels` (or `classes`, `in_chans`); it is given what it takes.
+    """
+    module_name, _, function_name = spec.name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` does, so that a file beside the user is found
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            problem(
+                f"the module {module_name!r} must be importable",
+                got=f"{type(error).__name__}: {error}",
+                remedy="run from the folder that holds it, or install it",
+                where="NETWORK",
+            )
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UsageError(
+            problem(
+                f"{module_name} must have a function {function_name!r}",
+                got=f"no such function{near_misses(function_name, names)}",
+                remedy="name a function that returns your network",
+                where=module.__file__,
+            )
+        )
+    offered = {
+        "num_classes": spec.classes,
+        "classes": spec.classes,
+        "in_channels": spec.input[0],
+        "in_chans": spec.input[0],
+    }
+    try:
+        accepted = inspect.signature(function).parameters
+        network = function(**{name: value for name, value in offered.items() if name in accepted})
+    except Exception as error:  # the user's code may raise anything
+        raise NetworkError(
+            problem(
+                f"{spec.name} must return a network when called",
+                got=f"{type(error).__name__}: {error}",
+                remedy="give its arguments defaults, or wrap it in a function that takes none",
+                where=module.__file__,
+            )
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(
+            problem(
+                f"{spec.name} must return a torch.nn.Module",
+                got=type(network).__name__,
+                remedy="return the network itself",
+                where=module.__file__,
+            )
+        )
+    return network

@@ -1,0 +1,62 @@
+"""The methods that propose candidates, behind one interface, and the DeepReDuce algorithm itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..census import Census
+from ..errors import UsageError, near_misses, problem
+from .candidate import Candidate
+from .criticality import Criticality, least_critical_first
+from .culling import cull
+from .reshaping import DEFAULT_SCALES, Scale, reshape
+from .thinning import thin
+
+Method = Callable[[Census, tuple[Criticality, ...]], tuple[Candidate, ...]]
+
+
+def deepreduce(
+    census: Census, criticality: tuple[Criticality, ...], *, scales: Sequence[Scale] = DEFAULT_SCALES
+) -> tuple[Candidate, ...]:
+    """Propose the networks of the DeepReDuce algorithm (section 3): cull, then thin, then reshape.
+
+    For each culling step: the culled network, the thinned one, and the thinned one at every scale. A network with a
+    single stage cannot be culled, so there the full network is thinned and reshaped.
+
+    Args:
+        census: of the full network.
+        criticality: one value per stage.
+        scales: (alpha, rho) of the reshaping step.
+
+    Returns:
+        The candidates, each once.
+    """
+    culled = cull(census, least_critical_first(criticality))
+    proposed: list[Candidate] = []
+    for step in culled or (Candidate(keep=tuple(stage.name for stage in census.stages)),):
+        if culled:
+            proposed.append(step)
+        proposed.append(thin(step))
+        proposed.extend(reshape(thin(step), scales))
+    return tuple(dict.fromkeys(proposed))
+
+
+METHODS: dict[str, Method] = {"deepreduce": deepreduce}
+
+
+def method(name: str) -> Method:
+    """Return the method of this name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in METHODS:
+        raise UsageError(
+            problem(
+                "the method must be known",
+                got=f"{name!r}{near_misses(name, list(METHODS))}",
+                remedy=f"use one of {', '.join(METHODS)}",
+                where="--method",
+            )
+        )
+    return METHODS[name]

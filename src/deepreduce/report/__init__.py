@@ -1,0 +1,52 @@
+"""Tables, plots and the HTML page: functions of a front dictionary (`front.json`) and of nothing else.
+
+Importing this package costs next to nothing; plotly, jinja2, matplotlib and rich are loaded by the function that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepreduce.report.figures import write_figures
+    from deepreduce.report.front import Headline, check_front, headline
+    from deepreduce.report.page import write_page
+    from deepreduce.report.tables import candidates_table, criticality_table, front_table, plan_table, profile_table
+
+_HOMES = {
+    "Headline": "front",
+    "candidates_table": "tables",
+    "check_front": "front",
+    "criticality_table": "tables",
+    "front_table": "tables",
+    "headline": "front",
+    "plan_table": "tables",
+    "profile_table": "tables",
+    "write_figures": "figures",
+    "write_page": "page",
+}
+
+__all__ = [
+    "Headline",
+    "candidates_table",
+    "check_front",
+    "criticality_table",
+    "front_table",
+    "headline",
+    "plan_table",
+    "profile_table",
+    "write_figures",
+    "write_page",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,236 @@
+"""Reading a front: what must be in the dictionary, and the few figures that are derived from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from deepreduce.errors import RunError, problem
+from deepreduce.report._words import number
+
+Json = dict[str, Any]
+
+FORMAT, VERSION = "deepreduce.front", 1
+
+_TOP = {
+    "network": dict,
+    "data": dict,
+    "settings": dict,
+    "census": dict,
+    "teacher": dict,
+    "criticality": list,
+    "exponent": (int, float, type(None)),
+    "candidates": list,
+    "front": list,
+    "environment": dict,
+    "seconds": (int, float, type(None)),
+}
+_ENTRY = {
+    "id": str,
+    "label": str,
+    "recipe": (dict, type(None)),
+    "relus": (int, float, type(None)),
+    "stages": (list, type(None)),
+    "status": str,
+    "validation": (dict, type(None)),
+    "test": (dict, type(None)),
+}
+_MEASURED = {"accuracy": (int, float), "low": (int, float), "high": (int, float)}
+_CRITICALITY = {
+    "stage": str,
+    "relus": (int, float, type(None)),
+    "accuracy": (int, float, type(None)),
+    "criticality": (int, float, type(None)),
+}
+_LAYER = {"name": str, "relus": (int, float, type(None))}
+
+
+def check_front(front: object) -> None:
+    """Refuse a dictionary that is not a front of a version this program knows.
+
+    Raises:
+        RunError: with the place (`candidates[3].validation.accuracy`) of the first thing that is missing or wrong.
+    """
+    if not isinstance(front, dict):
+        raise _refusal("front.json must hold a JSON object", got=type(front).__name__, where="front.json")
+    if front.get("format") != FORMAT:
+        raise _refusal(f"'format' must be {FORMAT!r}", got=repr(front.get("format")), where="format")
+    if type(front.get("version")) is not int or front["version"] != VERSION:
+        raise RunError(
+            problem(
+                f"'version' must be {VERSION}, the only version of front.json that this program reads",
+                got=repr(front.get("version")),
+                remedy="use the version of deepreduce that wrote the file, or run 'deepreduce reduce' again",
+                where="front.json, version",
+            )
+        )
+    _need(front, _TOP, "")
+    _check_stages(front["census"].get("stages"), "census.stages")
+    _check_entry(front["teacher"], "teacher")
+    for place, entry in enumerate(front["candidates"]):
+        _check_entry(entry, f"candidates[{place}]")
+    for place, row in enumerate(front["criticality"]):
+        _need(row, _CRITICALITY, f"criticality[{place}]")
+    known = entries_by_id(front)
+    for place, key in enumerate(front["front"]):
+        if not isinstance(key, str) or key not in known:
+            raise _refusal(
+                "every id in 'front' must belong to the teacher or to a candidate",
+                got=repr(key),
+                where=f"front[{place}]",
+            )
+
+
+def _check_entry(entry: object, where: str) -> None:
+    found = _need(entry, _ENTRY, where)
+    if found["status"] not in ("done", "failed", "skipped"):
+        raise _refusal("'status' must be done, failed or skipped", got=repr(found["status"]), where=f"{where}.status")
+    if found["status"] == "done" and number(found["relus"]) is None:
+        raise _refusal("a finished network must have its number of ReLUs", got="null", where=f"{where}.relus")
+    for split in ("validation", "test"):
+        if found[split] is not None:
+            _need(found[split], _MEASURED, f"{where}.{split}")
+    if not isinstance(found.get("latency"), dict | None):
+        raise _refusal("'latency' must be an object or null", got=repr(found["latency"]), where=f"{where}.latency")
+    _check_stages(found["stages"] or [], f"{where}.stages")
+
+
+def _check_stages(stages: object, where: str) -> None:
+    if not isinstance(stages, list):
+        raise _refusal("'stages' must be a list", got=type(stages).__name__, where=where)
+    for place, stage in enumerate(stages):
+        inside = f"{where}[{place}]"
+        _need(stage, {"name": str, "layers": list}, inside)
+        for spot, layer in enumerate(stage["layers"]):
+            _need(layer, _LAYER, f"{inside}.layers[{spot}]")
+
+
+def _need(found: object, keys: dict[str, Any], where: str) -> Json:
+    if not isinstance(found, dict):
+        raise _refusal("this place must hold a JSON object", got=type(found).__name__, where=where)
+    for key, kind in keys.items():
+        place = f"{where}.{key}" if where else key
+        if key not in found:
+            raise _refusal(f"the key {key!r} must be present", got=f"the keys {sorted(map(str, found))}", where=place)
+        if not isinstance(found[key], kind) or isinstance(found[key], bool):
+            raise _refusal(f"{key!r} has the wrong kind of value", got=type(found[key]).__name__, where=place)
+    return found
+
+
+def _refusal(must: str, *, got: object, where: str) -> RunError:
+    return RunError(
+        problem(
+            must,
+            got=got,
+            remedy="write the file again with 'deepreduce reduce' on the same run",
+            where=f"front.json, {where}",
+        )
+    )
+
+
+def entries_by_id(front: Json) -> dict[str, Json]:
+    """Return every entry under its id, the teacher first."""
+    return {entry["id"]: entry for entry in (front["teacher"], *front["candidates"])}
+
+
+def front_entries(front: Json) -> list[Json]:
+    """Return the reduced networks on the front, most ReLUs first; the teacher is not among them."""
+    known = entries_by_id(front)
+    chosen = [known[key] for key in dict.fromkeys(front["front"]) if key != front["teacher"]["id"]]
+    return sorted(chosen, key=lambda entry: -(number(entry["relus"]) or 0))
+
+
+def candidates(front: Json) -> list[Json]:
+    """Return every candidate but the teacher, most ReLUs first, those of unknown size last."""
+    rest = [entry for entry in front["candidates"] if entry["id"] != front["teacher"]["id"]]
+    return sorted(rest, key=lambda entry: -(number(entry["relus"]) or 0))
+
+
+def latency(entry: Json) -> float | None:
+    """Return the estimated online seconds of one private inference with DELPHI, or None."""
+    return number((entry.get("latency") or {}).get("delphi"))
+
+
+def shared_split(front: Json) -> str:
+    """Return 'test' where the teacher and all networks on the front have a test accuracy, else 'validation'."""
+    tested = [front["teacher"]["test"], *(entry["test"] for entry in front_entries(front))]
+    return "test" if all(tested) else "validation"
+
+
+def change(teacher: Json | None, reduced: Json | None) -> tuple[float, float, float] | None:
+    """Return the change of accuracy in percentage points and the ends of its 95 % interval.
+
+    The interval is Newcombe's (Statistics in Medicine 17, 1998, method 10): it combines the two Wilson intervals as if
+    the two networks had seen independent images. They saw the same ones, so it is as a rule too wide, never an
+    invitation to see a difference where there is none. It does not cover the spread over training seeds.
+
+    Args:
+        teacher: a `validation` or `test` object of the teacher, or None.
+        reduced: the same of the reduced network.
+
+    Returns:
+        (change, low, high) in points, or None where either is missing.
+    """
+    if teacher is None or reduced is None:
+        return None
+    values = [number(measured[key]) for measured in (teacher, reduced) for key in ("accuracy", "low", "high")]
+    if any(value is None for value in values):
+        return None
+    before, before_low, before_high, after, after_low, after_high = (value or 0.0 for value in values)
+    step = after - before
+    down = math.hypot(after - after_low, before_high - before)
+    up = math.hypot(after_high - after, before - before_low)
+    return 100 * step, 100 * (step - down), 100 * (step + up)
+
+
+def overlaps(teacher: Json | None, reduced: Json | None) -> bool:
+    """Return whether the reduced network is not measurably below the teacher: its interval reaches the teacher's."""
+    if teacher is None or reduced is None:
+        return False
+    top, floor = number(reduced["high"]), number(teacher["low"])
+    return top is not None and floor is not None and top >= floor
+
+
+def holds(teacher: Json, reduced: Json) -> bool:
+    """Return whether a network is not measurably below the teacher, on validation and, where both have it, on test images.
+
+    Overlapping intervals are no proof of equal accuracy: they say that this many images show no difference.
+    """
+    splits = ["validation"] + (["test"] if teacher["test"] and reduced["test"] else [])
+    return all(overlaps(teacher[split], reduced[split]) for split in splits)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The one network that the report leads with.
+
+    Attributes:
+        entry: the network; None where no reduced network on the front has a validation accuracy.
+        holds: whether its intervals reach the teacher's. If no network's do, `entry` is the most accurate one.
+        split: the images whose figures are reported: 'test' where both networks have them, else 'validation'.
+        change: change of accuracy against the teacher on `split`, in points, with the ends of its 95 % interval.
+    """
+
+    entry: Json | None
+    holds: bool
+    split: str
+    change: tuple[float, float, float] | None
+
+
+def headline(front: Json) -> Headline:
+    """Pick the smallest network on the front that is not measurably below the teacher.
+
+    The validation images decide; the test images, where they were read, can only take the claim back, never make it.
+    """
+    teacher = front["teacher"]
+    measured = [entry for entry in front_entries(front) if entry["validation"] is not None]
+    if not measured:
+        return Headline(None, False, "validation", None)
+    holding = [entry for entry in measured if holds(teacher, entry)]
+    if holding:
+        entry = min(holding, key=lambda each: each["relus"])
+    else:
+        entry = max(measured, key=lambda each: each["validation"]["accuracy"])
+    split = "test" if teacher["test"] and entry["test"] else "validation"
+    return Headline(entry, bool(holding), split, change(teacher[split], entry[split]))
