@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from deepreduce.data.facts import given, moments, repeated
 from deepreduce.data.labels import Column, encode
 from deepreduce.data.splits import Purpose, check_fraction, check_seed, hold_out, keep_per_class
 from deepreduce.errors import DataError, problem
@@ -33,7 +33,8 @@ class Split:
     """Images with their labels.
 
     Attributes:
-        images: pixels 0..255, contiguous, on the CPU. They may be mapped from a file of the cache: do not write to them.
+        images: pixels 0..255, contiguous, on the CPU; they may be mapped from a file of the cache: do not write to
+            them.
         labels: class indices in [0, classes).
     """
 
@@ -99,8 +100,8 @@ class Raw:
         for split in (self.train, self.test):
             if split is not None:
                 state.update(json.dumps(list(split.images.shape)).encode())
-                state.update(split.images.numpy().reshape(-1))
-                state.update(split.labels.numpy())
+                state.update(split.images.numpy().reshape(-1).data)
+                state.update(split.labels.numpy().data)
         return state.hexdigest()
 
 
@@ -155,7 +156,7 @@ def from_arrays(
     encoded, test_encoded, known = encode(columns[0], columns[1] if test_pixels is not None else None, names)
     raw = Raw(
         known,
-        Split(train_pixels, torch.from_numpy(encoded)),
+        Split(train_pixels, torch.tensor(encoded)),
         None if test_pixels is None else Split(test_pixels, torch.tensor(test_encoded)),
     )
     return assemble(raw, raw.digest(), name=name, validation=validation, seed=seed, mean=mean, std=std)
@@ -215,9 +216,9 @@ def assemble(
         said.append(f"a stated subset: {per_class} training images of each class, before the validation split")
     rows, held = hold_out(labels, rows, fraction=validation, seed=seed, purpose=Purpose.VALIDATION, classes=names)
     train, held_out = _pick(raw.train, rows), _pick(raw.train, held)
-    said += _facts(train, held_out, test, names)
-    given_mean, given_std = _given(mean, "mean", train), _given(std, "std", train)
-    measured_mean, measured_std = _moments(train.images, needed=given_std is None)
+    said += repeated(train, held_out, test, names)
+    given_mean, given_std = given(mean, "mean", train), given(std, "std", train)
+    measured_mean, measured_std = moments(train.images, needed=given_std is None)
     shaped_by = {
         "layout": _LAYOUT,
         "content": content,
@@ -244,9 +245,9 @@ def assemble(
 
 def _as_pixels(images: Any, split: str) -> UInt8[Tensor, "n channels height width"]:
     """Return images as a fresh contiguous uint8 tensor, channels first."""
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    array = images if isinstance(images, Tensor) else np.asarray(images)
     where = f"{split} images"
-    if array.dtype != np.uint8:
+    if array.dtype not in (torch.uint8, np.uint8):
         raise DataError(
             problem(
                 "images must be uint8 with values 0..255",
@@ -256,6 +257,7 @@ def _as_pixels(images: Any, split: str) -> UInt8[Tensor, "n channels height widt
                 where=where,
             )
         )
+    array = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
     first = array.ndim == 4 and array.shape[1] in (1, 3)
     last = array.ndim == 4 and array.shape[3] in (1, 3)
     if (array.ndim != 3 and first == last) or 0 in array.shape[1:]:
@@ -272,7 +274,10 @@ def _as_pixels(images: Any, split: str) -> UInt8[Tensor, "n channels height widt
 
 
 def _as_column(labels: Any, split: str, count: int) -> Column:
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
+    values = labels
+    if isinstance(labels, Tensor):
+        # NumPy knows no bfloat16; floats are refused later on, whatever their width.
+        values = (labels.double() if labels.is_floating_point() else labels).detach().cpu().numpy()
     if not isinstance(values, np.ndarray):
         values = list(values)
     if len(values) != count:
@@ -348,83 +353,3 @@ def _pick(split: Split, rows: Int64[np.ndarray, " rows"]) -> Split:
         return split
     index = torch.from_numpy(rows)
     return Split(split.images[index], split.labels[index])
-
-
-def _facts(train: Split, validation: Split, test: Split, names: tuple[str, ...]) -> list[str]:
-    """Count what no error forbids but what bends a measured accuracy: repeated and doubly labelled images."""
-    seen: list[dict[bytes, set[int]]] = []
-    for split in (train, validation, test):
-        labels_of: dict[bytes, set[int]] = {}
-        for image, label in zip(split.images.numpy(), split.labels.tolist(), strict=True):
-            labels_of.setdefault(hashlib.sha256(image).digest(), set()).add(label)
-        seen.append(labels_of)
-    notes = []
-    both = len((seen[0].keys() | seen[1].keys()) & seen[2].keys())
-    if both:
-        notes.append(f"{both} distinct images stand in both the training and the test split")
-    held = len(seen[0].keys() & seen[1].keys())
-    if held:
-        notes.append(f"{held} distinct images stand in both the training and the validation split")
-    merged: dict[bytes, set[int]] = {}
-    for labels_of in seen:
-        for key, labels in labels_of.items():
-            merged[key] = merged[key] | labels if key in merged else labels
-    several = sum(len(labels) > 1 for labels in merged.values())
-    if several:
-        notes.append(f"{several} distinct images carry more than one label")
-    absent = len(names) - len(np.unique(test.labels.numpy()))
-    if absent:
-        notes.append(f"{absent} of {len(names)} classes have no test image")
-    return notes
-
-
-def _given(values: Sequence[float] | None, what: str, train: Split) -> tuple[float, ...] | None:
-    """Check a mean or a standard deviation that the user gave."""
-    if values is None:
-        return None
-    channels = train.images.shape[1]
-    given = tuple(float(value) for value in values)
-    # Values of the scale 0..255 are the usual slip; they would silence every image.
-    if len(given) != channels or not all(math.isfinite(v) and 0 <= v <= 1 and (what == "mean" or v) for v in given):
-        raise DataError(
-            problem(
-                f"the {what} must be {channels} numbers, one per channel, "
-                f"in {'[0, 1]' if what == 'mean' else '(0, 1]'} as pixels are",
-                got=given,
-                remedy="divide values of the scale 0..255 by 255, or leave the option out to have it measured",
-            )
-        )
-    return given
-
-
-def _moments(
-    images: UInt8[Tensor, "n channels height width"], *, needed: bool
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of pixels in [0, 1], from exact integer sums.
-
-    With `needed`, a channel that never varies raises DataError: nothing can be divided by its deviation.
-    """
-    pixels = images.numpy()
-    counts = np.zeros((pixels.shape[1], 256), dtype=np.int64)
-    for start in range(0, len(pixels), 1024):
-        for channel in range(pixels.shape[1]):
-            counts[channel] += np.bincount(pixels[start : start + 1024, channel].ravel(), minlength=256)
-    means, deviations = [], []
-    for channel, histogram in enumerate(counts.tolist()):
-        total = sum(histogram)
-        first = sum(value * n for value, n in enumerate(histogram))
-        second = sum(value * value * n for value, n in enumerate(histogram))
-        # Python's integers do not round: the variance is exact up to its last division.
-        variance = (second * total - first * first) / (total * total)
-        if needed and variance == 0:
-            raise DataError(
-                problem(
-                    "the pixels of every channel must vary",
-                    got=f"only the value {first // total} in channel {channel}",
-                    remedy="look whether the images were read rightly, or give std yourself",
-                    where="training split",
-                )
-            )
-        means.append(first / total / 255)
-        deviations.append(math.sqrt(variance) / 255)
-    return tuple(means), tuple(deviations)

@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 from deepreduce.errors import DataError, UsageError, problem
 
 MAX_PIXELS = 1 << 24
-"""Largest image that is decoded, in pixels (4096 × 4096); a few hundred bytes can claim far more and fill the memory."""
+"""Largest image that is decoded, in pixels (4096 by 4096); a few hundred bytes can claim far more, and fill the memory
+of the computer."""
 
 # Named one by one: Pillow also opens formats that start other programs (EPS) or reach for further files.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
@@ -172,6 +173,7 @@ def _pixels(item: bytes | Path | None) -> tuple[UInt8[np.ndarray, "channels heig
                     f"has the mode {image.mode}{' with transparency' if palette else ''}",
                     "save the images as 8-bit greyscale or RGB; what lies behind transparent pixels is yours to choose",
                 )
+            image.load()  # before NumPy asks for the buffer, which reports a truncated file less clearly
             array = np.asarray(image.convert("RGB") if palette else image)
     except _RefusedError:
         raise

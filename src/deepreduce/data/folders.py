@@ -29,7 +29,7 @@ class ImageFolders:
     """A folder whose splits are folders of classes.
 
     Attributes:
-        content: sha256 (hex) over splits, class names, file names and bytes.
+        key: what determines the pixels and labels: the sha256 (hex) over splits, class names, file names and bytes.
         notes: what finding the files brought up.
     """
 
@@ -47,7 +47,7 @@ class ImageFolders:
         self.notes = self._chosen.notes
         if skipped:
             self.notes += (f"{len(skipped)} files that are no images in class folders were left unread",)
-        self.content = self._hash()
+        self.key = ["folders", self._hash()]
 
     @staticmethod
     def fits(folder: Path) -> bool:

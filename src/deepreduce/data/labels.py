@@ -73,8 +73,8 @@ def _checked(column: Column) -> Int64[np.ndarray, " n"] | list[str]:
                 where=f"{column.split} split",
             )
         )
-    if isinstance(values, np.ndarray) and values.dtype.kind in "US":
-        values = [str(value) for value in values.tolist()]
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U" and values.ndim == 1:
+        values = values.tolist()
     if isinstance(values, np.ndarray) and values.dtype != object:
         if values.ndim != 1:
             raise DataError(

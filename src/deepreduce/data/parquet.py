@@ -42,8 +42,8 @@ class ParquetFolder:
     """A folder of parquet files.
 
     Attributes:
-        content: sha256 (hex) over the files' bytes, in the order of splits and file names.
-        columns: names of the image and the label column.
+        key: what determines the pixels and labels: the sha256 (hex) over the files' bytes, in the order of splits and
+            file names, and the names of the image and the label column.
         notes: what finding the files brought up.
     """
 
@@ -65,8 +65,7 @@ class ParquetFolder:
         if unread:
             self.notes += (f"{len(unread)} parquet files of no known split were left unread, among them {unread[0]}",)
         self._columns = self._agree(image_column, label_column)
-        self.columns = (self._columns.image, self._columns.label)
-        self.content = self._hash()
+        self.key = ["parquet", self._hash(), self._columns.image, self._columns.label]
 
     @staticmethod
     def fits(folder: Path) -> bool:
@@ -181,20 +180,24 @@ class ParquetFolder:
         import pyarrow.parquet as pq
 
         for path in files:
-            start = 0
-            batches = None
-            while True:
-                with self._reading(path):
-                    if batches is None:
-                        batches = pq.ParquetFile(path).iter_batches(_BATCH_ROWS, columns=[self._columns.image])
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                column = batch.column(0)
-                if pa.types.is_struct(column.type):
-                    column = pa.StructArray.flatten(column)[column.type.get_field_index("bytes")]
-                yield Batch(column.to_pylist(), self._row_of(path, start))
-                start += len(batch)
+            with self._reading(path):
+                file = pq.ParquetFile(path)
+            try:
+                start = 0
+                batches = file.iter_batches(_BATCH_ROWS, columns=[self._columns.image])
+                while True:
+                    # Only the reading stands in the context: an error of whoever takes the batch is not the file's.
+                    with self._reading(path):
+                        batch = next(batches, None)
+                    if batch is None:
+                        break
+                    column = batch.column(0)
+                    if pa.types.is_struct(column.type):
+                        column = pa.StructArray.flatten(column)[column.type.get_field_index("bytes")]
+                    yield Batch(column.to_pylist(), self._row_of(path, start))
+                    start += len(batch)
+            finally:
+                file.close()
 
     def _row_of(self, path: Path, start: int) -> Callable[[int], str]:
         return lambda row: f"file {self._relative(path)}, row {start + row}"

@@ -71,34 +71,16 @@ def load(
     check_seed(seed)
     check_workers(workers)
     notes: tuple[str, ...] = ()
-    if source in BUILT_IN or not (folder := _folder(source)):
-        if source not in BUILT_IN:
-            raise _unknown(source)
+    if source in BUILT_IN:
         _refuse_columns(image_column, label_column, source)
-        raw, name = _digits(), source
-        content = raw.digest()
+        raw = _digits()
+        name, content = source, raw.digest()
     else:
-        name = source if not Path(source).expanduser().exists() else folder.resolve().name or "data"
-        found: ParquetFolder | ImageFolders
-        if ParquetFolder.fits(folder):
-            found = ParquetFolder(folder, image_column=image_column, label_column=label_column)
-            parts = ["parquet", found.content, *found.columns]
-        elif ImageFolders.fits(folder):
-            _refuse_columns(image_column, label_column, source)
-            found = ImageFolders(folder)
-            parts = ["folders", found.content]
-        else:
-            raise DataError(
-                problem(
-                    "a folder must hold train-*.parquet or train/CLASS/*.png",
-                    got="neither parquet files nor folders named like splits",
-                    remedy="bring the images into one of these layouts, or name the subfolder that has it",
-                    where=f"folder {name}",
-                )
-            )
-        raw, cached = image_cache.fetch(cache, parts, lambda: found.read(workers))
-        notes = found.notes + cached
-        content = "\0".join(parts)
+        folder, name = _folder(source)
+        found = _read_layout(folder, name, image_column=image_column, label_column=label_column)
+        raw, notes = image_cache.fetch(cache, found.key, lambda: found.read(workers))
+        notes = found.notes + notes
+        content = "\0".join(found.key)
     return assemble(
         raw,
         content,
@@ -113,11 +95,12 @@ def load(
     )
 
 
-def _folder(source: str) -> Path | None:
-    """Return the local folder of a source, fetched from the hub if need be; None if it is neither."""
+def _folder(source: str) -> tuple[Path, str]:
+    """Return the local folder of a source, fetched from the hub if need be, and what to call it."""
     path = Path(source).expanduser()
     if source and path.is_dir():
-        return path
+        # An absolute path would tell readers of a report about the user's computer.
+        return path, path.resolve().name or "data"
     if source and path.exists():
         raise UsageError(
             problem(
@@ -127,7 +110,27 @@ def _folder(source: str) -> Path | None:
                 where="--data",
             )
         )
-    return _download(source) if _HUB_NAME.match(source) else None
+    if not _HUB_NAME.match(str(source)):
+        raise _unknown(str(source))
+    return _download(source), source
+
+
+def _read_layout(
+    folder: Path, name: str, *, image_column: str | None, label_column: str | None
+) -> ParquetFolder | ImageFolders:
+    if ParquetFolder.fits(folder):
+        return ParquetFolder(folder, image_column=image_column, label_column=label_column)
+    if ImageFolders.fits(folder):
+        _refuse_columns(image_column, label_column, name)
+        return ImageFolders(folder)
+    raise DataError(
+        problem(
+            "a folder must hold train-*.parquet or train/CLASS/*.png",
+            got="neither parquet files nor folders named like splits",
+            remedy="bring the images into one of these layouts, or name the subfolder that has it",
+            where=f"folder {name}",
+        )
+    )
 
 
 def _unknown(source: str) -> UsageError:

@@ -1,6 +1,6 @@
 """Tables, plots and the HTML page: functions of a front dictionary (`front.json`) and of nothing else.
 
-Importing this package costs next to nothing; plotly, jinja2, matplotlib and rich are loaded by the function that needs them.
+Importing this package costs next to nothing: plotly, jinja2, matplotlib and rich are loaded where they are needed.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def stages_of(front: Json, entry: Json) -> tuple[Stage, ...]:
 
 
 def map_rows(front: Json) -> list[tuple[Json, tuple[Stage, ...]]]:
-    """Return the rows of the stage map: the full network under the teacher's entry, then the front, most ReLUs first."""
+    """Return the rows of the stage map: the full network (with the teacher's entry), then the front, largest first."""
     teacher = front["teacher"]
     return [
         (teacher, full_network(front) or stages_of(front, teacher)),

@@ -193,7 +193,7 @@ def overlaps(teacher: Json | None, reduced: Json | None) -> bool:
 
 
 def holds(teacher: Json, reduced: Json) -> bool:
-    """Return whether a network is not measurably below the teacher, on validation and, where both have it, on test images.
+    """Return whether a network is not measurably below the teacher, on validation and, where it was read, on test data.
 
     Overlapping intervals are no proof of equal accuracy: they say that this many images show no difference.
     """

@@ -44,15 +44,15 @@ def _plain(value: object, style: str = "") -> Text:
     return Text(words.clean(value), style=style)
 
 
-def _accuracy(measured: Json | None) -> Text:
-    """One accuracy in percent with its interval; in a narrow column the parts go on lines of their own."""
+def _accuracy(measured: Json | None, *, stacked: bool = False) -> Text:
+    """One accuracy in percent with its interval and, of several seeds, their spread; `stacked` on a line each."""
     if measured is None:
         return Text(words.UNKNOWN, style=_DIM)
     cell = Text(words.percent(measured["accuracy"]), style="bold")
     # Without a space inside, so that a narrow column breaks between accuracy and interval.
     parts = [f"{words.percent(measured['low'], 1)}-{words.percent(measured['high'], 1)}", words.seeds(measured)]
     for part in filter(None, parts):
-        cell.append(" ").append(part, style="not bold dim")
+        cell.append("\n" if stacked else " ").append(part, style="not bold dim")
     return cell
 
 
@@ -89,11 +89,11 @@ def front_table(front: Json) -> Table:
             f"Latency: one private inference, {words.LATENCY}.",
         ],
     )
-    table.add_column("Network", ratio=3, min_width=14, overflow="fold")
+    table.add_column("Network", min_width=14, overflow="fold")
     for name in ("ReLUs", "Fewer"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("Validation", "Test"):
-        table.add_column(name, justify="right", ratio=2, min_width=12)
+        table.add_column(name, justify="right", min_width=10)
     for name in ("Change", "Latency"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in (teacher, *reduced):
@@ -102,8 +102,8 @@ def front_table(front: Json) -> Table:
             _plain(entry["label"], "bold" if own else ""),
             words.count(entry["relus"]),
             words.UNKNOWN if own else words.factor(teacher["relus"], entry["relus"]),
-            _accuracy(entry["validation"]),
-            _accuracy(entry["test"]),
+            _accuracy(entry["validation"], stacked=True),
+            _accuracy(entry["test"], stacked=True),
             Text(words.UNKNOWN, style=_DIM) if own else _change(teacher, entry, split),
             words.duration(latency(entry)),
             end_section=own,
@@ -137,21 +137,21 @@ def candidates_table(front: Json) -> Table:
         f"Candidates: {len(rows)}, of which {done} done",
         ["Accuracy on validation images in % and its 95 % interval. * on the front."],
     )
-    table.add_column("Network", ratio=3, min_width=18, overflow="fold")
+    table.add_column("Network", min_width=18, overflow="fold")
     for name in ("ReLUs", "Fewer", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Validation", justify="right", ratio=2, min_width=12)
+    table.add_column("Validation", justify="right", min_width=12)
     table.add_column("Trained", justify="right", no_wrap=True)
     table.add_column("State", no_wrap=True)
     on_front = set(front["front"])
     for entry in rows:
-        name = _plain(entry["label"])
+        title = _plain(entry["label"])
         if entry["id"] in on_front:
-            name.append(" *", style="bold")
+            title.append(" *", style="bold")
         if entry["status"] != "done":
-            name.append("\n").append(words.clean(entry.get("reason") or "no reason was recorded"), style=_DIM)
+            title.append("\n").append(words.clean(entry.get("reason") or "no reason was recorded"), style=_DIM)
         table.add_row(
-            name,
+            title,
             words.count(entry["relus"]),
             words.factor(front["teacher"]["relus"], entry["relus"]),
             words.macs(entry.get("macs")),
@@ -183,13 +183,13 @@ def criticality_table(front: Json) -> Table:
     if len(known) > 1:
         most, least = (pick(known, key=lambda row: row["criticality"]) for pick in (max, min))
         ends = f"Most critical: {words.clean(most['stage'])}. Least critical: {words.clean(least['stage'])}."
-    exponent = front["exponent"]
+    power = words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}"
     table = _table(
         "Criticality of each stage",
         [
             ends or "Criticality was not measured for two stages or more.",
             "Accuracy in % of the network with ReLUs in this stage alone; plain: without distillation.",
-            f"C_k = (accuracy - lowest accuracy) / ReLUs^w, w = {words.UNKNOWN if exponent is None else f'{exponent:g}'}.",
+            f"C_k = (accuracy - lowest accuracy) / ReLUs^w, w = {power}.",
         ],
     )
     table.add_column("Stage", overflow="fold")
@@ -208,9 +208,6 @@ def criticality_table(front: Json) -> Table:
             Bar(largest, 0, value, width=24, color=_GOOD) if value and value > 0 else "",
         )
     return table
-
-
-_KINDS = {"teacher": "teacher", "criticality": "criticality", "candidate": "candidate"}
 
 
 def plan_table(plan: dict[str, Any]) -> Table:
@@ -232,7 +229,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
         ],
     )
     table.show_footer = bool(open_jobs)
-    table.add_column("Network", footer="To do, job by job", ratio=3, min_width=15, overflow="fold")
+    table.add_column("Network", footer="To do, job by job", min_width=15, overflow="fold")
     table.add_column("Job", no_wrap=True)
     for name in ("ReLUs", "MACs", "Epochs", "Seeds"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -240,12 +237,12 @@ def plan_table(plan: dict[str, Any]) -> Table:
     table.add_column("Time", _hours(total), justify="right", no_wrap=True)
     table.add_column("Status", no_wrap=True)
     for job in jobs:
-        name = _plain(job["label"])
+        title = _plain(job["label"])
         if job.get("reason"):
-            name.append("\n").append(words.clean(job["reason"]), style=_DIM)
+            title.append("\n").append(words.clean(job["reason"]), style=_DIM)
         table.add_row(
-            name,
-            _plain(_KINDS.get(job["kind"], job["kind"])),
+            title,
+            _plain(job["kind"]),
             words.count(job["relus"]),
             words.macs(job["macs"]),
             words.count(job["epochs"]),
@@ -270,8 +267,8 @@ def profile_table(profile: dict[str, Any], *, layers: bool = False) -> Table:
     """Return ReLUs, MACs and parameters per stage and in total.
 
     Args:
-        profile: `network`, `input`, `relus`, `macs`, `params`, `stages` (each with `name`, `resolution`, `relus`, `macs`,
-            `params`, `layers`), `notes`; `before` holds the same totals and stages of the unreduced network.
+        profile: `network`, `input`, `relus`, `macs`, `params`, `stages` (each with `name`, `resolution`, `relus`,
+            `macs`, `params`, `layers`), `notes`; `before` holds the same totals and stages of the unreduced network.
         layers: with one row per ReLU layer under its stage as well.
     """
     before = profile.get("before")
@@ -313,9 +310,9 @@ def profile_table(profile: dict[str, Any], *, layers: bool = False) -> Table:
         old_rows = {row["name"]: row for row in old.get("layers") or []}
         for layer in rows if layers else []:
             there = bool(layer.get("kept", True))
-            name = Text("  ").append(words.clean(layer["name"])).append(" +" if layer.get("after_addition") else "")
+            site = Text("  ").append(words.clean(layer["name"])).append(" +" if layer.get("after_addition") else "")
             table.add_row(
-                name,
+                site,
                 words.resolution(layer.get("shape")),
                 "kept" if there else "removed",
                 *_figures(

@@ -1,0 +1,224 @@
+"""Figures for a paper, as PNG and SVG: the front, the stage map, the criticality of the stages.
+
+The same front gives the same bytes: no date, no random ids, no state outside this module.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepreduce.errors import missing_extra
+from deepreduce.report import _words as words
+from deepreduce.report._stages import Scale, map_rows
+from deepreduce.report._write import write_atomically
+from deepreduce.report.front import Json, candidates, check_front, front_entries, shared_split
+
+GREEN, INK, FAINT, BLUE = "#2f8f57", "#222826", "#9aa39e", "#2b5f9e"
+
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: it can be searched and set in the paper's own font
+    "svg.hashsalt": "deepreduce",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def write_figures(front: Json, folder: Path) -> list[Path]:
+    """Write the figures `front`, `stages` and `criticality`, each as PNG (200 dots per inch) and SVG.
+
+    Args:
+        front: the parsed `front.json`.
+        folder: where the files go; made where missing, files of the same name are replaced.
+
+    Returns:
+        The files written. `criticality` is left out where no stage has one.
+
+    Raises:
+        RunError: `front` is not a front of a known version, or the folder cannot be written to.
+        MissingExtraError: matplotlib is not installed.
+    """
+    check_front(front)
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report", purpose="drawing figures") from error
+    drawings: list[tuple[str, Callable[[Json], Any]]] = [("front", _draw_front), ("stages", _draw_stages)]
+    if _measured_stages(front):
+        drawings.append(("criticality", _draw_criticality))
+    written = []
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn with boxes in the PNG and is right in the SVG.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        for name, draw in drawings:
+            figure = draw(front)
+            FigureCanvasAgg(figure)
+            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "deepreduce"})):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+                path = Path(folder) / f"{name}.{kind}"
+                write_atomically(path, buffer.getvalue())
+                written.append(path)
+    return written
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _draw_front(front: Json) -> Any:
+    split = shared_split(front)
+    teacher, reduced = front["teacher"], front_entries(front)
+    figure, axes = _figure(5.6, 3.8)
+    on_front = set(front["front"])
+    rest = [entry for entry in candidates(front) if entry["id"] not in on_front]
+    if faint := _points(rest, split):
+        axes.plot(faint[0], faint[1], "o", color=FAINT, alpha=0.6, markersize=4, label="off the front")
+    for entries, line, colour, label in (
+        (reduced, "o-", GREEN, "front"),
+        ([teacher], "D", BLUE, words.shorten(f"teacher, {words.count(teacher['relus'])} ReLUs", 40)),
+    ):
+        if found := _points(entries, split):
+            relus, accuracy, down, up = found
+            axes.errorbar(
+                relus, accuracy, yerr=[down, up], fmt=line, color=colour, label=label, markersize=5, capsize=2.5, lw=1.3
+            )
+    if teacher[split]:
+        axes.axhline(100 * teacher[split]["accuracy"], color=BLUE, linestyle=(0, (4, 3)), linewidth=0.9, zorder=0)
+    axes.set_xscale("log")
+    _thousands(axes.xaxis, [entry for entry in (*candidates(front), teacher) if entry[split]])
+    axes.set_xlabel("ReLUs for one image (log scale)")
+    axes.set_ylabel(f"{split} accuracy, %")
+    axes.grid(True, color="#e3e7e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="lower right", title="bars: 95 % interval", title_fontsize=8)
+    else:
+        axes.text(0.5, 0.5, f"no network has a {split} accuracy", ha="center", transform=axes.transAxes)
+    return figure
+
+
+def _points(entries: list[Json], split: str) -> tuple[list[float], list[float], list[float], list[float]] | None:
+    """ReLUs, accuracy and both error bars in percent; a network without ReLUs has no place on a log axis."""
+    chosen = [entry for entry in entries if entry[split] and entry["relus"]]
+    if not chosen:
+        return None
+    measured = [entry[split] for entry in chosen]
+    return (
+        [entry["relus"] for entry in chosen],
+        [100 * each["accuracy"] for each in measured],
+        [max(0.0, 100 * (each["accuracy"] - each["low"])) for each in measured],
+        [max(0.0, 100 * (each["high"] - each["accuracy"])) for each in measured],
+    )
+
+
+def _thousands(axis: Any, entries: list[Json]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    relus = [entry["relus"] for entry in entries if entry["relus"]]
+    low, high = min(relus, default=1e4) / 1.25, max(relus, default=1e6) * 1.25
+    steps = (1, 2, 5) if high / low < 2000 else (1,)
+    ticks = [step * 10**power for power in range(-1, 13) for step in steps]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axis.axes.set_xlim(low, high)
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _draw_stages(front: Json) -> Any:
+    from matplotlib.patches import Patch, Rectangle
+
+    rows = map_rows(front)
+    scale = Scale.of(stages for _, stages in rows)
+    names = list(dict.fromkeys(stage.name for _, stages in rows for stage in stages))
+    widest = {name: max(len(s.bars) for _, stages in rows for s in stages if s.name == name) for name in names}
+    starts, total = {}, 0.0
+    for name in names:
+        starts[name] = total
+        total += max(widest[name], 2) + 1.5
+    total += 3.5  # room for the count of ReLUs right of the last stage
+    figure, axes = _figure(min(14.0, max(4.8, 3.4 + 0.17 * total)), 0.9 + 0.36 * len(rows))
+    for line, (entry, stages) in enumerate(rows):
+        floor = -float(line)
+        for stage in stages:
+            for place, bar in enumerate(stage.bars):
+                corner = (starts[stage.name] + place, floor)
+                colour = GREEN if bar.kept else "white"
+                edge = GREEN if bar.kept else FAINT
+                height = 0.72 * scale.height(bar.relus)
+                axes.add_patch(
+                    Rectangle(corner, 0.78, height, facecolor=colour, edgecolor=edge, linewidth=0.7, gid=f"bar-{line}")
+                )
+        label = "full network" if line == 0 else words.shorten(entry["label"], 40)
+        axes.text(-1.0, floor + 0.2, label, ha="right", va="baseline")
+        axes.text(total, floor + 0.2, words.count(entry["relus"]), ha="right", va="baseline")
+    for name in names:
+        middle = starts[name] + max(widest[name], 2) / 2
+        axes.text(middle, 1.0, words.shorten(name, 12), ha="center", fontweight="bold")
+    axes.text(total, 1.0, "ReLUs", ha="right", fontweight="bold")
+    axes.set_xlim(-1.0, total)
+    axes.set_ylim(-len(rows) + 0.6, 1.4)
+    axes.axis("off")
+    handles = [
+        Patch(facecolor=GREEN, edgecolor=GREEN, label="ReLUs kept"),
+        Patch(facecolor="white", edgecolor=FAINT, label="ReLUs removed"),
+    ]
+    axes.legend(
+        handles=handles,
+        frameon=False,
+        ncols=2,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        title=_STEP,
+        title_fontsize=8,
+    )
+    return figure
+
+
+_STEP = "one bar per ReLU layer; its height grows by one step for each factor of two in ReLUs"
+
+
+def _measured_stages(front: Json) -> list[Json]:
+    return [row for row in front["criticality"] if words.number(row["criticality"]) is not None]
+
+
+def _draw_criticality(front: Json) -> Any:
+    rows = _measured_stages(front)
+    figure, axes = _figure(4.6, 1.0 + 0.34 * len(rows))
+    places = list(range(len(rows)))
+    axes.barh(places, [row["criticality"] for row in rows], color=GREEN, height=0.62)
+    for place, row in zip(places, rows, strict=True):
+        text = f" {row['criticality']:.4f}   ({words.percent(row['accuracy'], 1)} %)"
+        axes.text(max(0.0, row["criticality"]), place, text, va="center", fontsize=8)
+    axes.set_yticks(places, [words.shorten(row["stage"], 24) for row in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.35)
+    axes.set_xlim(left=min(0.0, *(row["criticality"] for row in rows)) if len(rows) > 1 else None)
+    power = "" if front["exponent"] is None else f", w = {front['exponent']:g}"
+    axes.set_xlabel(
+        f"criticality C_k{power}\n(in brackets: accuracy with ReLUs in this stage alone, distilled)", fontsize=8
+    )
+    return figure

@@ -1,0 +1,115 @@
+"""How a network is trained: one frozen object, with a JSON round trip."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import UsageError, near_misses, problem
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The settings of one training job.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        batch_size: images per step over all devices, at least 2.
+        learning_rate: at its peak; it rises over `warmup` and falls to zero along a half cosine.
+        warmup: fraction of training in which the learning rate rises, in [0, 1).
+        momentum: of SGD with Nesterov's correction, in [0, 1).
+        weight_decay: at least 0.
+        crop: pixels of reflected border from which a random crop is taken; 0 switches it off, None takes an eighth
+            of the image (4 at 32x32).
+        flip: random horizontal flips.
+        distillation: weight of the teacher's answers against the labels, in [0, 1]; 0 switches the teacher off.
+        temperature: of distillation, above 0.
+        warm_start: start a student from its teacher's weights wherever shapes agree, and from the teacher's strongest
+            channels where the student is narrower.
+        fade: fraction of training over which removed ReLUs turn into the identity, in [0, 1); 0 removes them at once.
+        precision: `auto` (bf16 on a GPU that has it, else full precision), `no`, `bf16` or `fp16`.
+        compile: `auto` (on a GPU), `on` or `off`.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    warmup: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop: int | None = None
+    flip: bool = True
+    distillation: float = 0.9
+    temperature: float = 4.0
+    warm_start: bool = True
+    fade: float = 0.0
+    precision: str = "auto"
+    compile: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+            UsageError: naming the first setting that is out of range.
+        """
+        ranges: dict[str, tuple[bool, str]] = {
+            "epochs": (1 <= self.epochs <= 100_000, "from 1 to 100,000"),
+            "batch_size": (2 <= self.batch_size <= 1_000_000, "from 2 to 1,000,000"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),
+            "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
+            "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
+            "weight_decay": (0 <= self.weight_decay < 1, "from 0 to below 1"),
+            "crop": (self.crop is None or 0 <= self.crop <= 64, "from 0 to 64"),
+            "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
+            "temperature": (0 < self.temperature < math.inf, "above 0 and finite"),
+            "fade": (0 <= self.fade < 1, "from 0 to below 1"),
+            "precision": (self.precision in ("auto", "no", "bf16", "fp16"), "auto, no, bf16 or fp16"),
+            "compile": (self.compile in ("auto", "on", "off"), "auto, on or off"),
+        }
+        for name, (fine, allowed) in ranges.items():
+            if not fine:
+                raise UsageError(
+                    problem(
+                        f"{name} must be {allowed}",
+                        got=getattr(self, name),
+                        remedy="correct the option",
+                        where=f"--{name.replace('_', '-')}",
+                    )
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TrainingConfig:
+        """Rebuild the settings; names that this release does not know are refused.
+
+        Raises:
+            UsageError: naming the first unknown setting.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in value:
+            if name not in known:
+                raise UsageError(
+                    problem(
+                        "every setting must be known",
+                        got=f"{name!r}{near_misses(name, known)}",
+                        remedy=f"use {', '.join(known)}",
+                    )
+                )
+        return cls(**value)
+
+
+def learning_rate_at(config: TrainingConfig, progress: float) -> float:
+    """Return the learning rate when a fraction `progress` of training, in [0, 1], is done."""
+    if progress < config.warmup:
+        return config.learning_rate * progress / config.warmup
+    rest = (progress - config.warmup) / (1 - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, rest)))
+
+
+def fade_at(config: TrainingConfig, progress: float) -> float:
+    """Return how far removed ReLUs are on their way to the identity, in [0, 1], rising evenly."""
+    return 1.0 if config.fade == 0 else min(1.0, progress / config.fade)
