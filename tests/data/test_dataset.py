@@ -14,10 +14,10 @@ from deepreduce.data import Dataset, from_arrays
 from .small import labels_of, noise, refusal
 
 
-def make(count: int = 60, classes: int = 3, **options: object) -> Dataset:
+def make(**options: object) -> Dataset:
     arguments: dict[str, object] = {
-        "train_images": noise(count),
-        "train_labels": labels_of(count, classes),
+        "train_images": noise(60),
+        "train_labels": labels_of(60, 3),
         "test_images": noise(9, seed=1),
         "test_labels": labels_of(9, 3),
     }
@@ -25,7 +25,7 @@ def make(count: int = 60, classes: int = 3, **options: object) -> Dataset:
 
 
 def test_arrays_become_three_splits() -> None:
-    data = make(classes=3, name="mine", seed=5)
+    data = make(name="mine", seed=5)
     assert data.name == "mine"
     assert data.input == (3, 4, 5)
     assert data.classes == ("0", "1", "2")

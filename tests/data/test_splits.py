@@ -18,9 +18,8 @@ def names(count: int) -> tuple[str, ...]:
 
 def held(labels: np.ndarray, *, fraction: float = 0.1, seed: int = 0, rows: np.ndarray | None = None) -> np.ndarray:
     chosen = np.arange(len(labels)) if rows is None else rows
-    return hold_out(
-        labels, chosen, fraction=fraction, seed=seed, purpose=Purpose.VALIDATION, classes=names(labels.max() + 1)
-    )[1]
+    classes = names(labels[chosen].max() + 1)
+    return hold_out(labels, chosen, fraction=fraction, seed=seed, purpose=Purpose.VALIDATION, classes=classes)[1]
 
 
 def test_a_tenth_of_every_class() -> None:

@@ -151,7 +151,7 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
 
 def _bars(stages: tuple[Stage, ...], scale: Scale) -> list[dict[str, Any]]:
     layers = sum(len(stage.bars) for stage in stages)
-    width = 9 if layers <= 20 else 6 if layers <= 40 else 4
+    width = 14 if layers <= 20 else 8 if layers <= 40 else 5
     found = []
     for stage in stages:
         bars = []
@@ -162,7 +162,7 @@ def _bars(stages: tuple[Stage, ...], scale: Scale) -> list[dict[str, Any]]:
             title = f"{words.clean(bar.name)}: {relus} ReLUs" + ("" if bar.kept else " removed")
             bars.append(
                 {
-                    "x": place * (width + 2) + 1,
+                    "x": place * (width + 3) + 1,
                     "y": round(BAR_HEIGHT - height + 1, 1),
                     "width": width,
                     "height": height,
@@ -175,7 +175,7 @@ def _bars(stages: tuple[Stage, ...], scale: Scale) -> list[dict[str, Any]]:
                 "name": words.clean(stage.name),
                 "words": words.clean(stage.words),
                 "relus": words.count(stage.relus),
-                "width": max(len(bars), 1) * (width + 2),
+                "width": max(len(bars), 1) * (width + 3),
                 "height": BAR_HEIGHT + 2,
                 "bars": bars,
             }
@@ -202,15 +202,17 @@ def _headline(front: Json) -> dict[str, Any]:
         title = f"{times} fewer ReLUs at {words.points(found.change[0])} points of accuracy"
         both = "validation and test" if found.split == "test" else "validation"
         lines.append(
-            f"It is the smallest network on the front whose 95 % interval overlaps the teacher's on {both} images. "
-            "Overlap means that this many images show no loss; it does not prove that there is none."
+            "It is the smallest network on the front without a measurable loss: the 95 % interval of its change reaches "
+            f"zero on {both} images. That does not prove that there is none; this many images cannot show one."
         )
     elif teacher["validation"] is None:
-        title = f"Up to {times} fewer ReLUs; the teacher was not measured, so nothing is compared"
+        title = f"{times} fewer ReLUs; the teacher has no validation accuracy, so nothing is claimed"
     else:
         title = "Every reduced network on the front is measurably below the teacher"
         lines.insert(0, "This is the most accurate of them.")
     lines.append(_seed_note(entry[found.split]))
+    # A no-break space keeps a number and its percent sign on one line.
+    lines = [line.replace(" %", "\u00a0%") for line in lines]
     return {"title": title, "lines": lines, "tiles": _tiles(front, entry, found.split, found.change)}
 
 
@@ -317,6 +319,9 @@ def _criticality(front: Json) -> dict[str, Any]:
 
 def _facts(front: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     data = {key: value for key, value in front["data"].items() if key != "classes"}
+    for split in ("train", "validation", "test"):
+        if words.number(data.get(split)) is not None:
+            data[split] = f"{words.count(data[split])} images"
     names = front["data"].get("classes")
     if isinstance(names, list):
         data["classes"] = f"{len(names)}: " + words.shorten(", ".join(map(str, names)), 160)

@@ -83,14 +83,14 @@ def factor(before: object, after: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Return a duration for people: 0.45 s, 12 s, 7 min, 3.4 h."""
+    """Return a duration for people: 0.45 s, 12.6 s, 7 min, 3.4 h."""
     known = number(seconds)
     if known is None:
         return UNKNOWN
     if known < 9.995:
         return f"{known:.2f} s"
-    if known < 99.5:
-        return f"{known:.0f} s"
+    if known < 99.95:
+        return f"{known:.1f} s"
     if known < 99.5 * 60:
         return f"{known / 60:.0f} min"
     return f"{known / 3600:,.1f} h"

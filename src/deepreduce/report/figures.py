@@ -104,11 +104,11 @@ def _draw_front(front: Json) -> Any:
     axes.set_xscale("log")
     _thousands(axes.xaxis, [entry for entry in (*candidates(front), teacher) if entry[split]])
     axes.set_xlabel("ReLUs for one image (log scale)")
-    axes.set_ylabel(f"{split} accuracy, %")
+    axes.set_ylabel(f"{split} accuracy, % (bars: 95 % interval)")
     axes.grid(True, color="#e3e7e4", linewidth=0.7)
     axes.set_axisbelow(True)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower right", title="bars: 95 % interval", title_fontsize=8)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3)
     else:
         axes.text(0.5, 0.5, f"no network has a {split} accuracy", ha="center", transform=axes.transAxes)
     return figure

@@ -184,21 +184,15 @@ def change(teacher: Json | None, reduced: Json | None) -> tuple[float, float, fl
     return 100 * step, 100 * (step - down), 100 * (step + up)
 
 
-def overlaps(teacher: Json | None, reduced: Json | None) -> bool:
-    """Return whether the reduced network is not measurably below the teacher: its interval reaches the teacher's."""
-    if teacher is None or reduced is None:
-        return False
-    top, floor = number(reduced["high"]), number(teacher["low"])
-    return top is not None and floor is not None and top >= floor
-
-
 def holds(teacher: Json, reduced: Json) -> bool:
-    """Return whether a network is not measurably below the teacher, on validation and, where it was read, on test data.
+    """Return whether a network is not measurably below the teacher, on validation and, where both were read, test images.
 
-    Overlapping intervals are no proof of equal accuracy: they say that this many images show no difference.
+    Not measurably below: the 95 % interval of the change reaches zero. That is stricter than overlapping intervals, which
+    it implies, and still no proof of equal accuracy: it says that this many images cannot show a loss.
     """
     splits = ["validation"] + (["test"] if teacher["test"] and reduced["test"] else [])
-    return all(overlaps(teacher[split], reduced[split]) for split in splits)
+    steps = [change(teacher[split], reduced[split]) for split in splits]
+    return all(step is not None and step[2] >= 0 for step in steps)
 
 
 @dataclass(frozen=True)
@@ -207,7 +201,7 @@ class Headline:
 
     Attributes:
         entry: the network; None where no reduced network on the front has a validation accuracy.
-        holds: whether its intervals reach the teacher's. If no network's do, `entry` is the most accurate one.
+        holds: whether `holds(teacher, entry)`. Where no network does, `entry` is the most accurate one.
         split: the images whose figures are reported: 'test' where both networks have them, else 'validation'.
         change: change of accuracy against the teacher on `split`, in points, with the ends of its 95 % interval.
     """

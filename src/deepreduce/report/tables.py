@@ -115,10 +115,12 @@ def _summary(front: Json) -> str:
     found = headline(front)
     if found.entry is None:
         return "No reduced network on the front has been measured."
+    if front["teacher"]["validation"] is None:
+        return "The teacher has no validation accuracy: nothing is compared."
     if not found.holds:
         return "Every reduced network on the front is measurably below the teacher."
     name, times = words.clean(found.entry["label"]), words.factor(front["teacher"]["relus"], found.entry["relus"])
-    return f"{times} fewer ReLUs with no measurable loss (the 95 % intervals overlap): {name}."
+    return f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change reaches 0): {name}."
 
 
 def candidates_table(front: Json) -> Table:

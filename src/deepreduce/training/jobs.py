@@ -17,7 +17,7 @@ from .._files import append_line, read_lines, sha256_of, write_json
 from ..census import Census
 from ..data import Dataset
 from ..errors import missing_extra
-from ..networks import NetworkSpec
+from ..networks import NetworkSpec, build, is_reference
 from ..reduction import Base, Candidate, build_candidate, census_of, make_base
 from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
 from ..reduction.reduced import build_fresh
@@ -96,6 +96,12 @@ class Context:
     def normalisation(self) -> Normalisation:
         """Mean and standard deviation of the data set."""
         return Normalisation(self.data.mean, self.data.std)
+
+    def full_network(self) -> nn.Module | None:
+        """Return the full network for loading a recipe; None where the recipe's name is enough."""
+        if self.network is not None or is_reference(self.spec.name):
+            return self.network
+        return build(self.spec)
 
 
 def teacher_place(folder: Path) -> Path:

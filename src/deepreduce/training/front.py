@@ -1,0 +1,185 @@
+"""The answer of a search: the Pareto front, as data and as an object to ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from .._files import check_format, read_json
+from ..census import Census
+from ..errors import UsageError, problem
+from ..reduction.recipe import Recipe, load_network
+from .intervals import summarise
+from .jobs import Context, Job
+from .search import Outcome, Search
+
+FORMAT, VERSION = "deepreduce.front", 1
+
+
+@dataclass(frozen=True)
+class Front:
+    """The networks that no other beats, and everything that led to them.
+
+    Attributes:
+        content: see docs/formats.md, `front.json`.
+        folder: the run folder.
+    """
+
+    content: dict[str, Any]
+    folder: Path
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Front:
+        """Read the front of a finished run.
+
+        Raises:
+            RunError: if there is none yet, or it is damaged.
+        """
+        path = Path(folder) / "front.json"
+        content = read_json(path)
+        check_format(content, FORMAT, VERSION, path)
+        return cls(content, Path(folder))
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries on the front, by rising ReLU count."""
+        known = {entry["id"]: entry for entry in (self.content["teacher"], *self.content["candidates"])}
+        return [known[name] for name in self.content["front"]]
+
+    def best(self, *, relus: int) -> dict[str, Any]:
+        """Return the most accurate entry with at most this many ReLUs.
+
+        Raises:
+            UsageError: if even the smallest has more.
+        """
+        fitting = [entry for entry in self.entries if entry["relus"] <= relus]
+        if not fitting:
+            smallest = min((entry["relus"] for entry in self.entries), default=0)
+            raise UsageError(
+                problem(
+                    "the budget must be met by some network of the front",
+                    got=f"{relus:,}; the smallest has {smallest:,} ReLUs",
+                    remedy="raise the budget, or run reduce again with a narrower network",
+                    where=self.folder,
+                )
+            )
+        return max(fitting, key=lambda entry: entry["validation"]["accuracy"])
+
+    def place(self, entry: dict[str, Any]) -> Path:
+        """Return the folder of an entry's weights: of several seeds the one best on held-out images."""
+        runs = entry["validation"]["runs"]
+        seed = max(range(len(runs)), key=lambda index: runs[index])
+        name = "teacher" if entry["id"] == "teacher" else f"candidate/{entry['id']}"
+        return self.folder / name / f"seed{seed}"
+
+    def load(self, entry: dict[str, Any], *, network: nn.Module | None = None) -> tuple[fx.GraphModule, Recipe]:
+        """Load an entry's network; `network` is the full network where it is not one of ours.
+
+        Raises:
+            RecipeError: see `deepreduce.load`.
+        """
+        return load_network(self.place(entry), network)
+
+
+def describe(found: Search, context: Context, *, environment: dict[str, Any]) -> dict[str, Any]:
+    """Turn a search into the content of `front.json`, latency aside.
+
+    Args:
+        found: the search.
+        context: of the run.
+        environment: versions, processor, command, date.
+    """
+    data = context.data
+    skipped = [
+        {
+            **_counts(proposal.candidate.id, proposal.candidate.label, proposal.candidate.to_json(), proposal.census),
+            "status": "skipped",
+            "reason": proposal.reason,
+            "validation": None,
+            "test": None,
+            "epochs": 0,
+            "seconds": 0.0,
+            "on_front": False,
+        }
+        for proposal in found.skipped
+    ]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": context.spec.to_json(),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "classes": list(data.classes),
+            "notes": list(data.notes),
+        },
+        "settings": found.settings.to_json(),
+        "census": found.base.census.to_json(),
+        "teacher": _entry(found.teacher, found, context),
+        "criticality": [
+            {
+                "stage": c.stage,
+                "relus": c.relus,
+                "accuracy": c.accuracy,
+                "accuracy_plain": c.accuracy_plain,
+                "criticality": c.value,
+            }
+            for c in found.criticality
+        ],
+        "exponent": found.settings.exponent,
+        "candidates": [*(_entry(outcome, found, context) for outcome in found.outcomes), *skipped],
+        "front": list(found.front),
+        "environment": environment,
+        "seconds": found.seconds,
+    }
+
+
+def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
+    job = outcome.job
+    census = outcome.proposal.census if outcome.proposal else found.base.census
+    complete = bool(outcome.runs) and outcome.failure is None
+    places = [
+        Job(job.kind, job.candidate, metrics["seed"], job.distilled, job.config).place for metrics in outcome.runs
+    ]
+    reads = [found.test[place] for place in places if place in found.test]
+    n = len(context.data.validation)
+    return {
+        **_counts(job.id, job.label, job.candidate.to_json() if job.candidate else None, census),
+        "status": "done" if complete else "failed",
+        "reason": outcome.failure or "",
+        "validation": summarise(outcome.accuracies, n) if complete else None,
+        "test": summarise([r["correct"] / r["n"] for r in reads], reads[0]["n"])
+        if complete and len(reads) == len(places)
+        else None,
+        "epochs": outcome.runs[0]["epochs"] if outcome.runs else 0,
+        "seconds": sum(float(metrics["seconds"]) for metrics in outcome.runs),
+        "on_front": job.id in found.front,
+    }
+
+
+def _counts(name: str, label: str, recipe: dict[str, Any] | None, census: Census | None) -> dict[str, Any]:
+    return {
+        "id": name,
+        "label": label,
+        "recipe": recipe,
+        "relus": census.relus if census else None,
+        "macs": census.macs if census else None,
+        "params": census.params if census else None,
+        "stages": [
+            {
+                "name": stage.name,
+                "relus": stage.relus,
+                "layers": [
+                    {"name": layer.name, "relus": layer.relus, "kept": layer.kept, "shape": list(layer.shape)}
+                    for layer in stage.layers
+                ],
+            }
+            for stage in (census.stages if census else ())
+        ],
+    }
