@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from html.parser import HTMLParser
 
 import pytest
 
@@ -202,3 +203,41 @@ def front() -> dict:
 def measure():
     """`measured`, for tests that need an accuracy with its interval."""
     return measured
+
+
+class Reader(HTMLParser):
+    """The page as a flat list of (tag, attributes, text directly inside), void elements included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.open: list[tuple[str, dict[str, str | None], list[str]]] = []
+
+    def handle_starttag(self, tag, attributes):
+        element = (tag, dict(attributes), [])
+        self.elements.append(element)
+        if tag not in ("meta", "input", "br", "link", "img"):
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1][0] == tag, f"</{tag}> closes <{self.open[-1][0]}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open:
+            self.open[-1][2].append(data)
+
+
+@pytest.fixture
+def read():
+    """Parse a page strictly: every element must be closed in order."""
+
+    def parse(text: str) -> Reader:
+        reader = Reader()
+        reader.feed(text)
+        reader.close()
+        assert not reader.open
+        return reader
+
+    return parse

@@ -35,12 +35,26 @@ def page_data(front: Json) -> dict[str, Any]:
         "front": groups[0][1],
         "groups": [(name, chosen) for name, chosen in groups if chosen],
         "total": len(cards) - 1,
-        "stage_names": [words.clean(stage.name) for stage in map_rows(front)[0][1]],
-        "full": _bars(full_network(front), _scale(front)) or cards[0]["stages"],
+        "map": _map(front, cards),
         "criticality": _criticality(front),
         "facts_groups": _facts(front),
         "command": words.clean(front["environment"].get("command") or ""),
     }
+
+
+def _map(front: Json, cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The stage map, with a column for every stage that one of its networks has."""
+    scale = _scale(front)
+    by_key = {id(entry): card for (_, _, entry), card in zip(_keys(front), cards, strict=True)}
+    rows = map_rows(front)
+    names = list(dict.fromkeys(stage.name for _, stages in rows for stage in stages))
+    found = []
+    for place, (entry, stages) in enumerate(rows):
+        own = dict(zip((stage.name for stage in stages), _bars(stages, scale), strict=True))
+        card = by_key[id(entry)]
+        label = card["label"] if place else "Full network"
+        found.append({"card": card, "label": label, "full": not place, "cells": [own.get(name) for name in names]})
+    return {"names": [words.clean(name) for name in names], "rows": found}
 
 
 def chart_data(front: Json) -> dict[str, Any]:
@@ -202,8 +216,8 @@ def _headline(front: Json) -> dict[str, Any]:
         title = f"{times} fewer ReLUs at {words.points(found.change[0])} points of accuracy"
         both = "validation and test" if found.split == "test" else "validation"
         lines.append(
-            "It is the smallest network on the front without a measurable loss: the 95 % interval of its change reaches "
-            f"zero on {both} images. That does not prove that there is none; this many images cannot show one."
+            "It is the smallest network on the front without a measurable loss: the 95 % interval of its change "
+            f"reaches zero on {both} images. That does not prove that there is none; this many images cannot show one."
         )
     elif teacher["validation"] is None:
         title = f"{times} fewer ReLUs; the teacher has no validation accuracy, so nothing is claimed"

@@ -185,10 +185,10 @@ def change(teacher: Json | None, reduced: Json | None) -> tuple[float, float, fl
 
 
 def holds(teacher: Json, reduced: Json) -> bool:
-    """Return whether a network is not measurably below the teacher, on validation and, where both were read, test images.
+    """Return whether a network is not measurably below the teacher, on validation images and on test images if read.
 
-    Not measurably below: the 95 % interval of the change reaches zero. That is stricter than overlapping intervals, which
-    it implies, and still no proof of equal accuracy: it says that this many images cannot show a loss.
+    Not measurably below: the 95 % interval of the change reaches zero. That is stricter than overlapping intervals,
+    which it implies, and still no proof of equal accuracy: it says that this many images cannot show a loss.
     """
     splits = ["validation"] + (["test"] if teacher["test"] and reduced["test"] else [])
     steps = [change(teacher[split], reduced[split]) for split in splits]

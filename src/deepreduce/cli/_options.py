@@ -1,0 +1,141 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError, problem
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..training import SearchSettings
+
+
+def size(text: str) -> tuple[int, int, int]:
+    """Read `3x32x32`."""
+    try:
+        channels, height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write it like 3x32x32, not {text!r}") from None
+    return channels, height, width
+
+
+def stages(text: str) -> tuple[str, ...]:
+    """Read `S2,S3`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read `0.5,0.5,0.5`."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write numbers like 0.5,0.5,0.5, not {text!r}") from None
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add NETWORK and --width."""
+    parser.add_argument(
+        "network",
+        metavar="NETWORK",
+        help="resnet18, resnet34, mobilenet_v1, vgg16, wide_resnet_22_8, package.module:function, or timm:NAME",
+    )
+    parser.add_argument(
+        "--width", type=float, default=1.0, metavar="X", help="width of the full network, for the reference networks (default 1)"
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name and split the images."""
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--data", required=True, metavar="DATA", help="digits, a folder of parquet files or images, or OWNER/NAME on the hub"
+    )
+    group.add_argument(
+        "--validation", type=float, default=0.1, metavar="X", help="share of the training images that chooses (default 0.1)"
+    )
+    group.add_argument("--first-classes", type=int, metavar="K", help="use the first K classes alone")
+    group.add_argument("--per-class", type=int, metavar="N", help="use N training images of each class")
+    group.add_argument("--mean", type=numbers, metavar="X,X,X", help="of pixels in [0, 1]; default: of the training images")
+    group.add_argument("--std", type=numbers, metavar="X,X,X", help="of pixels in [0, 1]; default: of the training images")
+    group.add_argument("--image-column", metavar="NAME", help="column of a parquet file that holds the images")
+    group.add_argument("--label-column", metavar="NAME", help="column of a parquet file that holds the labels")
+
+
+def load_data(options: argparse.Namespace) -> Dataset:
+    """Load the images that the options name."""
+    from ..data import load
+
+    return load(
+        options.data,
+        validation=options.validation,
+        classes=options.first_classes,
+        per_class=options.per_class,
+        mean=options.mean,
+        std=options.std,
+        image_column=options.image_column,
+        label_column=options.label_column,
+    )
+
+
+_HELP = {
+    "epochs": "passes over the training images for teacher and candidates",
+    "batch_size": "images per step",
+    "learning_rate": "at its peak",
+    "warmup": "share of training in which the learning rate rises",
+    "momentum": "of SGD",
+    "weight_decay": "of SGD",
+    "crop": "border in pixels for random crops; 0 for none (default: an eighth of the image)",
+    "distillation": "weight of the teacher against the labels; 0 for none",
+    "temperature": "of distillation",
+    "fade": "share of training over which removed ReLUs turn into the identity; 0 removes them at once",
+}
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add one option for every training setting, with its default."""
+    from ..training.config import TrainingConfig
+
+    group = parser.add_argument_group("training")
+    defaults = TrainingConfig()
+    for field in fields(TrainingConfig):
+        value = getattr(defaults, field.name)
+        if field.name not in _HELP:
+            continue
+        text = _HELP[field.name] + ("" if value is None else f" (default {value:g})")
+        kind = int if isinstance(value, int) or value is None else float
+        group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar="X", help=text)
+    group.add_argument("--no-flip", action="store_true", help="no mirrored images (never mirrored: digits)")
+    group.add_argument("--no-warm-start", action="store_true", help="start students from fresh weights")
+    group.add_argument("--precision", choices=["auto", "no", "bf16", "fp16"], help="default auto: bf16 on a GPU that has it")
+    group.add_argument("--compile", choices=["auto", "on", "off"], help="default auto: on a GPU")
+    group.add_argument("--tracker", metavar="NAME", help="log to a tracker that accelerate knows, such as tensorboard")
+
+
+def search_settings(options: argparse.Namespace, data: Dataset, **more: Any) -> SearchSettings:
+    """Turn the options into settings; what was not typed keeps its default."""
+    from ..training import SearchSettings, TrainingConfig
+
+    typed = {name: getattr(options, name) for name in _HELP if getattr(options, name) is not None}
+    for name in ("precision", "compile"):
+        if getattr(options, name) is not None:
+            typed[name] = getattr(options, name)
+    training = TrainingConfig(
+        **typed, flip=not options.no_flip and data.name != "digits", warm_start=not options.no_warm_start
+    )
+    return SearchSettings(training=training, **more)
+
+
+def existing_file(text: str) -> Path:
+    """Return a path to a file.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(problem("the file must exist", got=text, remedy="check the path", where="--weights"))
+    return path

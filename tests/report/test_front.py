@@ -1,0 +1,165 @@
+"""The derived figures: headline, change of accuracy, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from deepreduce.errors import RunError
+from deepreduce.report import check_front, headline
+from deepreduce.report._stages import Scale, map_rows, stages_of
+from deepreduce.report.front import change, front_entries, holds
+
+
+def test_headline_is_the_smallest_network_without_measurable_loss(front):
+    found = headline(front)
+    assert found.entry["relus"] == 114_688
+    assert found.holds
+    assert found.split == "test"
+    assert found.change[0] == pytest.approx(0.26)
+    assert found.change[1] < 0 < found.change[2]
+
+
+def test_change_has_newcombes_interval():
+    # Newcombe 1998, table II, example (a): 56/70 against 48/80 gives 0.20 with interval 0.0524 to 0.3339 (method 10).
+    wilson_of = {(56, 70): (0.6921, 0.8770), (48, 80): (0.4904, 0.7003)}
+    (low_1, high_1), (low_2, high_2) = wilson_of.values()
+    found = change(
+        {"accuracy": 48 / 80, "low": low_2, "high": high_2}, {"accuracy": 56 / 70, "low": low_1, "high": high_1}
+    )
+    assert found == pytest.approx((20.0, 5.24, 33.39), abs=0.02)
+
+
+def test_no_measurable_loss_implies_overlapping_intervals(front, measure):
+    for step in range(60):
+        reduced = {"validation": measure(0.7464 - step / 1000, 5000), "test": None}
+        if holds(front["teacher"], reduced):
+            assert reduced["validation"]["high"] >= front["teacher"]["validation"]["low"]
+            last = step
+    assert 5 < last < 40
+
+
+def test_test_images_can_only_take_the_claim_back(front, measure):
+    chosen = headline(front).entry
+    chosen["test"] = measure(0.60, 10000)
+    weaker = headline(front)
+    assert weaker.entry["relus"] == 196_608
+    chosen["validation"] = measure(0.60, 5000)
+    chosen["test"] = measure(0.80, 10000)
+    assert headline(front).entry["relus"] == 196_608
+
+
+def test_where_all_lose_the_most_accurate_is_named(front, measure):
+    front["teacher"]["validation"] = measure(0.99, 5000)
+    found = headline(front)
+    assert not found.holds
+    assert found.entry["relus"] == 229_376
+
+
+def test_nothing_measured_gives_no_headline(front):
+    front["front"] = ["teacher"]
+    assert headline(front).entry is None
+    assert front_entries(front) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("format", "deepreduce.recipe"), ("version", 2), ("version", True), ("version", "1")]
+)
+def test_foreign_format_or_version_is_refused(front, key, value):
+    front[key] = value
+    with pytest.raises(RunError, match=rf"(?s)must be .*Got: .*Do: .*Where: front\.json, {key}"):
+        check_front(front)
+
+
+KEYS = ["format", "version", "network", "data", "settings", "census", "teacher", "criticality", "exponent"]
+
+
+@pytest.mark.parametrize("key", [*KEYS, "candidates", "front", "environment", "seconds"])
+def test_missing_key_is_named(front, key):
+    del front[key]
+    with pytest.raises(RunError, match=rf"{key}.*Got: .*Do: .*Where: "):
+        check_front(front)
+
+
+@pytest.mark.parametrize("key", ["id", "label", "recipe", "relus", "stages", "status", "validation", "test"])
+def test_missing_key_of_an_entry_is_named_with_its_place(front, key):
+    del front["candidates"][3][key]
+    with pytest.raises(RunError, match=rf"Where: front\.json, candidates\[3\]\.{key}"):
+        check_front(front)
+
+
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (lambda f: f["front"].append("nobody"), r"front\[9\]"),
+        (lambda f: f["candidates"][2]["validation"].pop("high"), r"candidates\[2\]\.validation\.high"),
+        (lambda f: f["candidates"][2].update(status="perhaps"), r"candidates\[2\]\.status"),
+        (lambda f: f["candidates"][2].update(latency=3.0), r"candidates\[2\]\.latency"),
+        (
+            lambda f: f["candidates"][2]["stages"][1]["layers"][0].pop("name"),
+            r"candidates\[2\]\.stages\[1\]\.layers\[0\]",
+        ),
+        (lambda f: f["census"].pop("stages"), r"census\.stages"),
+        (lambda f: f["criticality"][1].pop("stage"), r"criticality\[1\]\.stage"),
+        (lambda f: f.update(candidates={}), "candidates"),
+    ],
+)
+def test_damage_is_named_with_its_place(front, damage, where):
+    damage(front)
+    with pytest.raises(RunError, match=where):
+        check_front(front)
+
+
+@pytest.mark.parametrize("value", [None, [], "front", 3])
+def test_something_else_than_an_object_is_refused(value):
+    with pytest.raises(RunError, match="JSON object"):
+        check_front(value)
+
+
+def test_stage_map_starts_with_the_full_network(front):
+    rows = map_rows(front)
+    assert [entry["id"] for entry, _ in rows][0] == "teacher"
+    assert [len(stage.bars) for stage in rows[0][1]] == [5, 4, 4, 4]
+    assert sum(stage.relus for stage in rows[0][1]) == 557_056
+    for entry, stages in rows:
+        assert sum(stage.relus for stage in stages) == entry["relus"]
+
+
+def test_removed_layer_without_a_size_takes_that_of_the_full_network(front):
+    entry = front["candidates"][0]
+    for layer in entry["stages"][0]["layers"]:
+        layer.update(relus=0, shape=None)
+    bars = stages_of(front, entry)[0].bars
+    assert [bar.relus for bar in bars] == [65_536] * 5
+    assert not any(bar.kept for bar in bars)
+
+
+def test_bar_heights_step_by_factors_of_two():
+    scale = Scale(1024, 65_536)
+    heights = [scale.height(2**power) for power in range(10, 17)]
+    assert heights[0] == pytest.approx(0.2)
+    assert heights[-1] == pytest.approx(1.0)
+    steps = [after - before for before, after in zip(heights, heights[1:], strict=False)]
+    assert steps == pytest.approx([0.8 / 6] * 6)
+    assert Scale(4, 4).height(4) == 1.0
+    assert math.isfinite(Scale.of([]).height(0))
+
+
+def test_import_loads_no_heavy_package():
+    code = (
+        "import sys, deepreduce.report as r; dir(r); "
+        "print([m for m in ('plotly', 'jinja2', 'matplotlib', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_exported_name_exists():
+    import deepreduce.report as report
+
+    assert all(callable(getattr(report, name)) for name in report.__all__)
+    with pytest.raises(AttributeError):
+        _ = report.nothing
