@@ -178,8 +178,11 @@ def test_chart_data_equal_the_file(front, page, read):
 
 
 def test_criticality_teacher_settings_and_environment_are_there(page, read):
-    text = visible(read(page))
-    assert re.search(r"Most critical: S3 ?\. Least critical: S1", text) or "Most critical:" in text
+    reader = read(page)
+    text = visible(reader)
+    assert "Most critical: <b>S3</b>. Least critical: <b>S1</b>" in page
+    shares = [given["width"] for tag, given, _ in reader.elements if given.get("class") == "fill"]
+    assert shares == ["0.0%", "80.8%", "100.0%", "51.7%"]
     for words in ("0.0944", "65.14", "w = 0.07", "555.5 M", "11,220,132", "distillation.temperature", "2.13.0"):
         assert words in text
     assert "deepreduce reduce resnet18 --data uoft-cs/cifar100 --out run" in text
