@@ -39,7 +39,8 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="folder of CIFAR-100, or uoft-cs/cifar100")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar100_small"), help="run folder")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8, help="of every student")
+    parser.add_argument("--teacher-epochs", type=int, default=30, help="more, so that a student's start is no head start")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
 
@@ -50,6 +51,10 @@ def main() -> int:
     settings = SearchSettings(training=training)
     spec = deepreduce.NetworkSpec("resnet18", data.input, CLASSES, WIDTH)
     with Watcher() as watcher:
+        schooling = replace(settings, training=replace(training, epochs=options.teacher_epochs))
+        deepreduce.train(
+            "resnet18", data, out=options.out / "front", settings=schooling, width=WIDTH, progress=watcher
+        )
         front = deepreduce.reduce(
             "resnet18",
             data,
@@ -134,7 +139,7 @@ def summary(
         "environment": {**content["environment"], "command": " ".join(["python", *sys.argv])},
         "seconds_of_training": content["seconds"],
         "seconds_of_this_call": seconds,
-        "teacher": {k: content["teacher"][k] for k in ("relus", "validation", "test")},
+        "teacher": {k: content["teacher"][k] for k in ("relus", "epochs", "validation", "test")},
         "criticality": content["criticality"],
         "most_critical_first": ranked,
         "front": [{k: e[k] for k in ("id", "label", "relus", "macs", "validation", "test")} for e in front.entries],

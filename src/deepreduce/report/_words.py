@@ -83,10 +83,12 @@ def factor(before: object, after: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Return a duration for people: 0.45 s, 12.6 s, 7 min, 3.4 h."""
+    """Return a duration for people: 2.8 ms, 0.45 s, 12.6 s, 7 min, 3.4 h."""
     known = number(seconds)
     if known is None:
         return UNKNOWN
+    if known < 0.0995:
+        return f"{1000 * known:.3g} ms"
     if known < 9.995:
         return f"{known:.2f} s"
     if known < 99.95:
