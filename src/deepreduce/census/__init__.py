@@ -1,7 +1,22 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
+from ._graph import writes_in_place
 from .call_sites import CallSite, find_relus, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
-from .trace import trace
+from .trace import check_trace, example_images, is_traced, trace, training_path
 
-__all__ = ["CallSite", "Census", "ReluLayer", "Stage", "find_relus", "other_nonlinearities", "take_census", "trace"]
+__all__ = [
+    "CallSite",
+    "Census",
+    "ReluLayer",
+    "Stage",
+    "check_trace",
+    "example_images",
+    "find_relus",
+    "is_traced",
+    "other_nonlinearities",
+    "take_census",
+    "trace",
+    "training_path",
+    "writes_in_place",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import fx, nn
 
+from ._canonical import FunctionalBatchNorm, FunctionalDropout
+from ._graph import argument, function_name, image_nodes, is_live, live_nodes
 from .trace import source_line
 
 
@@ -24,7 +25,7 @@ class CallSite:
             called a function, with the function (`layer1.0:relu`); `#2`, `#3` for further calls of the same name.
         node: the node's name in the graph.
         kind: `relu` or `relu6`.
-        source: `file.py:line` of the user's code.
+        source: `file.py:line` of the user's code; empty if it is not known.
     """
 
     name: str
@@ -33,23 +34,35 @@ class CallSite:
     source: str
 
 
-_ACTIVATION_MODULES = (
+_ACTIVATIONS = (
     nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus,
     nn.Softsign, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold,
     nn.LogSigmoid, nn.RReLU, nn.GLU, nn.Softmax, nn.LogSoftmax,
 )  # fmt: skip
-_POOLING_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool1d)
-_NORM_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
-_OPAQUE_MODULES = (
-    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder, nn.TransformerDecoder,
-    nn.Transformer, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
-)  # fmt: skip
-_ACTIVATION_FUNCTIONS = {
-    "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "celu", "selu", "gelu", "silu", "mish", "sigmoid", "sigmoid_",
-    "tanh", "tanh_", "softplus", "hardswish", "hardsigmoid", "hardtanh", "softmax", "log_softmax", "exp", "sqrt",
-    "abs", "maximum", "minimum", "max", "clamp", "clamp_", "clip", "clamp_min", "threshold", "where", "rrelu", "glu",
-    "max_pool2d", "adaptive_max_pool2d", "max_pool1d", "boolean_dispatch", "layer_norm", "group_norm", "instance_norm",
+_POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool1d)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
+# By name: torch keeps a common base for some of these families only.
+_LINEAR_MODULES = {
+    "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear", "Identity",
+    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d",
+    "AlphaDropout", "FeatureAlphaDropout", "Flatten", "Unflatten", "AvgPool1d", "AvgPool2d", "AvgPool3d",
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "ZeroPad1d", "ZeroPad2d", "ConstantPad1d",
+    "ConstantPad2d", "ReflectionPad1d", "ReflectionPad2d", "ReplicationPad1d", "ReplicationPad2d", "CircularPad2d",
+    "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle",
+    "Fold", "Unfold",
 }  # fmt: skip
+_LINEAR_FUNCTIONS = {
+    "add", "sub", "neg", "sum", "mean", "cat", "concat", "stack", "flatten", "unflatten", "view", "view_as", "reshape",
+    "reshape_as", "permute", "transpose", "t", "swapaxes", "movedim", "contiguous", "clone", "detach", "getitem", "getattr",
+    "chunk", "split", "tensor_split", "unbind", "narrow", "select", "index_select", "squeeze", "unsqueeze", "expand",
+    "expand_as", "repeat", "repeat_interleave", "roll", "flip", "pad", "to", "float", "double", "type_as", "type",
+    "conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "batch_norm", "dropout", "dropout1d", "dropout2d",
+    "dropout3d", "alpha_dropout", "feature_alpha_dropout", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "upsample", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "fold", "unfold", "setitem", "positive",
+}  # fmt: skip
+_PRODUCTS = {"mul", "multiply", "matmul", "mm", "bmm", "baddbmm", "addmm", "einsum", "div", "truediv", "divide"}
+_MAX_POOLINGS = {"max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d"}
 
 
 def find_relus(traced: fx.GraphModule) -> tuple[CallSite, ...]:
@@ -57,9 +70,14 @@ def find_relus(traced: fx.GraphModule) -> tuple[CallSite, ...]:
 
     Counted are `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`, `torch.relu`, `Tensor.relu`, their in-place forms, and the
     same functions in other clothes: clamping at 0 from below (and at 6 from above), `Hardtanh(0, 6)`,
-    `Threshold(0, 0)`. A module that is called twice is two call sites.
+    `Threshold(0, 0)`. A module that is called twice is two call sites. A ReLU whose result nothing reads, and one of
+    a value that does not depend on the image, are not counted; `other_nonlinearities` names them.
+
+    Args:
+        traced: what `deepreduce.census.trace` returned, or a network made from it.
     """
     seen: Counter[str] = Counter()
+    live, image = live_nodes(traced.graph), image_nodes(traced.graph)
     sites = []
     for node in traced.graph.nodes:
         kind = _relu_kind(node, traced)
@@ -67,33 +85,40 @@ def find_relus(traced: fx.GraphModule) -> tuple[CallSite, ...]:
             continue
         base = str(node.target) if node.op == "call_module" else f"{_caller(node)}:{kind}"
         seen[base] += 1
-        name = base if seen[base] == 1 else f"{base}#{seen[base]}"
-        sites.append(CallSite(name, node.name, kind, source_line(node)))
+        if node in live and node in image:
+            name = base if seen[base] == 1 else f"{base}#{seen[base]}"
+            sites.append(CallSite(name, node.name, kind, source_line(node)))
     return tuple(sites)
 
 
 def other_nonlinearities(traced: fx.GraphModule) -> tuple[str, ...]:
-    """Name what is neither linear nor a ReLU, each with its place: it stays, and costs its own private protocol."""
+    """Name what is not known to be linear and no ReLU that can be removed, each with its place.
+
+    It stays in every reduced network, and costs its own private protocol.
+    """
+    live, image = live_nodes(traced.graph), image_nodes(traced.graph)
     notes = []
     for node in traced.graph.nodes:
-        if _relu_kind(node, traced) is not None:
-            continue
-        what = _other_kind(node, traced)
+        relu = _relu_kind(node, traced) is not None
+        if relu and node not in live:
+            what: str | None = "its result is never read, so it is not counted"
+        elif relu and node not in image:
+            what = "it does not depend on the image, so it is not counted and stays"
+        elif relu or not is_live(node, live) or node not in image:
+            what = None
+        else:
+            what = _other_kind(node, traced, image)
         if what is not None:
             place = source_line(node)
-            name = str(node.target) if node.op == "call_module" else f"{_caller(node)}:{_function_name(node)}"
+            name = str(node.target) if node.op == "call_module" else f"{_caller(node)}:{function_name(node)}"
             notes.append(f"{name}: {what}" + (f" ({place})" if place else ""))
     return tuple(notes)
-
-
-def _function_name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
 
 
 def _caller(node: fx.Node) -> str:
     """Return the path of the module whose forward made the call; the network itself is `net`."""
     stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
+    path = next(reversed(list(stack.values())))[0] if stack else ""
     return path or "net"
 
 
@@ -101,22 +126,22 @@ def _relu_kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
     if node.op == "call_module":
         return _module_relu_kind(traced.get_submodule(str(node.target)))
     if node.op == "call_method":
-        if node.target in ("relu", "relu_"):
+        if node.target == "relu":
             return "relu"
-        if node.target in ("clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_"):
-            return _clamp_kind(*_bounds(node))
+        if node.target in ("clamp", "clip", "clamp_min"):
+            return _clamp_kind(argument(node, 1, "min"), argument(node, 2, "max"))
     if node.op == "call_function":
-        if node.target in (F.relu, torch.relu, torch.relu_):
+        if node.target in (F.relu, torch.relu):
             return "relu"
         if node.target is F.relu6:
             return "relu6"
         if node.target in (torch.clamp, torch.clip, torch.clamp_min):
-            return _clamp_kind(*_bounds(node))
+            return _clamp_kind(argument(node, 1, "min"), argument(node, 2, "max"))
         if node.target is F.hardtanh:
-            low, high = (*node.args[1:3], -1.0, 1.0)[:2] if len(node.args) > 1 else (-1.0, 1.0)
-            return _clamp_kind(node.kwargs.get("min_val", low), node.kwargs.get("max_val", high))
-        if node.target is F.threshold and (*node.args[1:], *node.kwargs.values())[:2] == (0, 0):
-            return "relu"
+            return _clamp_kind(argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0))
+        if node.target in (F.threshold, torch.threshold):
+            bounds = argument(node, 1, "threshold"), argument(node, 2, "value")
+            return "relu" if all(_is_number(bound) and bound == 0 for bound in bounds) else None
     return None
 
 
@@ -130,38 +155,42 @@ def _module_relu_kind(module: nn.Module) -> str | None:
     return None
 
 
-def _bounds(node: fx.Node) -> tuple[object, object]:
-    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
-    high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
-    return low, high
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _clamp_kind(low: object, high: object) -> str | None:
-    if isinstance(low, (int, float)) and low == 0:
-        if high is None or (isinstance(high, (int, float)) and math.isinf(high)):
-            return "relu"
-        if isinstance(high, (int, float)) and high == 6:
-            return "relu6"
-    return None
-
-
-def _other_kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        if isinstance(module, _OPAQUE_MODULES):
-            return f"{type(module).__name__} is opaque: ReLUs inside it are not counted and cannot be removed"
-        if isinstance(module, _ACTIVATION_MODULES):
-            return f"{type(module).__name__} is an activation, not a ReLU, and stays"
-        if isinstance(module, _POOLING_MODULES):
-            return f"{type(module).__name__} compares values and stays"
-        if isinstance(module, _NORM_MODULES):
-            return f"{type(module).__name__} cannot be folded into a convolution and stays"
+def _clamp_kind(low: Any, high: Any) -> str | None:
+    if not _is_number(low) or low != 0:
         return None
-    if node.op in ("call_function", "call_method"):
-        target: str | Callable[..., Any] = node.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if name == "fn":  # torch wraps pooling functions that may also return indices
-            return "a pooling function compares values and stays"
-        if name in _ACTIVATION_FUNCTIONS:
-            return f"{name} is not linear, not a ReLU, and stays"
-    return None
+    if high is None or (_is_number(high) and math.isinf(high) and high > 0):
+        return "relu"
+    return "relu6" if _is_number(high) and high == 6 else None
+
+
+def _other_kind(node: fx.Node, traced: fx.GraphModule, image: set[fx.Node]) -> str | None:
+    if node.op == "call_module":
+        return _other_module(traced.get_submodule(str(node.target)))
+    name = function_name(node)
+    if name in _LINEAR_FUNCTIONS:
+        return None
+    if name in _PRODUCTS:
+        factors = [above for above in node.all_input_nodes if above in image]
+        divided = name in ("div", "truediv", "divide") and argument(node, 1, "other") in image
+        return "it multiplies or divides values of the image, and stays" if len(factors) > 1 or divided else None
+    if name in _MAX_POOLINGS:
+        return "it compares values and stays"
+    return "it is not known to be linear, is no ReLU, and stays"
+
+
+def _other_module(module: nn.Module) -> str | None:
+    name = type(module).__name__
+    bases = {base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules.")}
+    if isinstance(module, (FunctionalBatchNorm, FunctionalDropout)) or bases & _LINEAR_MODULES:
+        return None
+    if isinstance(module, _ACTIVATIONS):
+        return f"{name} is an activation, not a ReLU, and stays"
+    if isinstance(module, _POOLINGS):
+        return f"{name} compares values and stays"
+    if isinstance(module, _NORMS):
+        return f"{name} cannot be folded into a convolution and stays"
+    return f"{name} is opaque: what is not linear in it is not counted and cannot be removed"

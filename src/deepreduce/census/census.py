@@ -17,8 +17,18 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import NetworkError, problem
+from ._canonical import FunctionalBatchNorm, FunctionalDropout
+from ._graph import function_name, image_nodes
 from .call_sites import CallSite, find_relus, other_nonlinearities
-from .trace import trace
+from .trace import check_trace, example_images, is_traced, source_line, trace
+
+
+_TRANSPARENT = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    FunctionalBatchNorm,
+    FunctionalDropout,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class ReluLayer:
         macs: of the linear operations that feed it and no earlier ReLU layer, for one image; what follows the last
             ReLU layer counts to that one, so that layers sum to the network.
         params: of the same operations, batch norm included; shared parameters count once.
-        after_addition: whether its input is the sum of two branches (batch norm in between allowed).
+        after_addition: whether its input is the sum of two branches (batch norm and dropout in between allowed).
         source: `file.py:line` of the user's code.
         kept: false once the ReLU layer was removed.
     """
@@ -179,9 +189,10 @@ def take_census(
             to have the same resolution; without it stages are made from the resolutions found.
 
     Raises:
-        NetworkError: if the network cannot be traced, does not take such images, or has no ReLU.
+        NetworkError: if the network cannot be traced, does not take such images, has no ReLU, or if the traced
+            network does not compute what the network itself computes.
     """
-    traced = network if isinstance(network, fx.GraphModule) else trace(network)
+    traced = trace(network)
     sites = find_relus(traced)
     notes = other_nonlinearities(traced)
     if not sites:
@@ -193,19 +204,17 @@ def take_census(
                 where=type(network).__name__,
             )
         )
-    nodes = _measure(traced, input)
-    layers = _layers(traced, sites, nodes)
+    layers = _layers(traced, sites, _measure(traced, input))
+    if not is_traced(network):
+        check_trace(network, traced, input)
     if stages is None:
         return Census(input, _by_resolution(layers), notes)
     made: dict[str, list[ReluLayer]] = {}
     for layer in layers:
         made.setdefault(stages[layer.name].name, []).append(layer)
     unique = {stage.name: stage for stage in stages.values()}
-    return Census(input, tuple(replace(unique[name], layers=tuple(made[name])) for name in sorted(made, key=_number)), notes)
-
-
-def _number(stage: str) -> int:
-    return int(stage.removeprefix("S"))
+    ordered = sorted(made, key=lambda name: int(name.removeprefix("S")))
+    return Census(input, tuple(replace(unique[name], layers=tuple(made[name])) for name in ordered), notes)
 
 
 @dataclass
@@ -231,7 +240,8 @@ class _Meter(fx.Interpreter):
                 result = super().run_node(n)
             except Exception as error:  # any operator's own error
                 raise _NodeError(n, error) from error
-        shape = tuple(result.shape[1:]) if isinstance(result, Tensor) else ()
+        shape = tuple(result.shape) if isinstance(result, Tensor) else ()
+        shape = shape[1:] if shape[:1] == (1,) else shape  # a user may fold the batch into another dimension
         self.costs[n] = _NodeCost(shape, counter.get_total_flops() // 2)
         return result
 
@@ -245,21 +255,15 @@ class _NodeError(Exception):
 
 def _measure(traced: fx.GraphModule, input: tuple[int, int, int]) -> dict[fx.Node, _NodeCost]:
     was_training = traced.training
-    parameter = next(traced.parameters(), None)
-    image = torch.zeros(1, *input)
-    if parameter is not None:
-        image = image.to(device=parameter.device, dtype=parameter.dtype)
     meter = _Meter(traced.eval())
     try:
         with torch.no_grad():
-            meter.run(image)
+            meter.run(example_images(traced, input))
     except _NodeError as failure:
-        from .trace import source_line
-
         raise NetworkError(
             problem(
                 f"the network must take images of {'x'.join(map(str, input))}",
-                got=f"{type(failure.error).__name__}: {str(failure.error).splitlines()[0]}",
+                got=f"{type(failure.error).__name__}: {(str(failure.error) or 'no message').splitlines()[0]}",
                 remedy="give the input that the network was made for",
                 where=f"{failure.node.name} {source_line(failure.node)}".strip(),
             )
@@ -304,6 +308,7 @@ def _layers(
         macs[owner[node]] += cost.macs
         params[owner[node]] += cost.params
     named = {node.name: node for node in nodes}
+    image = image_nodes(traced.graph)
     return tuple(
         ReluLayer(
             name=site.name,
@@ -311,29 +316,26 @@ def _layers(
             shape=costs[named[site.node]].shape,
             macs=macs[index],
             params=params[index],
-            after_addition=_after_addition(named[site.node], traced),
+            after_addition=_after_addition(named[site.node], traced, image),
             source=site.source,
         )
         for index, site in enumerate(sites)
     )
 
 
-def _after_addition(node: fx.Node, traced: fx.GraphModule) -> bool:
-    """Walk up through batch norm, dropout and identity to an addition."""
-    transparent = (nn.BatchNorm1d, nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d)
-    above = node.all_input_nodes[0] if node.all_input_nodes else None
-    while above is not None:
-        if above.op == "call_module" and isinstance(traced.get_submodule(str(above.target)), transparent):
-            above = above.all_input_nodes[0] if above.all_input_nodes else None
-            continue
-        name = above.target if isinstance(above.target, str) else getattr(above.target, "__name__", "")
-        return above.op in ("call_function", "call_method") and name in ("add", "iadd", "add_", "__add__", "sum")
-    return False
+def _after_addition(node: fx.Node, traced: fx.GraphModule, image: set[fx.Node]) -> bool:
+    """Walk up through batch norm and dropout to an addition of two values of the image."""
+    above = node.all_input_nodes[0]
+    while above.op == "call_module" and isinstance(traced.get_submodule(str(above.target)), _TRANSPARENT):
+        above = above.all_input_nodes[0]
+    branches = [branch for branch in above.all_input_nodes if branch in image]
+    return above.op in ("call_function", "call_method") and function_name(above) == "add" and len(branches) > 1
 
 
 def _by_resolution(layers: tuple[ReluLayer, ...]) -> tuple[Stage, ...]:
     groups: dict[tuple[int, ...], list[ReluLayer]] = {}
     for layer in layers:
-        groups.setdefault(layer.shape[1:] or (1, 1), []).append(layer)
+        resolution = layer.shape[-2:] if len(layer.shape) > 2 else layer.shape[1:] or (1, 1)
+        groups.setdefault(resolution, []).append(layer)
     ordered = sorted(groups.items(), key=lambda item: -math.prod(item[0]))
     return tuple(Stage(f"S{number}", size, tuple(group)) for number, (size, group) in enumerate(ordered, 1))

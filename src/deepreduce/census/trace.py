@@ -3,69 +3,79 @@
 from __future__ import annotations
 
 import copy
+import operator
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 
 from ..errors import NetworkError, problem
+from ._canonical import canonicalise
+from ._graph import is_live, live_nodes
+
+_OURS = "deepreduce.traced"
+_TRANSIENT = "deepreduce.transient"
 
 
-class _FunctionalBatchNorm(nn.Module):
-    """`F.batch_norm` that follows the training mode of the graph; tracing alone would freeze the mode it saw."""
-
-    def forward(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        """Normalise; `training` as traced is ignored."""
-        return F.batch_norm(x, running_mean, running_var, weight, bias, self.training, momentum, eps)
+class _Proxy(fx.Proxy):
+    """fx's proxy, which also sees `x += y` as what it is: it writes into x, whoever else holds it."""
 
 
-class _FunctionalDropout(nn.Module):
-    """`F.dropout` that follows the training mode of the graph."""
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, object], fx.Proxy]:
+    def call(self: fx.Proxy, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    def forward(self, x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
-        """Drop; `training` as traced is ignored."""
-        return F.dropout(x, p, self.training)
+    return call
+
+
+for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
 
 
 class _Tracer(fx.Tracer):
-    """fx's tracer, which also notes the source line of every call."""
+    """fx's tracer, which also notes the source line of every call and whose leaves are all layers of PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.record_stack_traces = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Wrap a node."""
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Stop at layers of PyTorch, and at a user's subclass of one that keeps its forward."""
+        inherited = type(m).forward.__module__.startswith("torch.nn.modules.") and type(m).forward is not nn.Module.forward
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        return (super().is_leaf_module(m, module_qualified_name) or inherited) and not isinstance(m, containers)
 
 
 def trace(module: nn.Module) -> fx.GraphModule:
     """Trace a network into a graph module of its own, which shares nothing with the original.
 
     The graph follows the evaluation branch of the user's code; batch norm and dropout in it obey `train()` and
-    `eval()` as before. In-place ReLUs become out-of-place ones, with the same result, so that each can be removed
-    without touching its neighbours. Parameter names stay.
+    `eval()` as before. Operations in place become out-of-place ones, with the same result, so that each ReLU can be
+    removed without touching its neighbours. The names of the state dictionary stay; what evaluation does not use is
+    not in it.
 
     Args:
-        module: the user's network; not changed.
+        module: the user's network; not changed. `torch.compile` and `DataParallel` wrappers are taken off. A network
+            that this function traced before is copied.
 
     Raises:
-        NetworkError: if the control flow depends on the data, with the line of the user's source.
+        NetworkError: if the control flow depends on the data, with the line of the user's source, or if the network
+            holds a scripted module.
     """
-    if isinstance(module, fx.GraphModule):
+    module = unwrap(module)
+    if is_traced(module):
         return copy.deepcopy(module)
-    own = copy.deepcopy(module).eval()
-    tracer = _Tracer()
+    _refuse_scripted(module)
     try:
-        graph = tracer.trace(own)
+        own = copy.deepcopy(module).eval()
+        graph = _Tracer().trace(own)
     except Exception as error:  # fx raises many types, and the user's code any other
         raise NetworkError(
             problem(
@@ -75,12 +85,99 @@ def trace(module: nn.Module) -> fx.GraphModule:
                 where=_user_line(error),
             )
         ) from error
+    canonicalise(own, graph)
     traced = fx.GraphModule(own, graph, class_name=type(module).__name__)
-    _unfreeze_modes(traced)
-    _separate_in_place_relus(traced)
-    traced.recompile()
-    traced.train(module.training)
-    return traced
+    stored = set(module.state_dict())
+    traced.meta[_OURS] = True
+    traced.meta[_TRANSIENT] = [name for name, _ in traced.named_buffers() if name not in stored]
+    _forget_transient(traced)
+    traced._register_deepcopy_hook(_forget_transient)
+    return traced.train(module.training)
+
+
+def is_traced(module: nn.Module) -> TypeGuard[fx.GraphModule]:
+    """Tell whether `trace` made this network."""
+    return isinstance(module, fx.GraphModule) and bool(module.meta.get(_OURS))
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the user's own module from inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def check_trace(module: nn.Module, traced: fx.GraphModule, input: tuple[int, int, int]) -> None:
+    """Prove on two random images that a traced network computes what the user's network computes in evaluation mode.
+
+    Args:
+        module: the user's network; not changed.
+        traced: what `trace` made of it.
+        input: channels, height and width of one image.
+
+    Raises:
+        NetworkError: if the outputs differ, naming the operations in place that remain, the usual cause.
+    """
+    own, ours = copy.deepcopy(unwrap(module)).eval(), copy.deepcopy(traced).eval()
+    images = example_images(own, input, count=2)
+    images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    with torch.no_grad():
+        expected, again, got = (network(images.clone()) for network in (own, own, ours))
+    if not all(isinstance(output, Tensor) for output in (expected, again, got)):
+        return
+    if not _close(again, expected):
+        raise NetworkError(
+            problem(
+                "the network must give the same outputs twice in evaluation mode",
+                got="other outputs the second time",
+                remedy="let dropout and noise depend on self.training",
+                where=type(module).__name__,
+            )
+        )
+    if not _close(got, expected):
+        suspects = [f"{node.name} ({source_line(node)})" for node in ours.graph.nodes if "_in_place" in node.meta]
+        raise NetworkError(
+            problem(
+                "the traced network must give the outputs of the network itself",
+                got="other outputs; usually an operation in place on a part or another view of a tensor that is read later",
+                remedy="write it out of place",
+                where=", ".join(suspects) or type(module).__name__,
+            )
+        )
+
+
+def training_path(module: nn.Module) -> str:
+    """Say where a network does something else in training than in evaluation, batch norm and dropout aside.
+
+    Returns:
+        A note, or an empty string if it takes the same path.
+    """
+    module = unwrap(module)
+    try:
+        paths = []
+        for training in (False, True):
+            own = copy.deepcopy(module).train(training)
+            graph = _Tracer().trace(own)
+            live = live_nodes(graph)
+            paths.append([node for node in graph.nodes if is_live(node, live)])
+    except Exception as error:  # the training branch may do anything
+        return f"the path of training cannot be traced, so the path of evaluation is trained ({_first_line(error)})"
+    for one, other in zip(*paths, strict=False):
+        if (one.op, str(one.target)) != (other.op, str(other.target)):
+            return f"training takes another path from {source_line(other)} on; the path of evaluation is trained"
+    if len(paths[0]) != len(paths[1]):
+        return "training takes a longer or shorter path; the path of evaluation is trained"
+    return ""
+
+
+def example_images(network: nn.Module, input: tuple[int, int, int], *, count: int = 1) -> Tensor:
+    """Return black images of the type and on the device of a network's parameters: `[count, *input]`."""
+    parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(0))
+    return torch.zeros(count, *input, dtype=parameter.dtype, device=parameter.device)
 
 
 def source_line(node: fx.Node) -> str:
@@ -88,15 +185,40 @@ def source_line(node: fx.Node) -> str:
     frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
     for frame in reversed(frames):
         parts = frame.split('"')
-        if len(parts) < 3 or _belongs_to_torch(parts[1]):
+        if len(parts) < 3 or not _is_users(parts[1]):
             continue
         line = parts[2].split(",")[1].replace("line", "").strip()
         return f"{Path(parts[1]).name}:{line}"
     return ""
 
 
-def _belongs_to_torch(file: str) -> bool:
-    return Path(torch.__file__).parent in Path(file).parents
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _forget_transient(traced: fx.GraphModule) -> None:
+    """Keep buffers out of the state dictionary that are not in the user's; fx makes every tensor a stored one."""
+    for name in traced.meta.get(_TRANSIENT, ()):
+        path, _, field = name.rpartition(".")
+        traced.get_submodule(path)._non_persistent_buffers_set.add(field)
+
+
+def _refuse_scripted(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise NetworkError(
+                problem(
+                    "a network is made of ordinary modules",
+                    got="a scripted module, whose ReLUs cannot be seen or removed",
+                    remedy="use the module that was given to torch.jit.script or torch.jit.trace",
+                    where=name or type(module).__name__,
+                )
+            )
+
+
+def _is_users(file: str) -> bool:
+    path = Path(file)
+    return Path(torch.__file__).parent not in path.parents and path.parent != Path(__file__).parent
 
 
 def _first_line(error: BaseException) -> str:
@@ -104,69 +226,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _user_line(error: BaseException) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _belongs_to_torch(f.filename)]
-    last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
-    code = f" ({last.line})" if last.line else ""
-    return f"{last.filename}, line {last.lineno}{code}"
-
-
-def _unfreeze_modes(traced: fx.GraphModule) -> None:
-    """Put modules in place of functions whose `training` argument was frozen to the traced mode."""
-    replacements: dict[object, type[nn.Module]] = {F.batch_norm: _FunctionalBatchNorm, F.dropout: _FunctionalDropout}
-    position = {"training": {F.batch_norm: 5, F.dropout: 2}}["training"]
-    for index, node in enumerate(list(traced.graph.nodes)):
-        kind = replacements.get(node.target) if node.op == "call_function" else None
-        if kind is None:
-            continue
-        place = position[node.target]
-        training = node.args[place] if len(node.args) > place else node.kwargs.get("training", node.target is F.dropout)
-        if training is True:  # hard-coded by the user: the trace ran in evaluation mode
-            continue
-        name = f"deepreduce_mode_{index}"
-        traced.add_submodule(name, kind())
-        with traced.graph.inserting_before(node):
-            new = traced.graph.call_module(name, node.args, node.kwargs)
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        traced.graph.erase_node(node)
-
-
-def _is_in_place_relu(node: fx.Node, traced: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False)) and isinstance(
-            traced.get_submodule(str(node.target)), (nn.ReLU, nn.ReLU6, nn.Hardtanh)
-        )
-    if node.op == "call_method":
-        return node.target in ("relu_", "clamp_", "clamp_min_")
-    if node.op == "call_function":
-        if node.target in (torch.relu_, F.relu_, F.hardtanh_):
-            return True
-        names = {F.relu: 1, F.relu6: 1}
-        if node.target in names:
-            place = names[node.target]
-            return bool(node.args[place] if len(node.args) > place else node.kwargs.get("inplace", False))
-    return False
-
-
-def _separate_in_place_relus(traced: fx.GraphModule) -> None:
-    """Let every later reader of a tensor that an in-place ReLU overwrote read the ReLU's result instead."""
-    order = {node: index for index, node in enumerate(traced.graph.nodes)}
-    for node in list(traced.graph.nodes):
-        if not _is_in_place_relu(node, traced):
-            continue
-        overwritten = node.args[0]
-        if isinstance(overwritten, fx.Node):
-            later = [user for user in overwritten.users if order.get(user, -1) > order[node]]
-            for user in later:
-                user.replace_input_with(overwritten, node)
-        if node.op == "call_module":
-            traced.get_submodule(str(node.target)).inplace = False
-        elif node.op == "call_method":
-            node.target = str(node.target).removesuffix("_")
-        elif node.target in (torch.relu_, F.relu_):
-            node.target = torch.relu
-        elif node.target is F.hardtanh_:
-            node.target = F.hardtanh
-        else:
-            node.args = node.args[:1]
-            node.kwargs = {}
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    if last is None:
+        return "the network itself"
+    return f"{last.filename}, line {last.lineno}" + (f" ({last.line})" if last.line else "")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
+
+from ..errors import UsageError, problem
 
 
 def scaled(channels: int, width: float) -> int:
@@ -10,13 +14,38 @@ def scaled(channels: int, width: float) -> int:
 
     The same rounding as channel pruning uses, so that a network built narrow and a network pruned to that width
     have the same shapes.
+
+    Args:
+        channels: of the full network.
+        width: above 0.
+
+    Raises:
+        UsageError: if `width` is not above 0.
     """
+    if not 0 < width < math.inf:
+        raise UsageError(
+            problem("the width is above 0", got=width, remedy="use 1 for the published network", where="alpha or width")
+        )
     return max(1, int(channels * width + 1e-9))
 
 
 def stem_stride(rho: float) -> int:
-    """Return the stride of the first convolution that scales every feature map by `rho` (facts: stride 1/rho)."""
-    return round(1 / rho)
+    """Return the stride of the first convolution that scales every feature map by `rho`: 1/rho.
+
+    Raises:
+        UsageError: if 1/rho is not a whole number.
+    """
+    stride = round(1 / rho) if 0 < rho <= 1 else 0
+    if stride == 0 or abs(stride * rho - 1) > 1e-9:
+        raise UsageError(
+            problem(
+                "rho is 1, 0.5, 0.25 or 0.125, because it becomes a stride of 1/rho",
+                got=rho,
+                remedy="use 0.5, as the paper does",
+                where="rho",
+            )
+        )
+    return stride
 
 
 def convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -84,9 +84,18 @@ def _from_timm(spec: NetworkSpec) -> nn.Module:
                 where="NETWORK",
             )
         )
-    module = timm.create_model(name, pretrained=False, num_classes=spec.classes, in_chans=spec.input[0])
-    assert isinstance(module, nn.Module)
-    return module
+    try:
+        module = timm.create_model(name, pretrained=False, num_classes=spec.classes, in_chans=spec.input[0])
+    except Exception as error:  # timm raises many types
+        raise NetworkError(
+            problem(
+                f"timm must build {name} for {spec.classes} classes and {spec.input[0]} channels",
+                got=f"{type(error).__name__}: {error}",
+                remedy="wrap it in a function of your own and name that",
+                where="NETWORK",
+            )
+        ) from error
+    return _module(module, spec, "timm")
 
 
 def _from_function(spec: NetworkSpec) -> nn.Module:
@@ -100,7 +109,7 @@ def _from_function(spec: NetworkSpec) -> nn.Module:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # the user's code may raise anything
         raise UsageError(
             problem(
                 f"the module {module_name!r} must be importable",
@@ -110,12 +119,16 @@ def _from_function(spec: NetworkSpec) -> nn.Module:
             )
         ) from error
     function = getattr(module, function_name, None)
-    if not callable(function):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    if not callable(function) or isinstance(function, nn.Module):
+        names = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and not name.startswith("_") and not isinstance(value, nn.Module)
+        ]
         raise UsageError(
             problem(
-                f"{module_name} must have a function {function_name!r}",
-                got=f"no such function{near_misses(function_name, names)}",
+                f"{module_name} must have a function {function_name!r} that returns the network",
+                got=f"{'no' if function is None else 'not a'} function{near_misses(function_name, names)}",
                 remedy="name a function that returns your network",
                 where=module.__file__,
             )
@@ -138,13 +151,17 @@ def _from_function(spec: NetworkSpec) -> nn.Module:
                 where=module.__file__,
             )
         ) from error
+    return _module(network, spec, module.__file__)
+
+
+def _module(network: object, spec: NetworkSpec, where: object) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise NetworkError(
             problem(
                 f"{spec.name} must return a torch.nn.Module",
                 got=type(network).__name__,
                 remedy="return the network itself",
-                where=module.__file__,
+                where=where,
             )
         )
     return network

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .._json import json_field, json_list
 from ..errors import UsageError, problem
 
 
@@ -30,7 +31,8 @@ class NetworkSpec:
         Raises:
             UsageError: if a number is out of range.
         """
-        if len(self.input) != 3 or any(not isinstance(n, int) or not 1 <= n <= 4096 for n in self.input):
+        object.__setattr__(self, "input", tuple(self.input))
+        if len(self.input) != 3 or not all(_whole(n) and 1 <= n <= 4096 for n in self.input):
             raise UsageError(
                 problem(
                     "the input is channels x height x width, each from 1 to 4096",
@@ -39,16 +41,16 @@ class NetworkSpec:
                     where="--input",
                 )
             )
-        if not 2 <= self.classes <= 1_000_000:
+        if not _whole(self.classes) or not 2 <= self.classes <= 1_000_000:
             raise UsageError(
                 problem(
-                    "a classifier has at least 2 classes",
+                    "a classifier has from 2 to 1,000,000 classes",
                     got=self.classes,
                     remedy="give the number of classes of the data",
                     where="--classes",
                 )
             )
-        if not 0 < self.width <= 16:
+        if not isinstance(self.width, (int, float)) or not 0 < self.width <= 16:
             raise UsageError(
                 problem(
                     "the width multiplier is above 0 and at most 16",
@@ -64,6 +66,20 @@ class NetworkSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> NetworkSpec:
-        """Rebuild a spec from `to_json`'s form."""
-        channels, height, width = (int(n) for n in value["input"])
-        return cls(str(value["name"]), (channels, height, width), int(value["classes"]), float(value["width"]))
+        """Rebuild a spec from `to_json`'s form.
+
+        Raises:
+            ValueError: if a field is missing, of another type, or not finite.
+            UsageError: if a number is out of range.
+        """
+        channels, height, width = json_list(value, "input", int, length=3)
+        return cls(
+            json_field(value, "name", str),
+            (channels, height, width),
+            json_field(value, "classes", int),
+            json_field(value, "width", float),
+        )
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)

@@ -28,7 +28,7 @@ class VGG16(nn.Module):
                     nn.ReLU(),
                 ]
                 inputs = scaled(outputs, width)
-            # Rounding up leaves a 1x1 map as it is, so that rho = 0.5 works at 32x32; else it changes nothing.
+            # Rounding up leaves a 1x1 map as it is, so that rho = 0.5 works at 32x32; even sizes are halved as usual.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         pooled = -(-height // (32 * stride)) * -(-side // (32 * stride))

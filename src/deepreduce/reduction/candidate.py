@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from .._json import json_field, json_list
 from ..errors import UsageError, problem
 
 _RHO = (1.0, 0.5, 0.25, 0.125)
+_STAGE = re.compile(r"S[1-9][0-9]{0,3}")
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Candidate:
     """What is left of the full network.
 
     Attributes:
-        keep: names of the stages that keep ReLUs, in order.
+        keep: names of the stages that keep ReLUs, in order: `S1` has the largest feature maps.
         thin: whether alternate ReLU layers of those stages go.
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
@@ -29,12 +33,22 @@ class Candidate:
     drop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Check the ranges; whether the stages and call sites exist is checked against a network.
 
         Raises:
-            UsageError: if alpha or rho is out of range, or a stage or call site stands twice.
+            UsageError: if alpha or rho is out of range, a stage has no stage's name, or a stage or call site stands
+                twice.
         """
-        if not 0 < self.alpha <= 1:
+        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "drop", tuple(self.drop))
+        for name in self.keep:
+            if not _STAGE.fullmatch(name):
+                raise UsageError(
+                    problem(
+                        "stages are called S1, S2, and so on", got=repr(name), remedy="give a list of them", where="keep"
+                    )
+                )
+        if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha <= 1:
             raise UsageError(
                 problem("alpha is above 0 and at most 1", got=self.alpha, remedy="use 0.5, as the paper does", where="alpha")
             )
@@ -59,18 +73,16 @@ class Candidate:
 
     @property
     def id(self) -> str:
-        """Short name, unique among candidates of one network, fit for a folder."""
+        """Short name, unique among candidates of one network, of letters, digits, `.` and `-`: fit for a folder."""
         parts = ["".join(self.keep) or "none"]
         if self.thin:
             parts.append("thin")
         if self.alpha != 1:
-            parts.append(f"a{self.alpha:g}")
+            parts.append(f"a{float(self.alpha)!r}")
         if self.rho != 1:
-            parts.append(f"r{self.rho:g}")
+            parts.append(f"r{float(self.rho)!r}")
         if self.drop:
-            import hashlib
-
-            parts.append("d" + hashlib.sha256("\n".join(self.drop).encode()).hexdigest()[:8])
+            parts.append("d" + hashlib.sha256("\n".join(sorted(self.drop)).encode()).hexdigest()[:16])
         return "-".join(parts)
 
     @property
@@ -99,11 +111,16 @@ class Candidate:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Candidate:
-        """Rebuild a candidate from `to_json`'s form."""
+        """Rebuild a candidate from `to_json`'s form.
+
+        Raises:
+            ValueError: if a field is missing, of another type, or not finite.
+            UsageError: if a value is out of range.
+        """
         return cls(
-            keep=tuple(str(name) for name in value["keep"]),
-            thin=bool(value["thin"]),
-            alpha=float(value["alpha"]),
-            rho=float(value["rho"]),
-            drop=tuple(str(name) for name in value["drop"]),
+            keep=tuple(json_list(value, "keep", str)),
+            thin=json_field(value, "thin", bool),
+            alpha=json_field(value, "alpha", float),
+            rho=json_field(value, "rho", float),
+            drop=tuple(json_list(value, "drop", str)),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..census import Census
+from ..errors import UsageError, problem
 from .candidate import Candidate
 
 DEFAULT_EXPONENT = 0.07
@@ -43,9 +45,9 @@ def measure_criticality(
     accuracy_plain: Mapping[str, float] | None = None,
     exponent: float = DEFAULT_EXPONENT,
 ) -> tuple[Criticality, ...]:
-    """Compute C_k for every stage.
+    """Compute C_k for every stage k.
 
-        C_k = (Acc_k - min_j Acc_j) / ReLUs_k ** w
+        C_k = (Acc_k - min_j Acc_j) / ReLUs_k ** w,  with accuracies in percent
 
     Args:
         census: of the full network.
@@ -55,7 +57,23 @@ def measure_criticality(
 
     Returns:
         One value per stage, in the order of the stages.
+
+    Raises:
+        UsageError: if a stage has no accuracy, an accuracy is not in [0, 1], or the exponent is negative.
     """
+    for stage in census.stages:
+        if not 0 <= accuracy.get(stage.name, -1) <= 1:
+            raise UsageError(
+                problem(
+                    "every stage needs an accuracy from 0 to 1",
+                    got=f"{accuracy.get(stage.name, 'none')} for {stage.name}",
+                    remedy="train the network with ReLUs in that stage alone",
+                )
+            )
+    if not 0 <= exponent < math.inf:
+        raise UsageError(
+            problem("the exponent of C_k is at least 0", got=exponent, remedy=f"use {DEFAULT_EXPONENT}", where="exponent")
+        )
     least = min(accuracy[stage.name] for stage in census.stages)
     return tuple(
         Criticality(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..census import Census
+from ..errors import UsageError, problem
 from .candidate import Candidate
 
 
@@ -17,8 +18,19 @@ def cull(census: Census, order: Sequence[str]) -> tuple[Candidate, ...]:
 
     Returns:
         D - 1 candidates: the first lacks the least critical stage, the last keeps the most critical one alone.
+
+    Raises:
+        UsageError: if the order does not name every stage once.
     """
     names = [stage.name for stage in census.stages]
+    if sorted(order) != sorted(names):
+        raise UsageError(
+            problem(
+                "the order of culling names every stage once",
+                got=", ".join(order) or "none",
+                remedy=f"order the stages {', '.join(names)}",
+            )
+        )
     steps = []
     for count in range(1, len(names)):
         gone = set(order[:count])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 
-from ..census import find_relus
+from ..census import find_relus, writes_in_place
 from ..errors import NetworkError, near_misses, problem
 
 
@@ -54,6 +54,7 @@ def remove_relus(network: fx.GraphModule, names: Collection[str], *, fading: boo
             )
         )
     nodes = {node.name: node for node in own.graph.nodes}
+    shared = any(writes_in_place(node) for node in own.graph.nodes)
     for index, (name, site) in enumerate(sites.items()):
         if name not in names:
             continue
@@ -63,6 +64,9 @@ def remove_relus(network: fx.GraphModule, names: Collection[str], *, fading: boo
             own.add_submodule(f"deepreduce_fade_{index}", FadingReLU(site.kind))
             with own.graph.inserting_before(node):
                 replacement = own.graph.call_module(f"deepreduce_fade_{index}", (source,))
+        elif shared:  # a later write into the result must not reach the ReLU's input
+            with own.graph.inserting_before(node):
+                replacement = own.graph.call_method("clone", (source,))
         else:
             replacement = source
         node.replace_all_uses_with(replacement)
@@ -73,14 +77,14 @@ def remove_relus(network: fx.GraphModule, names: Collection[str], *, fading: boo
 
 
 def set_fade(network: nn.Module, fade: float) -> None:
-    """Set how far every fading ReLU of a network is on its way: 0 is the ReLU, 1 the identity."""
+    """Set how far every fading ReLU of a network is on its way: from 0, the ReLU, to 1, the identity."""
     for module in network.modules():
         if isinstance(module, FadingReLU):
             module.fade.fill_(fade)
 
 
 def finish_fading(network: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy without fading ReLUs: each has become the identity."""
+    """Return a copy without fading ReLUs: each becomes the identity, however far it had faded."""
     own = copy.deepcopy(network)
     for node in list(own.graph.nodes):
         if node.op == "call_module" and isinstance(own.get_submodule(str(node.target)), FadingReLU):

@@ -16,14 +16,17 @@ def thin(candidate: Candidate) -> Candidate:
 def thinned_layers(stage: Stage) -> tuple[str, ...]:
     """Return the call sites of a stage that stay when it is thinned.
 
-    Every other ReLU layer goes. Of the two ways to alternate the one is taken that removes more ReLU layers behind
-    an addition: in a residual block the ReLU between the convolutions stays (as in the released networks). Where
-    both remove as many, the first layer stays.
+    Every other ReLU layer goes. The layer behind an addition ends a residual block; counted back from there, that
+    layer goes, the one before it stays, the next goes, and so on: in a block of two convolutions the ReLU between
+    them stays, as in the released networks; in a bottleneck of three the one behind the wide convolution. Where no
+    addition follows, the first layer stays, the next goes, and so on. A stage always keeps a layer.
     """
-    layers = stage.layers
-
-    def removed_after_addition(first_kept: int) -> int:
-        return sum(layer.after_addition for index, layer in enumerate(layers) if index % 2 != first_kept)
-
-    first_kept = 1 if len(layers) > 1 and removed_after_addition(1) > removed_after_addition(0) else 0
-    return tuple(layer.name for index, layer in enumerate(layers) if index % 2 == first_kept)
+    kept: list[str] = []
+    block: list[str] = []
+    for layer in stage.layers:
+        block.append(layer.name)
+        if layer.after_addition:
+            kept += reversed(block[-2::-2])
+            block = []
+    kept += block[::2]
+    return tuple(kept or [layer.name for layer in stage.layers[::2]])
