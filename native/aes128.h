@@ -29,7 +29,7 @@ typedef struct {
     __m128i round[11];
 } dr_aes_key;
 
-/* Does this processor have AES-NI, SSSE3 and SSE4.1? */
+/* Does this processor have AES-NI, SSSE3 and SSE4.1? Ask once and keep the answer: CPUID traps under a hypervisor. */
 static inline int dr_has_aes(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) {

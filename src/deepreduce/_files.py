@@ -10,11 +10,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import RunError, problem
 
 _LARGEST_JSON_BYTES = 64 * 2**20
+_LONGEST_LINE_BYTES = 2**20
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -64,24 +65,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys off, indented, atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write JSON, indented, keys in the order given, whole or not at all.
+
+    Raises:
+        RunError: if the value holds a NaN or an infinity, which JSON does not have; or as `write_bytes`.
+    """
+    write_bytes(path, (_dumps(value, path, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object; no NaN, no key twice, at most 64 MiB.
 
     Raises:
-        RunError: if it is missing, too large, or not a JSON object.
+        RunError: if it is missing, no regular file, too large, or not a JSON object.
     """
+    if not path.exists():
+        raise RunError(problem("the file must exist", got="no file", remedy="check the path", where=path))
     try:
-        if path.stat().st_size > _LARGEST_JSON_BYTES:
+        if not path.is_file():  # a pipe or a device would block, or never end
+            raise ValueError("no regular file")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_JSON_BYTES + 1)
+        if len(content) > _LARGEST_JSON_BYTES:
             raise ValueError(f"larger than {_LARGEST_JSON_BYTES:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_refuse_constant)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}, not an object")
-    except FileNotFoundError:
-        raise RunError(problem("the file must exist", got="no file", remedy="check the path", where=path)) from None
     except (ValueError, RecursionError, OSError) as error:
         raise RunError(
             problem("the file must hold one JSON object", got=error, remedy="restore it, or remove it", where=path)
@@ -114,14 +123,16 @@ def sha256_of(path: Path) -> str:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON value as a line.
+    """Append one JSON value as a line; a last line that a crash cut short is cut off first.
 
     Raises:
-        RunError: if the disk is full or the file cannot be written.
+        RunError: if the disk is full or the file cannot be written, or the value holds a NaN or an infinity.
     """
+    line = _dumps(value, path) + "\n"
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        with path.open("ab+") as file:
+            _cut_torn_line(file)
+            file.write(line.encode())
     except OSError as error:
         raise RunError(
             problem("the history must be written", got=error, remedy="free some space and run again", where=path)
@@ -129,15 +140,54 @@ def append_line(path: Path, value: Any) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a last line that a crash cut short is left out."""
+    """Read JSON lines; a last line that a crash cut short is left out, as is everything from a damaged line on.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
     if not path.exists():
         return []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise RunError(problem("the history must be readable", got=error, remedy="remove it", where=path)) from error
     values = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if isinstance(value, dict):
             values.append(value)
     return values
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    start = max(0, end - _LONGEST_LINE_BYTES)
+    file.seek(start)
+    tail = file.read()
+    if tail and not tail.endswith(b"\n"):
+        file.truncate(start + tail.rfind(b"\n") + 1)
+
+
+def _dumps(value: Any, path: Path, *, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise RunError(
+            problem(
+                "every number in a file must be finite", got=error, remedy="report this with the command", where=path
+            )
+        ) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

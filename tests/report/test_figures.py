@@ -89,7 +89,7 @@ def test_one_stage_of_few_and_of_many_layers(front, tmp_path, layers):
 
 def test_no_leftovers_and_no_half_files_where_writing_fails(front, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="can be written"):
+    with pytest.raises(RunError, match="must be written"):
         write_figures(front, tmp_path / "file")
 
 

@@ -252,7 +252,7 @@ def test_page_is_written_in_one_step(front, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match="no space is left"):
         write_page(front, path)
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.iterdir()] == ["report.html"]

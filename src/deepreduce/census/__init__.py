@@ -1,9 +1,9 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
-from ._graph import writes_in_place
+from ._graph import image_nodes, writes_in_place
 from .call_sites import CallSite, find_relus, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
-from .trace import check_trace, example_images, is_traced, trace, training_path
+from .trace import check_trace, example_images, is_traced, trace, training_path, unwrap
 
 __all__ = [
     "CallSite",
@@ -13,10 +13,12 @@ __all__ = [
     "check_trace",
     "example_images",
     "find_relus",
+    "image_nodes",
     "is_traced",
     "other_nonlinearities",
     "take_census",
     "trace",
     "training_path",
+    "unwrap",
     "writes_in_place",
 ]

@@ -23,6 +23,9 @@ _OPERATORS = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+_FLAG_POSITIONS: dict[object, int] = {
+    F.relu: 1, F.relu6: 1, F.hardtanh: 3, F.threshold: 3, F.leaky_relu: 2, F.elu: 2, F.silu: 1, F.dropout: 3,
+}  # fmt: skip
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
 
@@ -113,11 +116,13 @@ def _as_batch_norm(own: nn.Module, node: fx.Node) -> str | None:
     if len(paths) != 1 or not all(present[:2]) or present[2] != present[3]:
         return None
     path = paths.pop()
-    theirs = own.get_submodule(path)
+    theirs: Any = own.get_submodule(path)
     kind = next((k for k in (nn.BatchNorm2d, nn.BatchNorm1d, nn.BatchNorm3d) if isinstance(theirs, k)), None)
     if kind is None or type(theirs) is kind or not path or (theirs.weight is None) == present[2]:
         return None
-    plain: Any = kind(theirs.num_features, eps=argument(node, 7, "eps", 1e-5), momentum=theirs.momentum, affine=present[2])
+    plain: Any = kind(
+        theirs.num_features, eps=argument(node, 7, "eps", 1e-5), momentum=theirs.momentum, affine=present[2]
+    )
     plain.weight, plain.bias = theirs.weight, theirs.bias
     for name, value in theirs.named_buffers(recurse=False):
         plain.register_buffer(name, value)
@@ -177,9 +182,7 @@ def _clear_flag(node: fx.Node) -> bool:
     if node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
         return True
-    position = {F.relu: 1, F.relu6: 1, F.hardtanh: 3, F.threshold: 3, F.leaky_relu: 2, F.elu: 2, F.dropout: 3}.get(
-        node.target
-    )
+    position = _FLAG_POSITIONS.get(node.target)
     if position is not None and len(node.args) > position and node.args[position]:
         node.args = (*node.args[:position], False, *node.args[position + 1 :])
         return True

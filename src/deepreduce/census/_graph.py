@@ -32,9 +32,7 @@ def image_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes whose values are tensors that depend on the image; sizes and shapes are not among them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder":
-            found.add(node)
-        elif any(above in found for above in node.all_input_nodes) and not _is_size(node):
+        if node.op == "placeholder" or (any(above in found for above in node.all_input_nodes) and not _is_size(node)):
             found.add(node)
     return found
 
@@ -59,4 +57,6 @@ def is_live(node: fx.Node, live: set[fx.Node]) -> bool:
 def _is_size(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _SIZES
-    return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+    return (
+        node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+    )

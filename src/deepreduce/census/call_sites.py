@@ -53,9 +53,10 @@ _LINEAR_MODULES = {
 }  # fmt: skip
 _LINEAR_FUNCTIONS = {
     "add", "sub", "neg", "sum", "mean", "cat", "concat", "stack", "flatten", "unflatten", "view", "view_as", "reshape",
-    "reshape_as", "permute", "transpose", "t", "swapaxes", "movedim", "contiguous", "clone", "detach", "getitem", "getattr",
-    "chunk", "split", "tensor_split", "unbind", "narrow", "select", "index_select", "squeeze", "unsqueeze", "expand",
-    "expand_as", "repeat", "repeat_interleave", "roll", "flip", "pad", "to", "float", "double", "type_as", "type",
+    "reshape_as", "permute", "transpose", "t", "swapaxes", "movedim", "contiguous", "clone", "detach", "getitem",
+    "getattr", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "index_select", "squeeze", "unsqueeze",
+    "expand", "expand_as", "repeat", "repeat_interleave", "roll", "flip", "pad", "to", "float", "double", "type_as",
+    "type",
     "conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "batch_norm", "dropout", "dropout1d", "dropout2d",
     "dropout3d", "alpha_dropout", "feature_alpha_dropout", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "upsample", "pixel_shuffle",

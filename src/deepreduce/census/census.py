@@ -22,7 +22,6 @@ from ._graph import function_name, image_nodes
 from .call_sites import CallSite, find_relus, other_nonlinearities
 from .trace import check_trace, example_images, is_traced, source_line, trace
 
-
 _TRANSPARENT = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.dropout._DropoutNd,
@@ -192,7 +191,11 @@ def take_census(
         NetworkError: if the network cannot be traced, does not take such images, has no ReLU, or if the traced
             network does not compute what the network itself computes.
     """
-    traced = trace(network)
+    if is_traced(network):
+        traced = network
+    else:
+        traced = trace(network)
+        check_trace(network, traced, input)
     sites = find_relus(traced)
     notes = other_nonlinearities(traced)
     if not sites:
@@ -205,8 +208,6 @@ def take_census(
             )
         )
     layers = _layers(traced, sites, _measure(traced, input))
-    if not is_traced(network):
-        check_trace(network, traced, input)
     if stages is None:
         return Census(input, _by_resolution(layers), notes)
     made: dict[str, list[ReluLayer]] = {}

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..errors import NetworkError, problem
 from ._canonical import canonicalise
@@ -48,7 +49,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Stop at layers of PyTorch, and at a user's subclass of one that keeps its forward."""
-        inherited = type(m).forward.__module__.startswith("torch.nn.modules.") and type(m).forward is not nn.Module.forward
+        inherited = (
+            type(m).forward.__module__.startswith("torch.nn.modules.") and type(m).forward is not nn.Module.forward
+        )
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         return (super().is_leaf_module(m, module_qualified_name) or inherited) and not isinstance(m, containers)
 
@@ -72,7 +75,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
     module = unwrap(module)
     if is_traced(module):
         return copy.deepcopy(module)
-    _refuse_scripted(module)
+    _refuse_unready(module)
     try:
         own = copy.deepcopy(module).eval()
         graph = _Tracer().trace(own)
@@ -120,13 +123,26 @@ def check_trace(module: nn.Module, traced: fx.GraphModule, input: tuple[int, int
         input: channels, height and width of one image.
 
     Raises:
-        NetworkError: if the outputs differ, naming the operations in place that remain, the usual cause.
+        NetworkError: if the outputs differ, naming the operations in place, the usual cause; if they differ from one
+            run to the next; or if the weights have no memory (the `meta` device).
     """
+    if any(parameter.is_meta for parameter in traced.parameters()):
+        raise NetworkError(
+            problem(
+                "a network to reduce must have its weights in memory",
+                got="weights on the meta device",
+                remedy="load the weights first",
+                where=type(module).__name__,
+            )
+        )
     own, ours = copy.deepcopy(unwrap(module)).eval(), copy.deepcopy(traced).eval()
     images = example_images(own, input, count=2)
     images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-    with torch.no_grad():
-        expected, again, got = (network(images.clone()) for network in (own, own, ours))
+    try:
+        with torch.no_grad():
+            expected, again, got = (network(images.clone()) for network in (own, own, ours))
+    except Exception:  # it does not take such images at all: the census says where and why
+        return
     if not all(isinstance(output, Tensor) for output in (expected, again, got)):
         return
     if not _close(again, expected):
@@ -143,7 +159,7 @@ def check_trace(module: nn.Module, traced: fx.GraphModule, input: tuple[int, int
         raise NetworkError(
             problem(
                 "the traced network must give the outputs of the network itself",
-                got="other outputs; usually an operation in place on a part or another view of a tensor that is read later",
+                got="other outputs; usually of an operation in place on part of a tensor that is read later",
                 remedy="write it out of place",
                 where=", ".join(suspects) or type(module).__name__,
             )
@@ -168,7 +184,8 @@ def training_path(module: nn.Module) -> str:
         return f"the path of training cannot be traced, so the path of evaluation is trained ({_first_line(error)})"
     for one, other in zip(*paths, strict=False):
         if (one.op, str(one.target)) != (other.op, str(other.target)):
-            return f"training takes another path from {source_line(other)} on; the path of evaluation is trained"
+            place = source_line(other) or other.name
+            return f"training takes another path from {place} on; the path of evaluation is trained"
     if len(paths[0]) != len(paths[1]):
         return "training takes a longer or shorter path; the path of evaluation is trained"
     return ""
@@ -203,7 +220,17 @@ def _forget_transient(traced: fx.GraphModule) -> None:
         traced.get_submodule(path)._non_persistent_buffers_set.add(field)
 
 
-def _refuse_scripted(module: nn.Module) -> None:
+def _refuse_unready(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise NetworkError(
+                problem(
+                    "every weight of the network must have its size",
+                    got="a lazy module that has seen no image yet",
+                    remedy="run one image through the network first",
+                    where=name,
+                )
+            )
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise NetworkError(

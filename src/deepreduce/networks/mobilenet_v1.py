@@ -30,7 +30,8 @@ class SeparableBlock(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Return the block's feature maps."""
         x = self.relu1(self.bn1(self.depthwise(x)))
-        return self.relu2(self.bn2(self.pointwise(x)))
+        y: Tensor = self.relu2(self.bn2(self.pointwise(x)))
+        return y
 
 
 class MobileNetV1(nn.Module):
@@ -54,7 +55,8 @@ class MobileNetV1(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return one logit per class."""
         x = self.blocks(self.relu(self.bn1(self.conv1(x))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
 
 def mobilenet_v1(*, input: tuple[int, int, int], classes: int, alpha: float = 1.0, rho: float = 1.0) -> MobileNetV1:

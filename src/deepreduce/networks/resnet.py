@@ -35,7 +35,8 @@ class BasicBlock(nn.Module):
         """Return relu(convolutions(x) + shortcut(x))."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu2(y + self.shortcut(x))
+        z: Tensor = self.relu2(y + self.shortcut(x))
+        return z
 
 
 class ResNet(nn.Module):
@@ -66,7 +67,8 @@ class ResNet(nn.Module):
         """Return one logit per class."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
 
 def resnet18(*, input: tuple[int, int, int], classes: int, alpha: float = 1.0, rho: float = 1.0) -> ResNet:

@@ -46,7 +46,8 @@ class VGG16(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return one logit per class."""
-        return self.classifier(torch.flatten(self.features(x), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.features(x), 1))
+        return logits
 
 
 def vgg16(*, input: tuple[int, int, int], classes: int, alpha: float = 1.0, rho: float = 1.0) -> VGG16:

@@ -14,7 +14,7 @@ from ._layers import convolution, initialise, scaled, stem_stride
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU before each of two convolutions; the shortcut branches off after the first ReLU if it projects."""
+    """Batch norm and ReLU before each of two convolutions; a shortcut that projects starts after the first ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,8 @@ class PreActivationBlock(nn.Module):
         """Return convolutions(x) + shortcut(x)."""
         y = self.relu1(self.bn1(x))
         beside = self.shortcut(y if self.projects else x)
-        return self.conv2(self.relu2(self.bn2(self.conv1(y)))) + beside
+        z: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(y)))) + beside
+        return z
 
 
 class WideResNet(nn.Module):
@@ -59,7 +60,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return one logit per class."""
         x = self.group3(self.group2(self.group1(self.conv1(x))))
-        return self.fc(torch.flatten(self.avgpool(self.relu(self.bn(x))), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(self.relu(self.bn(x))), 1))
+        return logits
 
 
 def wide_resnet_22_8(*, input: tuple[int, int, int], classes: int, alpha: float = 1.0, rho: float = 1.0) -> WideResNet:

@@ -45,12 +45,17 @@ class Candidate:
             if not _STAGE.fullmatch(name):
                 raise UsageError(
                     problem(
-                        "stages are called S1, S2, and so on", got=repr(name), remedy="give a list of them", where="keep"
+                        "stages are called S1, S2, and so on",
+                        got=repr(name),
+                        remedy="give a list of them",
+                        where="keep",
                     )
                 )
         if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha <= 1:
             raise UsageError(
-                problem("alpha is above 0 and at most 1", got=self.alpha, remedy="use 0.5, as the paper does", where="alpha")
+                problem(
+                    "alpha is above 0 and at most 1", got=self.alpha, remedy="use 0.5, as the paper does", where="alpha"
+                )
             )
         if self.rho not in _RHO:
             raise UsageError(

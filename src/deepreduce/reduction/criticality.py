@@ -72,7 +72,9 @@ def measure_criticality(
             )
     if not 0 <= exponent < math.inf:
         raise UsageError(
-            problem("the exponent of C_k is at least 0", got=exponent, remedy=f"use {DEFAULT_EXPONENT}", where="exponent")
+            problem(
+                "the exponent of C_k is at least 0", got=exponent, remedy=f"use {DEFAULT_EXPONENT}", where="exponent"
+            )
         )
     least = min(accuracy[stage.name] for stage in census.stages)
     return tuple(

@@ -10,7 +10,7 @@ from .candidate import Candidate
 from .criticality import Criticality, least_critical_first
 from .culling import cull
 from .reshaping import DEFAULT_SCALES, Scale, reshape
-from .thinning import thin
+from .thinning import thin, thinned_layers
 
 Method = Callable[[Census, tuple[Criticality, ...]], tuple[Candidate, ...]]
 
@@ -21,7 +21,8 @@ def deepreduce(
     """Propose the networks of the DeepReDuce algorithm (section 3): cull, then thin, then reshape.
 
     For each culling step: the culled network, the thinned one, and the thinned one at every scale. A network with a
-    single stage cannot be culled, so there the full network is thinned and reshaped.
+    single stage cannot be culled, so there the full network is thinned and reshaped. Where every stage left has one
+    ReLU layer, thinning would change nothing and is left out.
 
     Args:
         census: of the full network.
@@ -34,11 +35,18 @@ def deepreduce(
     culled = cull(census, least_critical_first(criticality))
     proposed: list[Candidate] = []
     for step in culled or (Candidate(keep=tuple(stage.name for stage in census.stages)),):
+        thinned = thin(step) if _thinning_removes(census, step) else step
         if culled:
             proposed.append(step)
-        proposed.append(thin(step))
-        proposed.extend(reshape(thin(step), scales))
+        if thinned != step:
+            proposed.append(thinned)
+        proposed.extend(reshape(thinned, scales))
     return tuple(dict.fromkeys(proposed))
+
+
+def _thinning_removes(census: Census, candidate: Candidate) -> bool:
+    stages = [stage for stage in census.stages if stage.name in candidate.keep]
+    return any(len(thinned_layers(stage)) < len(stage.layers) for stage in stages)
 
 
 METHODS: dict[str, Method] = {"deepreduce": deepreduce}

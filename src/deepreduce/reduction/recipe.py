@@ -20,14 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from .._files import check_format, read_json, replacing, sha256_of, write_json
-from ..errors import DeepReduceError, RecipeError, problem
-from ..networks import NetworkSpec, is_reference
+from .._json import json_field, json_list
+from ..census import trace
+from ..errors import NetworkError, RecipeError, UsageError, problem
+from ..networks import NetworkSpec, build, is_reference
 from .candidate import Candidate
-from .reduced import build_fresh, census_of, make_base, removed_layers
+from .reduced import Base, build_fresh, build_full, census_of, make_base, removed_layers
 from .removal import remove_relus
 
 FORMAT, VERSION = "deepreduce.recipe", 1
 _PROBE = "deepreduce.probe"
+_MOST_MACS = 2 * 10**12  # of one image: hundreds of times ResNet50 at 224x224
+_MOST_ELEMENTS = 2**28  # of one ReLU layer: 2 GiB in float64
 
 
 @dataclass(frozen=True)
@@ -72,19 +76,30 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Recipe:
-        """Rebuild a recipe from `to_json`'s form."""
-        candidate = value["candidate"]
-        return cls(
-            spec=NetworkSpec.from_json(value["network"]),
-            candidate=None if candidate is None else Candidate.from_json(candidate),
-            relus=int(value["relus"]),
-            macs=int(value["macs"]),
-            params=int(value["params"]),
-            mean=tuple(float(x) for x in value["normalisation"]["mean"]),
-            std=tuple(float(x) for x in value["normalisation"]["std"]),
-            classes=tuple(str(x) for x in value["classes"]),
-            extra=dict(value.get("extra", {})),
+        """Rebuild a recipe from `to_json`'s form.
+
+        Raises:
+            ValueError: if a field is missing, of another type, or does not fit the others.
+            UsageError: if the network or the candidate is out of range.
+        """
+        spec = NetworkSpec.from_json(json_field(value, "network", dict))
+        normalisation = json_field(value, "normalisation", dict)
+        recipe = cls(
+            spec=spec,
+            candidate=None
+            if value.get("candidate", 0) is None
+            else Candidate.from_json(json_field(value, "candidate", dict)),
+            relus=json_field(value, "relus", int),
+            macs=json_field(value, "macs", int),
+            params=json_field(value, "params", int),
+            mean=tuple(json_list(normalisation, "mean", float, length=spec.input[0])),
+            std=tuple(json_list(normalisation, "std", float, length=spec.input[0])),
+            classes=tuple(json_list(value, "classes", str, length=spec.classes)),
+            extra=json_field(value, "extra", dict) if "extra" in value else {},
         )
+        if min(recipe.std) <= 0:
+            raise ValueError("the field 'std' must be above 0")
+        return recipe
 
 
 def save_network(folder: Path, network: nn.Module, recipe: Recipe) -> None:
@@ -96,20 +111,23 @@ def save_network(folder: Path, network: nn.Module, recipe: Recipe) -> None:
         recipe: what it is.
 
     Raises:
+        NetworkError: if the network's outputs are not finite; nothing is written then.
         RunError: if the disk is full or the folder cannot be written.
     """
     probe = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *recipe.spec.input)).astype(np.float32))
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    with replacing(folder / "weights.safetensors") as temporary:
-        save_file({**tensors, _PROBE: probe}, temporary)
     value = recipe.to_json()
     value["probe"] = {"sha256": probe_hash(network, probe)}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    with replacing(folder / "weights.safetensors") as temporary:
+        save_file({**tensors, _PROBE: probe}, temporary)
     value["weights_sha256"] = sha256_of(folder / "weights.safetensors")
     write_json(folder / "recipe.json", value)
 
 
 def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[fx.GraphModule, Recipe]:
     """Rebuild a saved network and prove that it is the one that was saved.
+
+    Nothing that the files say makes this program import code, or reserve memory for more weights than the files hold.
 
     Args:
         folder: holds `recipe.json` and `weights.safetensors`.
@@ -121,7 +139,7 @@ def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[
 
     Raises:
         RecipeError: if a file is damaged, was changed, or does not fit the network.
-        RunError: if a file is missing or of another format.
+        RunError: if `recipe.json` is missing or of another format.
     """
     folder = Path(folder)
     path, weights = folder / "recipe.json", folder / "weights.safetensors"
@@ -129,12 +147,13 @@ def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[
     check_format(value, FORMAT, VERSION, path)
     try:
         recipe = Recipe.from_json(value)
-        expected_weights, expected_probe = str(value["weights_sha256"]), str(value["probe"]["sha256"])
-    except (KeyError, TypeError, ValueError, AttributeError, DeepReduceError) as error:
+        expected_weights = json_field(value, "weights_sha256", str)
+        expected_probe = json_field(json_field(value, "probe", dict), "sha256", str)
+    except (ValueError, UsageError) as error:
         raise RecipeError(
             problem(
                 "a recipe must be complete and in range",
-                got=f"{type(error).__name__}: {error}",
+                got=error,
                 remedy="restore the file as it was saved",
                 where=path,
             )
@@ -148,20 +167,35 @@ def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[
                 where=path,
             )
         )
-    if not weights.exists() or sha256_of(weights) != expected_weights:
+    if not weights.is_file() or sha256_of(weights) != expected_weights:
         raise RecipeError(
             problem(
                 "the weights must be those that were saved with the recipe",
-                got="another hash" if weights.exists() else "no file",
+                got="another hash" if weights.is_file() else "no file",
                 remedy="restore weights.safetensors as it was saved",
                 where=weights,
             )
         )
     tensors = read_tensors(weights)
     probe = tensors.pop(_PROBE, None)
-    rebuilt = rebuild(recipe, network)
-    load_tensors(rebuilt, tensors, weights)
-    if probe is None or tuple(probe.shape[1:]) != recipe.spec.input or probe_hash(rebuilt, probe) != expected_probe:
+    if probe is None or tuple(probe.shape) != (2, *recipe.spec.input) or probe.dtype != torch.float32:
+        raise RecipeError(
+            problem(
+                "the weights must hold a probe of two images of the network's size",
+                got="none" if probe is None else f"{tuple(probe.shape)} {probe.dtype}",
+                remedy="restore weights.safetensors as it was saved",
+                where=weights,
+            )
+        )
+    try:
+        rebuilt = rebuild(recipe, network)
+        load_tensors(rebuilt, tensors, weights)
+        found_probe = probe_hash(rebuilt, probe)
+    except (NetworkError, UsageError) as error:
+        raise RecipeError(
+            problem("the network of the recipe must be buildable", got=error, remedy="restore the folder", where=path)
+        ) from error
+    if found_probe != expected_probe:
         raise RecipeError(
             problem(
                 "the rebuilt network must give the outputs that were recorded on the probe",
@@ -174,21 +208,49 @@ def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[
 
 
 def rebuild(recipe: Recipe, network: nn.Module | None = None) -> fx.GraphModule:
-    """Build a recipe's network without its weights, and check its ReLU count."""
-    base = make_base(recipe.spec, network)
-    if recipe.candidate is None:
-        return base.network
-    relus = census_of(base, recipe.candidate).relus
-    if relus != recipe.relus:
+    """Build a recipe's network without its weights, and check its counts.
+
+    Args:
+        recipe: what to build.
+        network: the full network, where it is not a reference network.
+
+    Returns:
+        The network; a reference network lies on the `meta` device, without memory, until `load_tensors` fills it.
+
+    Raises:
+        RecipeError: if its counts are not those of the recipe, or it is too large to be run here.
+        NetworkError, UsageError: if it cannot be built.
+    """
+    if network is None:
+        with torch.device("meta"):
+            return _rebuild(recipe, make_base(recipe.spec, trace(build(recipe.spec))))
+    return _rebuild(recipe, make_base(recipe.spec, network))
+
+
+def _rebuild(recipe: Recipe, base: Base) -> fx.GraphModule:
+    census = base.census if recipe.candidate is None else census_of(base, recipe.candidate)
+    if (census.relus, census.params) != (recipe.relus, recipe.params):
         raise RecipeError(
             problem(
-                "the rebuilt network must have the ReLUs that the recipe states",
-                got=f"{relus:,} instead of {recipe.relus:,}",
+                "the rebuilt network must have the ReLUs and parameters that the recipe states",
+                got=f"{census.relus:,} and {census.params:,} instead of {recipe.relus:,} and {recipe.params:,}",
                 remedy="use the code of the network that was saved",
                 where=recipe.spec.name,
             )
         )
-    return remove_relus(build_fresh(base, recipe.candidate), removed_layers(base, recipe.candidate))
+    if census.macs > _MOST_MACS or max(layer.size for layer in census.layers) > _MOST_ELEMENTS:
+        raise RecipeError(
+            problem(
+                "a saved network must be small enough to be proved by running it",
+                got=f"{census.macs:,} MACs for one image of {'x'.join(map(str, recipe.spec.input))}",
+                remedy="check where the recipe comes from",
+                where=recipe.spec.name,
+            )
+        )
+    if recipe.candidate is None:
+        return base.network
+    full = build_fresh(base, recipe.candidate) if base.reference else build_full(base, recipe.candidate)
+    return remove_relus(full, removed_layers(base, recipe.candidate))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -198,6 +260,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         RecipeError: if it is damaged or hostile; safetensors checks every offset before it reads.
     """
     try:
+        if not path.is_file():
+            raise ValueError("no such file")
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise RecipeError(
@@ -208,8 +272,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_tensors(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Load a state dictionary after checking that names, shapes and types are exactly those of the network.
 
+    Args:
+        network: filled in place; on the `meta` device it takes the tensors themselves.
+        tensors: by name.
+        where: the file they come from, for the message.
+
     Raises:
-        RecipeError: naming the first difference.
+        RecipeError: naming the first difference, or the first tensor that holds a NaN.
     """
     own = network.state_dict()
     different = sorted(set(own) ^ set(tensors))
@@ -217,16 +286,21 @@ def load_tensors(network: nn.Module, tensors: dict[str, Tensor], where: Path) ->
         name = different[0]
         got = f"{name!r} is missing" if name in own else f"{name!r} is unknown to the network"
     else:
-        wrong = [n for n in own if own[n].shape != tensors[n].shape or own[n].dtype != tensors[n].dtype]
-        if not wrong:
-            network.load_state_dict(tensors)
-            return
-        name = wrong[0]
-        got = f"{name!r} is {tuple(tensors[name].shape)} {tensors[name].dtype}, not {tuple(own[name].shape)} {own[name].dtype}"
+        different = [n for n in own if own[n].shape != tensors[n].shape or own[n].dtype != tensors[n].dtype]
+        if different:
+            name = different[0]
+            theirs, ours = tensors[name], own[name]
+            got = f"{name!r} is {tuple(theirs.shape)} {theirs.dtype}, not {tuple(ours.shape)} {ours.dtype}"
+        else:
+            different = [n for n in own if tensors[n].isnan().any()]
+            if not different:
+                network.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in own.values()))
+                return
+            got = f"{different[0]!r} holds a NaN"
     raise RecipeError(
         problem(
             "the weights must fit the network tensor by tensor",
-            got=f"{got} ({len(different) or len(wrong)} in all)",
+            got=f"{got} ({len(different)} in all)",
             remedy="use the weights that were trained for this network",
             where=where,
         )
@@ -238,9 +312,24 @@ def probe_hash(network: nn.Module, probe: Float[Tensor, "n channels height width
 
     They are computed in float64 and rounded to a ten-thousandth of the largest, so that every machine, with any
     number of threads, finds the same hash.
+
+    Args:
+        network: in any mode, on any device; not changed.
+        probe: images, at least one.
+
+    Raises:
+        NetworkError: if an output is not finite.
     """
     own = copy.deepcopy(network).cpu().double().eval()
     with torch.no_grad():
-        outputs = own(probe.double()).numpy()
+        outputs = own(probe.double().contiguous()).numpy()
+    if not np.isfinite(outputs).all():
+        raise NetworkError(
+            problem(
+                "the outputs of a network on its probe must be finite",
+                got="NaN or infinity",
+                remedy="train it again with a lower learning rate",
+            )
+        )
     scale = max(float(np.abs(outputs).max()), 1e-30)
     return hashlib.sha256(np.round(outputs / scale * 1e4).astype("<i4").tobytes()).hexdigest()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field, replace
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-from ..census import Census, take_census, trace
+from ..census import Census, check_trace, example_images, is_traced, take_census, trace, training_path, unwrap
 from ..errors import NetworkError, UsageError, near_misses, problem
 from ..networks import NetworkSpec, build, is_reference
 from .candidate import Candidate
@@ -23,31 +25,54 @@ class Base:
         spec: its name and sizes.
         network: traced, with the weights it was built or trained with.
         census: its ReLUs, MACs and parameters.
+        reference: whether it is the reference network of that name, whose builder takes alpha and rho.
     """
 
     spec: NetworkSpec
     network: fx.GraphModule
     census: Census
+    reference: bool
+    _scaled: dict[tuple[float, float], Census] = field(default_factory=dict, compare=False, repr=False)
 
 
 def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
     """Build (unless given), trace and count the full network.
 
+    Args:
+        spec: what it is called, the size of its images, and its classes.
+        network: the network itself; not changed. Its weights are taken over in float32, on the CPU.
+
     Raises:
         NetworkError: if it cannot be traced, does not take such images, gives other than one logit per class, or has
-            no ReLU.
+            no ReLU; or if the traced network does not compute what the network computes.
+        UsageError: if no network has this name.
     """
-    traced = trace(build(spec) if network is None else network)
+    twin = _reference_twin(spec) if is_reference(spec.name) else None
+    if network is None and twin is not None:
+        full = copy.deepcopy(twin)
+        full.load_state_dict(build(spec).state_dict(), assign=True)
+        return Base(spec, full, take_census(twin, spec.input), reference=True)
+    own = build(spec) if network is None else network
+    traced = trace(own)
+    if twin is not None and _same_network(twin, traced):
+        return Base(spec, traced, take_census(twin, spec.input), reference=True)
+    notes: list[str] = []
+    if not is_traced(own):
+        check_trace(own, traced, spec.input)
+        notes += _notes(own, traced)
+    if any(p.is_floating_point() and p.dtype != torch.float32 for p in traced.parameters()):
+        notes.append("the weights are converted to float32")
+    traced = traced.cpu().float()
     census = take_census(traced, spec.input)
     _check_logits(traced, spec)
-    return Base(spec, traced, census)
+    return Base(spec, traced, replace(census, notes=(*census.notes, *notes)), reference=False)
 
 
 def kept_layers(base: Base, candidate: Candidate) -> set[str]:
     """Return the call sites at which a candidate keeps its ReLUs.
 
     Raises:
-        UsageError: if the candidate names a stage or call site that the network lacks.
+        UsageError: if the candidate names a stage or call site that the network lacks, or thinning has no effect.
     """
     stages = {stage.name: stage for stage in base.census.stages}
     for name in candidate.keep:
@@ -71,10 +96,19 @@ def kept_layers(base: Base, candidate: Candidate) -> set[str]:
                 where="drop",
             )
         )
-    kept: set[str] = set()
-    for name in candidate.keep:
-        stage = stages[name]
-        kept |= set(thinned_layers(stage)) if candidate.thin else {layer.name for layer in stage.layers}
+    kept = {layer.name for name in candidate.keep for layer in stages[name].layers}
+    if candidate.thin and candidate.keep:
+        thinned = {layer for name in candidate.keep for layer in thinned_layers(stages[name])}
+        if thinned == kept:
+            raise UsageError(
+                problem(
+                    "thinning must remove ReLU layers",
+                    got=f"{', '.join(candidate.keep)} with one ReLU layer each",
+                    remedy="leave out thinning, or keep a stage with more layers",
+                    where="thin",
+                )
+            )
+        kept = thinned
     return kept - set(candidate.drop)
 
 
@@ -86,22 +120,27 @@ def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
     Raises:
         NetworkError: if this network cannot be reshaped so.
     """
-    network: nn.Module = base.network
+    network = base.network
     if candidate.alpha != 1:
-        network = trace(scale_channels(network, candidate.alpha, base.spec.input))
+        network = scale_channels(network, candidate.alpha, base.spec.input)
     if candidate.rho != 1:
-        network = scale_resolution(trace(network), candidate.rho)
-        if is_reference(base.spec.name):
+        network = scale_resolution(network, candidate.rho)
+        if base.reference:
             network = _with_weights_of(base.spec, candidate, network)
-    return trace(network)
+        else:
+            _check_resolution(network, base.spec, candidate.rho)
+    return trace(network) if network is base.network else network
 
 
 def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
     """Build the candidate's network with all ReLUs and freshly drawn weights: no warm start.
 
     A user's own network draws its weights in its own constructor; modules without `reset_parameters` keep theirs.
+
+    Raises:
+        NetworkError: if this network cannot be reshaped so.
     """
-    if is_reference(base.spec.name):
+    if base.reference:
         return trace(build(base.spec, alpha=candidate.alpha, rho=candidate.rho))
     network = build_full(base, candidate)
     for module in network.modules():
@@ -114,22 +153,35 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
 def census_of(base: Base, candidate: Candidate) -> Census:
     """Count what a candidate keeps; stages carry the names they have in the full network.
 
+    Counts are remembered by alpha and rho, because a search asks for the same scales again and again.
+
     Raises:
-        UsageError: if the candidate removes nothing, or names what is not there.
+        UsageError: if the candidate removes nothing, a step of it has no effect, or it names what is not there.
         NetworkError: if this network cannot be reshaped so.
     """
     kept = kept_layers(base, candidate)
-    if candidate.alpha == 1 and candidate.rho == 1:
-        census = base.census.keeping(kept)
-    else:
-        stages = {layer.name: stage for stage in base.census.stages for layer in stage.layers}
-        census = take_census(build_full(base, candidate), base.spec.input, stages=stages).keeping(kept)
+    full = base.census.keeping(kept)
+    scale = candidate.alpha, candidate.rho
+    reshaped = scale != (1.0, 1.0)
+    census = full
+    if reshaped:
+        if scale not in base._scaled:
+            base._scaled[scale] = _count_scaled(base, candidate)
+        census = base._scaled[scale].keeping(kept)
     if census.relus == base.census.relus:
         raise UsageError(
             problem(
                 "a candidate must have fewer ReLUs than the full network",
                 got=f"{candidate.label}: {census.relus:,} of {base.census.relus:,}",
                 remedy="keep fewer stages, thin, or set alpha or rho below 1",
+            )
+        )
+    if reshaped and census.relus == full.relus > 0:
+        raise UsageError(
+            problem(
+                "reshaping must remove ReLUs",
+                got=f"{candidate.label}: {census.relus:,} before and after",
+                remedy="leave alpha and rho at 1 for these stages",
             )
         )
     return census
@@ -156,6 +208,29 @@ def build_candidate(base: Base, candidate: Candidate, *, warm: bool = True, fadi
     return remove_relus(full, removed_layers(base, candidate), fading=fading)
 
 
+def _count_scaled(base: Base, candidate: Candidate) -> Census:
+    """Count the network at the candidate's alpha and rho."""
+    stages = {layer.name: stage for stage in base.census.stages for layer in stage.layers}
+    if base.reference:
+        network = _reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho)
+    else:
+        network = build_full(base, candidate)
+    return take_census(network, base.spec.input, stages=stages)
+
+
+def _reference_twin(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> fx.GraphModule:
+    """Build and trace a reference network without memory for its weights: enough to count, in no time."""
+    with torch.device("meta"):
+        return trace(build(spec, alpha=alpha, rho=rho))
+
+
+def _same_network(twin: fx.GraphModule, traced: fx.GraphModule) -> bool:
+    """Tell whether a network is the reference network of its name, and not a user's that only has the same name."""
+    shapes = [{name: (t.shape, t.dtype) for name, t in network.state_dict().items()} for network in (twin, traced)]
+    calls = [[(node.op, str(node.target)) for node in network.graph.nodes] for network in (twin, traced)]
+    return shapes[0] == shapes[1] and calls[0] == calls[1]
+
+
 def _with_weights_of(spec: NetworkSpec, candidate: Candidate, scaled: fx.GraphModule) -> fx.GraphModule:
     """Build a reference network at alpha and rho and give it the weights of its scaled twin wherever shapes agree.
 
@@ -163,18 +238,44 @@ def _with_weights_of(spec: NetworkSpec, candidate: Candidate, scaled: fx.GraphMo
     """
     network = trace(build(spec, alpha=candidate.alpha, rho=candidate.rho))
     own = network.state_dict()
-    taken = {name: value for name, value in scaled.state_dict().items() if name in own and own[name].shape == value.shape}
+    taken = {
+        name: value for name, value in scaled.state_dict().items() if name in own and own[name].shape == value.shape
+    }
     network.load_state_dict({**own, **taken})
     return network
 
 
-def _check_logits(traced: fx.GraphModule, spec: NetworkSpec) -> None:
-    import torch
-    from torch import Tensor
+def _notes(network: nn.Module, traced: fx.GraphModule) -> list[str]:
+    """Say what of the user's network is not carried over."""
+    used = {name for name, _ in traced.named_parameters(remove_duplicate=False)}
+    unused = [name for name, _ in unwrap(network).named_parameters() if name not in used]
+    notes = []
+    if unused:
+        notes.append(
+            f"parameters that evaluation does not use are left out: {', '.join(unused[:3])} ({len(unused)} in all)"
+        )
+    path = training_path(network)
+    return [*notes, path] if path else notes
 
+
+def _check_resolution(network: fx.GraphModule, spec: NetworkSpec, rho: float) -> None:
+    try:
+        _check_logits(network, spec)
+    except Exception as error:  # any operator's own error
+        raise NetworkError(
+            problem(
+                f"the network must run with its resolution scaled by {rho:g}",
+                got=f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
+                remedy="leave rho at 1, or end the network with global average pooling",
+                where=spec.name,
+            )
+        ) from error
+
+
+def _check_logits(traced: fx.GraphModule, spec: NetworkSpec) -> None:
     was_training = traced.training
     with torch.no_grad():
-        output = traced.eval()(torch.zeros(1, *spec.input))
+        output = traced.eval()(example_images(traced, spec.input))
     traced.train(was_training)
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (1, spec.classes):

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deepreduce._files import write_bytes
 from deepreduce.errors import missing_extra
 from deepreduce.report import _words as words
 from deepreduce.report._stages import Scale, map_rows
-from deepreduce.report._write import write_atomically
 from deepreduce.report.front import Json, candidates, check_front, front_entries, shared_split
 
 GREEN, INK, FAINT, BLUE = "#2f8f57", "#222826", "#9aa39e", "#2b5f9e"
@@ -67,7 +67,7 @@ def write_figures(front: Json, folder: Path) -> list[Path]:
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
                 path = Path(folder) / f"{name}.{kind}"
-                write_atomically(path, buffer.getvalue())
+                write_bytes(path, buffer.getvalue())
                 written.append(path)
     return written
 

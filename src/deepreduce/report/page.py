@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deepreduce._files import write_bytes
 from deepreduce.errors import missing_extra
 from deepreduce.report._page_data import chart_data, page_data
-from deepreduce.report._write import write_atomically
 from deepreduce.report.front import Json, check_front
 
 _FOLDER = Path(__file__).parent
@@ -28,7 +28,7 @@ def write_page(front: Json, path: Path) -> None:
         MissingExtraError: plotly or jinja2 is not installed.
     """
     # Replacing lone surrogates, which JSON can carry and UTF-8 cannot.
-    write_atomically(Path(path), render_page(front).encode("utf-8", "replace"))
+    write_bytes(Path(path), render_page(front).encode("utf-8", "replace"))
 
 
 def render_page(front: Json) -> str:

@@ -88,7 +88,9 @@ def check_bits(bits: Any, *, most: int = MAX_BATCH) -> Bytes:
     vector = np.ascontiguousarray(bits).view(np.uint8)
     if vector.size and int(vector.max()) > 1:
         raise TransferError(
-            problem("choice bits must be 0 or 1", got="a larger value", remedy="pass one bit per element, not packed bytes")
+            problem(
+                "choice bits must be 0 or 1", got="a larger value", remedy="pass one bit per element, not packed bytes"
+            )
         )
     return vector
 

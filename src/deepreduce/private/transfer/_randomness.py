@@ -26,4 +26,6 @@ class SeededForTests:
     def __call__(self, length: int) -> bytes:
         """Return the next `length` bytes."""
         self._calls += 1
-        return hashlib.shake_128(len(self._seed).to_bytes(8, "little") + self._seed + self._calls.to_bytes(8, "little")).digest(length)
+        return hashlib.shake_128(
+            len(self._seed).to_bytes(8, "little") + self._seed + self._calls.to_bytes(8, "little")
+        ).digest(length)

@@ -13,10 +13,10 @@ the group is RFC 9496. The transfers are random: nobody chooses what is sent.
 
 Why it hides what it must, between semi-honest parties:
 
-* The choice: R_i is a uniform point for either value of c_i (up to 2^-250, b_i being nonzero and R_i not the identity),
-  whatever the sender can compute.
-* The other key: its hash input contains b a B + a^2 B or b a B - a^2 B with a known multiple b; who finds it finds a^2 B
-  from a B, which is as hard as computational Diffie-Hellman. H is SHA-256 in the random oracle model.
+* The choice: R_i is a uniform point for either value of c_i (up to 2^-250, for b_i is not zero and R_i not the
+  identity), whatever the sender can compute.
+* The other key: its hash input contains b a B - a^2 B (c = 0) or b a B + a^2 B (c = 1) with b known to the receiver;
+  who finds it finds a^2 B from a B, which is as hard as computational Diffie-Hellman. H is SHA-256 as a random oracle.
 
 Every point that arrives is checked: 32 bytes, the one canonical encoding (RFC 9496, section 4.3.1), not the identity.
 Session, index, and both points are hashed, so keys of different transfers and set-ups are unrelated. Against parties
@@ -33,14 +33,18 @@ import hashlib
 import os
 
 import numpy as np
-import rbcl
 
-from deepreduce.errors import problem
+from deepreduce.errors import missing_extra, problem
 
 from ._errors import Bytes, TransferError, check_bits, check_count, check_session
 from ._randomness import Random
 from ._state import SingleUse
 from .messages import MAX_BASE, POINT_BYTES, SECURITY, BaseChoices, BaseOffer
+
+try:
+    import rbcl  # type: ignore[import-untyped]
+except ImportError as error:
+    raise missing_extra("rbcl", "private", purpose="oblivious transfer") from error
 
 _DOMAIN = b"deepreduce base transfer, v1\0\0\0\0"
 _IDENTITY = bytes(POINT_BYTES)
@@ -84,7 +88,9 @@ def new_session(*, _random: Random = os.urandom) -> bytes:
     return _random(16)
 
 
-def offer_base(session: bytes, count: int = SECURITY, *, _random: Random = os.urandom) -> tuple[BaseSenderState, BaseOffer]:
+def offer_base(
+    session: bytes, count: int = SECURITY, *, _random: Random = os.urandom
+) -> tuple[BaseSenderState, BaseOffer]:
     """Step 1, sender: draw the secret scalar and offer A = a B.
 
     Args:
@@ -155,7 +161,8 @@ def finish_base_sender(state: BaseSenderState, choices: BaseChoices) -> Bytes:
         raise _foreign("step 3 needs BaseChoices", type(choices).__name__)
     if choices.session != offer.session or len(choices.points) != offer.count:
         raise _foreign(
-            "the choices must be of the offered session and count", f"another session, or {len(choices.points)} transfers"
+            "the choices must be of the offered session and count",
+            f"another session, or {len(choices.points)} transfers",
         )
     points = [row.tobytes() for row in choices.points]
     for index, point in enumerate(points):

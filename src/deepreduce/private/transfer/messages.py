@@ -23,7 +23,7 @@ With k = 4 a set-up takes 72 + 4,136 + 3,112 bytes, and a batch of n transfers 4
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -136,7 +136,7 @@ class BaseChoices:
         view, _, _, count, session = _open(data, b"OTR1")
         check_count(count, most=MAX_BASE, what="base transfers")
         _check_size(view, HEADER_BYTES + POINT_BYTES * count)
-        points = np.frombuffer(view, dtype=np.uint8, offset=HEADER_BYTES).reshape(count, POINT_BYTES)
+        points = np.frombuffer(view, dtype=np.uint8)[HEADER_BYTES:].reshape(count, POINT_BYTES)
         return cls(session, points.copy())
 
 
@@ -171,8 +171,7 @@ class TreeSums:
         if count != SECURITY:
             _refuse(f"TreeSums must count {SECURITY} base transfers", count)
         _check_size(view, tree_sums_bytes(k))
-        sums = np.frombuffer(view, dtype=np.uint8, count=len(view) - HEADER_BYTES, offset=HEADER_BYTES) if k > 1 else None
-        body = np.zeros(0, dtype=np.uint8) if sums is None else sums.copy()
+        body = np.frombuffer(view, dtype=np.uint8)[HEADER_BYTES:].copy()
         return cls(session, k, body.reshape(SECURITY // k, k - 1, 2, 16))
 
 
@@ -194,7 +193,7 @@ class Corrections:
     position: int
     count: int
     rows: Bytes
-    frame: Bytes | None = None
+    frame: Bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_session(self.session)
@@ -215,7 +214,7 @@ class Corrections:
     def encode(self) -> memoryview:
         """Return the message as a read-only view of 40 + 16 (128/k) ceil(n/128) bytes."""
         if self.frame is not None:
-            return memoryview(self.frame).toreadonly()
+            return self.frame.data.toreadonly()
         header = _HEADER.pack(b"OTC1", self.field_bits, self.position, self.count, self.session)
         return memoryview(header + self.rows.tobytes())
 
@@ -235,11 +234,11 @@ class Corrections:
 
 def check_position(position: int, blocks: int) -> None:
     """Raise TransferError unless blocks position ... position + blocks - 1 lie within one set-up's budget."""
-    if not 0 <= position <= MAX_POSITION or position + blocks > MAX_POSITION:
+    if not isinstance(position, int) or position < 0 or position + blocks > MAX_POSITION:
         raise TransferError(
             problem(
                 f"one set-up serves at most {MAX_POSITION} blocks of 128 transfers",
-                got=f"blocks {position} to {position + blocks}",
+                got=f"{blocks} blocks from {position!r} on",
                 remedy="run a new set-up with fresh base transfers",
             )
         )
@@ -249,16 +248,16 @@ def _open(data: object, kind: bytes) -> tuple[memoryview, int, int, int, bytes]:
     """Split off and check the header; return the whole message, field bits, position, count, and session."""
     if not isinstance(data, bytes | bytearray | memoryview):
         _refuse("a message must be bytes, bytearray, or memoryview", type(data).__name__)
-    view = memoryview(data)
-    if not view.c_contiguous:
-        _refuse("a message must lie in one piece of memory", "a strided view")
-    view = view.cast("B")
+    try:
+        view = memoryview(data).cast("B")
+    except (TypeError, ValueError):
+        _refuse("a message must be plain bytes in one piece of memory", "a view of another kind")
     if len(view) < HEADER_BYTES:
         _refuse(f"a message must have at least its {HEADER_BYTES}-byte header", f"{len(view)} bytes")
     got, field_bits, position, count, session = _HEADER.unpack_from(view)
     if got != kind:
         _refuse(f"the message must be of kind {kind.decode()}", got)
-    if kind == b"OTC1" or kind == b"OTT1":
+    if kind in (b"OTC1", b"OTT1"):
         check_field_bits(field_bits)
     elif field_bits:
         _refuse("a message of the base transfers has no field", field_bits)

@@ -1,0 +1,37 @@
+"""Circuits as data: a builder that counts AND gates, arithmetic in two's complement, what private inference needs."""
+
+from .builder import FALSE, TRUE, Builder
+from .circuit import (
+    BitOutput,
+    Circuit,
+    InputGroup,
+    Owner,
+    Term,
+    WordOutput,
+    evaluate_plain,
+    from_bits,
+    input_bits,
+    to_bits,
+)
+from .functions import arg_max, clip, max_pool, relu, rescale
+
+__all__ = [
+    "FALSE",
+    "TRUE",
+    "BitOutput",
+    "Builder",
+    "Circuit",
+    "InputGroup",
+    "Owner",
+    "Term",
+    "WordOutput",
+    "arg_max",
+    "clip",
+    "evaluate_plain",
+    "from_bits",
+    "input_bits",
+    "max_pool",
+    "relu",
+    "rescale",
+    "to_bits",
+]

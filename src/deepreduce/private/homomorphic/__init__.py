@@ -1,0 +1,67 @@
+"""Homomorphic linear layers: the client's share goes in encrypted, its share of the output comes back.
+
+The parts: `layer` (shapes), `packing` (convolution as products of polynomials), `tiling` (which cut is cheapest),
+`noise` (why the answer hides the weights), `parameters`, `scheme` (the edge to SEAL), `wire` (messages), `client`,
+`server`, `weights`, `pool`.
+
+    plan = plan_layer(Layer(64, 64, 32, 32, (3, 3), (1, 1), (1, 1)))
+    parameters = choose_parameters([plan], ring_bits=27, weight_bits=8)
+    keys = generate_keys(parameters)                                              # client
+    prepared = prepare_weights(parameters, plan, weights, weight_bits=8)          # server, once per model
+    share = draw_share(parameters, plan.layer.in_shape)
+    message = request(keys, plan, share)
+    response = respond(prepared, PublicKey.of(keys), message)
+    receive(keys, response.answer) + response.share                               # = W * share mod 2^27
+"""
+
+from .client import draw_share, generate_keys, receive, request
+from .errors import (
+    HomomorphicError,
+    LayerError,
+    MessageError,
+    ParameterError,
+    PoolError,
+    WeightsError,
+)
+from .layer import Layer
+from .noise import check_total
+from .packing import Plan
+from .parameters import Parameters, check_budget, choose_parameters
+from .pool import Pool
+from .scheme import Keys
+from .server import Response, respond
+from .tiling import plan_layer
+from .weights import PreparedWeights, prepare_weights
+from .wire import Answer, PublicKey, Request, answer_size, key_size, request_size
+
+__all__ = [
+    "Answer",
+    "HomomorphicError",
+    "Keys",
+    "Layer",
+    "LayerError",
+    "MessageError",
+    "ParameterError",
+    "Parameters",
+    "Plan",
+    "Pool",
+    "PoolError",
+    "PreparedWeights",
+    "PublicKey",
+    "Request",
+    "Response",
+    "WeightsError",
+    "answer_size",
+    "check_budget",
+    "check_total",
+    "choose_parameters",
+    "draw_share",
+    "generate_keys",
+    "key_size",
+    "plan_layer",
+    "prepare_weights",
+    "receive",
+    "request",
+    "request_size",
+    "respond",
+]

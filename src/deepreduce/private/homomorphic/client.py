@@ -1,0 +1,130 @@
+"""The client's side of a homomorphic linear layer: it owns the keys, encrypts its share and decrypts its answer.
+
+Offline, per inference and layer, with x = x_C + x_S the layer's input in Z_2^k:
+
+    client                                             server
+    x_C, fresh and uniform                             W
+    `request`: Enc(x_C)               ------------>    `respond`: draws s
+    `receive`: y_C = W x_C - s        <------------    Enc(W x_C - s), blinded (`noise.py`)
+
+so that online the server alone computes y_S = W x_S + s, and y_C + y_S = W x. One input may be sent once and used by
+several layers of the same geometry only if they are one layer with more output channels; otherwise each has its own.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from ...errors import problem
+from .errors import LayerError
+from .packing import Plan, Words
+from .parameters import Parameters
+from .pool import Pool, run, shares
+from .scheme import Keys, scheme
+from .wire import Answer, Request, read_answer, write_ciphertext
+
+
+def generate_keys(parameters: Parameters) -> Keys:
+    """Draw fresh keys from the operating system's randomness.
+
+    Args:
+        parameters: what both parties agreed on; one pair of keys per set of parameters.
+
+    Returns:
+        The keys; `PublicKey.of(keys)` is the message for the server.
+    """
+    return scheme(parameters).keys()
+
+
+def draw_share(parameters: Parameters, shape: tuple[int, ...]) -> Words:
+    """Draw a uniform mask, elements of Z_2^k, from the operating system's randomness.
+
+    Args:
+        parameters: set k.
+        shape: of the mask.
+
+    Returns:
+        Numbers below 2^k.
+    """
+    count = int(np.prod(shape))
+    drawn = np.frombuffer(os.urandom(8 * count), "<u8").reshape(shape)
+    return drawn & np.uint64((1 << parameters.ring_bits) - 1)
+
+
+def request(keys: Keys, plan: Plan, share: Words, *, pool: Pool | None = None) -> Request:
+    """Encrypt the client's share of a layer's input. Every share must be fresh: `noise.py` relies on it.
+
+    Args:
+        keys: the client's keys.
+        plan: the layer's plan.
+        share: x_C, shape (in_channels, height, width), numbers below 2^k.
+        pool: worker processes; without one this process does the work.
+
+    Returns:
+        The message for the server.
+
+    Raises:
+        LayerError: the share has another shape, or a number is out of the ring.
+        PoolError: a worker died.
+    """
+    if share.dtype != np.uint64 or (share.size and int(share.max()) >> keys.parameters.ring_bits):
+        raise LayerError(
+            problem(
+                f"a share must hold unsigned 64-bit numbers below 2^{keys.parameters.ring_bits}",
+                got=f"{share.dtype}, up to {share.max()}",
+                remedy="reduce it modulo 2^k",
+            )
+        )
+    polynomials = plan.encode_input(share)
+    jobs = [(keys, polynomials[part.start : part.stop]) for part in shares(plan.requests, pool)]
+    bodies = [body for part in run(pool, _encrypt, jobs) for body in part]
+    return Request(keys.parameters, plan, bodies)
+
+
+def receive(keys: Keys, answer: Answer, *, pool: Pool | None = None) -> Words:
+    """Decrypt the client's share of a layer's output.
+
+    Args:
+        keys: the keys that made the request.
+        answer: the server's message.
+        pool: worker processes; without one this process does the work.
+
+    Returns:
+        y_C, shape (out_channels, out_height, out_width), numbers below 2^k.
+
+    Raises:
+        MessageError: the answer has words out of range.
+        PoolError: a worker died.
+    """
+    plan = answer.plan
+    found = np.zeros(plan.layer.outputs, np.uint64)
+    places = [place for place, _ in plan.results]
+    jobs = [
+        (keys, answer.bodies[part.start : part.stop], places[part.start : part.stop])
+        for part in shares(plan.answers, pool)
+    ]
+    values = [one for part in run(pool, _decrypt, jobs) for one in part]
+    for (_, indices), some in zip(plan.results, values, strict=True):
+        found[indices] = some
+    return found.reshape(plan.layer.out_shape)
+
+
+def _encrypt(keys: Keys, polynomials: Words) -> list[bytes]:
+    """Encrypt some polynomials; one worker's job."""
+    seal = scheme(keys.parameters)
+    encryptor, secret = seal.encryptor(keys), seal.secret_weights(keys)
+    return [write_ciphertext(keys.parameters, *seal.encrypt(one, encryptor, secret)) for one in polynomials]
+
+
+def _decrypt(keys: Keys, bodies: list[bytes], places: list[np.ndarray[tuple[int], np.dtype[np.int32]]]) -> list[Words]:
+    """Decrypt some answers and return their results in the order of `Plan.results`; one worker's job."""
+    seal = scheme(keys.parameters)
+    decryptor = seal.decryptor(keys)
+    found = []
+    for body, place in zip(bodies, places, strict=True):
+        words = read_answer(keys.parameters, body, place)
+        plaintext = decryptor.decrypt(seal.ciphertext(words, "answer"))
+        found.append(seal.values(plaintext)[place])
+    return found

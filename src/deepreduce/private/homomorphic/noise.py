@@ -1,0 +1,135 @@
+"""Why the answer hides the weights, and how much noise that costs.
+
+*What has to be hidden.* The client owns the secret key and knows its own ciphertexts (c_0, c_1) with their noise e.
+The server's sum of products is (sum w c_0, sum w c_1): from c_1 alone, or from the noise w * e after decryption, the
+client would solve linear equations for w. The message itself, W x - s, is masked by the server's uniform s on *every*
+coefficient, so also on those that hold partial sums. What remains are the two polynomials and the noise.
+
+*Both steps are needed.* Let u, e_0, e_1 be the randomness of a fresh public-key encryption of zero, (a, b = -(a S + e))
+the client's public key, S its secret key, F the flood. Up to SEAL's rounding the answer decrypts like
+
+    d_1 = sum w c_1 + a u + e_1
+    d_0 = -d_1 S + (q / t) (W x - s) + [ w * (e + rounding) + e_0 - e u + e_1 S ] + F        (mod q)
+
+1. *Re-randomisation* hides w in d_1: a u + e_1 is a ring-LWE sample whose secret u is the server's. It looks uniform
+   although the client knows S, because u does not depend on S. Without it, d_1 is a linear equation for w.
+   Flooding alone adds to d_0 only and would leave d_1 as it is.
+2. *Flooding* hides the bracket, which holds w * e in the clear for the owner of S, and with e_0 - e u + e_1 S also
+   hints on the u that step 1 relies on. F is uniform on 2^f integers per coefficient, and a shift by b moves a uniform
+   distribution by the statistical distance |b| / 2^f. Re-randomisation alone would leave w * e to be read.
+
+So the answer is simulated from the client's output alone: draw d_1 uniformly, F uniformly, set d_0 by the equation
+without the bracket. The simulation is off by the ring-LWE advantage plus the sum of |b| / 2^f over all coefficients
+sent. Switching to a smaller modulus, dropping low bits and leaving coefficients out are functions of what is already
+simulated; they lose nothing.
+
+*How much flooding.* `flood_bits_needed` returns the least f that satisfies both
+
+    (i)  2^f >= 2^41 |b| for the largest |b| that any weights and any noise SEAL can draw would make: 40 bits over the
+         worst case, for each coefficient on its own;
+    (ii) the sum over 2^23 coefficients (all answers of one inference) of E|b| / 2^f is at most 2^-40, where the
+         expectation is over the client's own honest noise, known to it, with the worst weights.
+
+(ii) bounds the distance of the whole view of an inference, for a client that encrypts as the protocol says. Parameters
+flood with all the room they have, so the true f is mostly larger.
+
+*How large the noise is.* SEAL draws e from a centred binomial distribution on [-21, 21] with variance 10.5; the
+rounding of (q / t) m adds at most 1/2, uniform and independent of everything because x is a fresh uniform mask. A
+coefficient of the answer adds up at most n weights below 2^(w-1) in size (n counts all output channels and groups that
+share the polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| <= 21.5 n 2^(w-1), and on average at
+most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) / t. The public-key encryption is drawn modulo q P and divided by the special
+prime P: (21 + 2 * 21 N) / P + (1 + N) / 2. One more unit covers the rounding of s.
+
+*What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
+semi-honest model; it can get more out of the bracket than (i) and (ii) say. Running times are not equalised.
+
+Sources: flooding for circuit privacy: Gentry, "A fully homomorphic encryption scheme", 2009, section 8.1, and Asharov
+et al., "Multiparty computation with low communication, computation and interaction via threshold FHE", Eurocrypt 2012,
+lemma 1 ("smudging"). Re-randomise and flood, for linear layers: Juvekar, Vaikuntanathan, Chandrakasan, "GAZELLE",
+USENIX Security 2018, and Huang et al., "Cheetah", USENIX Security 2022. An exact analysis for products with a plaintext: de
+Castro, Juvekar, Vaikuntanathan, "Fast vector oblivious linear evaluation from ring learning with errors", WAHC 2021.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ...errors import problem
+from .errors import ParameterError
+from .packing import Plan
+
+STATISTICAL_BITS = 40
+"""The view of an inference may differ from its simulation by at most 2^-40, in statistical distance."""
+
+ANSWER_BITS = 23
+"""log2 of the number of coefficients that all answers of one inference may send, for which (ii) is stated."""
+
+SPECIAL_BITS = 30
+"""Bits of SEAL's special prime P, which the keys have and the ciphertexts do not."""
+
+_LARGEST_ERROR = 21
+"""SEAL's noise: the difference of two binomials of 21 coins each."""
+
+_ERROR_SIGMA = 3.3
+"""Above the square root of 21/2 (the noise) + 1/12 (the rounding of the message)."""
+
+
+def weights_noise(plan: Plan, weight_bits: int) -> float:
+    """Return the largest noise that weights can make in one coefficient: 21.5 n 2^(w-1).
+
+    Args:
+        plan: the layer's plan; counts the weights that meet in one coefficient.
+        weight_bits: w; weights are in [-2^(w-1), 2^(w-1)).
+    """
+    return (_LARGEST_ERROR + 0.5) * plan.weights_per_answer * 2.0 ** (weight_bits - 1)
+
+
+def blinding_noise(degree: int) -> float:
+    """Return the largest noise of the encryption of zero, plus one unit for the rounding of s."""
+    fresh = _LARGEST_ERROR + 2 * _LARGEST_ERROR * degree
+    return fresh / 2.0 ** (SPECIAL_BITS - 1) + (1 + degree) / 2 + 1
+
+
+def mean_noise(plan: Plan, weight_bits: int, ring_bits: int) -> float:
+    """Return an upper bound for the average size of the noise of one coefficient, for the worst weights."""
+    largest = 2.0 ** (weight_bits - 1)
+    count = plan.weights_per_answer
+    product = _ERROR_SIGMA * math.sqrt(count) * largest + count * largest / 2.0**ring_bits
+    return product + blinding_noise(plan.degree)
+
+
+def flood_bits_needed(plan: Plan, *, weight_bits: int, ring_bits: int) -> int:
+    """Return the least f for which the answers of a layer hide its weights.
+
+    Args:
+        plan: the layer's plan.
+        weight_bits: w; weights are in [-2^(w-1), 2^(w-1)). Public.
+        ring_bits: k, the ring is Z_2^k.
+
+    Returns:
+        f, the number of random bits in the flood of one coefficient.
+    """
+    worst = weights_noise(plan, weight_bits) + blinding_noise(plan.degree)
+    each = STATISTICAL_BITS + 1 + math.log2(worst)
+    together = STATISTICAL_BITS + ANSWER_BITS + math.log2(mean_noise(plan, weight_bits, ring_bits))
+    return math.ceil(max(each, together))
+
+
+def check_total(plans: list[Plan]) -> None:
+    """Refuse a program whose answers send more coefficients than (ii) allows for.
+
+    Args:
+        plans: the plans of all linear layers of one inference, times its images.
+
+    Raises:
+        ParameterError: there are more than 2^23 results.
+    """
+    total = sum(plan.layer.outputs for plan in plans)
+    if total > 1 << ANSWER_BITS:
+        raise ParameterError(
+            problem(
+                f"the linear layers of one inference must have at most {1 << ANSWER_BITS:,} outputs together",
+                got=f"{total:,}",
+                remedy="run fewer images at once: beyond this the flooding hides less than it states",
+            )
+        )

@@ -1,0 +1,300 @@
+"""Worker processes for the homomorphic work, because SEAL keeps Python's global lock while it computes.
+
+Every worker is a spawned process at the end of a pipe of its own, fed by one thread of the owner. So
+
+* a worker that dies (killed, out of memory) fails the one job it held, with `PoolError`, and is replaced;
+* a job that overruns its deadline is ended by killing its worker; nothing waits without a limit;
+* the pipe breaks when the owner dies, however it dies, and the workers then end by themselves;
+* Ctrl-C reaches the owner alone, which closes the pool on its way out.
+
+Jobs and results are pickled between processes of one owner; nothing of the other party's is ever unpickled. As with
+every spawned process, a script that uses a pool keeps its own work under `if __name__ == "__main__"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import multiprocessing.util
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ...errors import problem
+from .errors import PoolError
+
+R = TypeVar("R")
+
+_START_SECONDS = 60.0
+"""How long a fresh worker may take to report that it is there."""
+
+_WATCH_SECONDS = 5.0
+"""How often an idle worker looks whether its owner still lives; a broken pipe mostly tells it sooner."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    future: Future[Any]
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass
+class _State:
+    """What the feeding threads share; they do not hold the pool itself, so that a forgotten pool ends."""
+
+    deadline_seconds: float
+    jobs: queue.SimpleQueue[_Job | None] = field(default_factory=queue.SimpleQueue)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    processes: set[BaseProcess] = field(default_factory=set)
+    closed: bool = False
+
+
+class Pool:
+    """A fixed number of worker processes; several threads may use one pool.
+
+    Args:
+        workers: number of processes; by default the cores that this process may use.
+        deadline_seconds: longest time that one job may run.
+
+    Raises:
+        ValueError: an argument is not positive.
+    """
+
+    def __init__(self, workers: int | None = None, *, deadline_seconds: float = 600.0) -> None:
+        count = len(os.sched_getaffinity(0)) if workers is None else workers
+        if count < 1 or not 0 < deadline_seconds <= threading.TIMEOUT_MAX:
+            raise ValueError(
+                problem(
+                    "a pool must have at least one worker and a positive deadline",
+                    got=f"{workers} workers, {deadline_seconds} seconds",
+                    remedy="leave both out for one worker per core and ten minutes",
+                )
+            )
+        self.workers = count
+        self._state = _State(deadline_seconds)
+        self._threads = [threading.Thread(target=_feed, args=(self._state,), daemon=True) for _ in range(count)]
+        self._finalizer = multiprocessing.util.Finalize(self, _end, (self._state, count), exitpriority=10)
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that are there; each starts with its first job."""
+        with self._state.lock:
+            return [process.pid for process in self._state.processes if process.pid is not None]
+
+    def submit(self, function: Callable[..., R], *arguments: Any) -> Future[R]:
+        """Have one worker call a function.
+
+        Args:
+            function: a function of a module.
+            arguments: its arguments, which can be pickled.
+
+        Returns:
+            A future with the result, with the function's own exception, or with `PoolError`.
+
+        Raises:
+            PoolError: the pool is closed.
+        """
+        future: Future[R] = Future()
+        with self._state.lock:
+            if self._state.closed:
+                raise _closed()
+            self._state.jobs.put(_Job(future, function, arguments))
+        return future
+
+    def map(self, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
+        """Call a function once per tuple of arguments and return the results in order.
+
+        Raises:
+            PoolError: a worker died or overran its deadline.
+            Exception: what the function raised, the first in order; the other jobs run on.
+        """
+        futures = [self.submit(function, *arguments) for arguments in jobs]
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """End all workers at once; jobs that have not finished fail with `PoolError`. May be called twice."""
+        self._finalizer()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=10)
+
+
+def run(pool: Pool | None, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
+    """Run jobs in a pool, or one after the other in this process without one."""
+    if pool is None:
+        return [function(*arguments) for arguments in jobs]
+    return pool.map(function, jobs)
+
+
+def shares(count: int, pool: Pool | None) -> list[range]:
+    """Cut the numbers below `count` into one contiguous share per worker."""
+    parts = min(count, pool.workers if pool else 1)
+    bounds = [count * part // parts for part in range(parts + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(bounds)]
+
+
+def _end(state: _State, count: int) -> None:
+    """Close a pool: fail what waits, kill what runs, send the threads home."""
+    with state.lock:
+        state.closed = True
+        waiting = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.append(state.jobs.get_nowait())
+        for _ in range(count):
+            state.jobs.put(None)
+        for process in state.processes:
+            process.kill()
+    for job in waiting:
+        if job is not None and job.future.set_running_or_notify_cancel():
+            job.future.set_exception(_closed())
+
+
+def _feed(state: _State) -> None:
+    """Hand jobs to one worker, which is started when it is needed and replaced when it is gone."""
+    worker: _Worker | None = None
+    while (job := state.jobs.get()) is not None:
+        if not job.future.set_running_or_notify_cancel():
+            continue
+        try:
+            if worker is None or not worker.process.is_alive():
+                if worker is not None:
+                    worker.discard()
+                worker = None
+                worker = _Worker(state)
+            result = worker.call(job)
+        except _WorkerGone as gone:
+            if worker is not None:
+                worker.discard()
+                worker = None
+            job.future.set_exception(_closed() if state.closed else gone.reason)
+        except BaseException as error:  # it belongs to whoever waits for the job
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+        del job
+    if worker is not None:
+        worker.discard()
+
+
+class _WorkerGone(Exception):  # noqa: N818 - it never leaves this module
+    """The worker is of no more use; `reason` is for whoever waits."""
+
+    def __init__(self, reason: PoolError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class _Worker:
+    """One process and the owner's end of its pipe."""
+
+    def __init__(self, state: _State) -> None:
+        self.state = state
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs, os.getpid()), daemon=True)
+        with theirs, state.lock:
+            if state.closed:
+                raise _WorkerGone(_closed())
+            self.process.start()
+            state.processes.add(self.process)
+        with self._limit(_START_SECONDS, "start"):
+            self.pipe.recv()
+
+    def call(self, job: _Job) -> Any:
+        """Send a job and wait for what comes of it."""
+        with self._limit(self.state.deadline_seconds, f"call {job.function.__name__}"):
+            self.pipe.send((job.function, job.arguments))
+            good, result = self.pipe.recv()
+        if not good:
+            raise result
+        return result
+
+    @contextlib.contextmanager
+    def _limit(self, seconds: float, what: str) -> Any:
+        """Kill the worker at the deadline, and turn a broken pipe into `_WorkerGone`."""
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            self.process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            self.process.join(timeout=5)
+            if late.is_set():
+                got, remedy = f"more than {seconds:g} seconds", "give the pool a longer deadline, or fewer jobs at once"
+            else:
+                got = f"it ended with exit code {self.process.exitcode}"
+                remedy = "run again; -9 mostly means that memory ran out, 1 at the start that the script lacks its "
+                remedy += "'if __name__ == \"__main__\"'"
+            reason = PoolError(problem(f"a worker must live to {what}", got=got, remedy=remedy))
+            raise _WorkerGone(reason) from error
+        finally:
+            timer.cancel()
+
+    def discard(self) -> None:
+        """Make sure that the process is gone."""
+        self.process.kill()
+        self.process.join(timeout=5)
+        self.pipe.close()
+        with self.state.lock:
+            self.state.processes.discard(self.process)
+
+
+def _work(pipe: Connection[Any, Any], owner: int) -> None:
+    """Do jobs until the pipe breaks or the owner is gone; the body of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send("ready")
+        while True:
+            while not pipe.poll(_WATCH_SECONDS):
+                if os.getppid() != owner:
+                    return
+            try:
+                function, arguments = pipe.recv()
+                answer = (True, function(*arguments))
+            except (EOFError, OSError):
+                raise
+            except BaseException as error:
+                answer = (False, error)
+            _reply(pipe, answer)
+
+
+def _reply(pipe: Connection[Any, Any], answer: tuple[bool, Any]) -> None:
+    """Send a result; one that cannot be pickled is described instead."""
+    try:
+        pipe.send(answer)
+    except (EOFError, OSError):
+        raise
+    except Exception as error:
+        what = problem("a job must return something that can be pickled", got=error, remedy="return plain data")
+        pipe.send((False, PoolError(what if answer[0] else f"{type(answer[1]).__name__}: {answer[1]}")))
+
+
+def _closed() -> PoolError:
+    return PoolError(problem("the pool must be open", got="a closed pool", remedy="open another one"))

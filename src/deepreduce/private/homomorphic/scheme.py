@@ -1,0 +1,283 @@
+"""The thin edge to SEAL: contexts, keys, and the way of numbers in and out of its objects.
+
+SEAL's own serialised form is used inside a process only. It is rebuilt from a header that SEAL wrote itself and words
+that were checked to be below their primes, so that SEAL's parser never meets a byte of the other party.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from ...errors import problem
+from ._seal import seal
+from .errors import MessageError, ParameterError
+from .packing import Words
+from .parameters import Parameters
+
+SEED_BYTES = 64
+"""SEAL's generator takes a seed of eight words; the second polynomial of a request is expanded from it."""
+
+Form = Literal["coefficients", "transformed", "answer"]
+"""Of a ciphertext: coefficients or NTT values modulo all data primes, or coefficients modulo the first."""
+
+_LIMB_BITS = 48
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A client's keys for one set of parameters.
+
+    Attributes:
+        parameters: the parameters.
+        secret: NTT values of the secret key modulo all primes. Whoever has them can decrypt.
+        public: NTT values of the public key, for the server.
+    """
+
+    parameters: Parameters
+    secret: bytes = field(repr=False)
+    public: bytes = field(repr=False)
+
+
+class Scheme:
+    """SEAL's context for some parameters; `scheme` keeps one per process and parameters."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        n = parameters.degree
+        chosen = seal.EncryptionParameters(seal.scheme_type.bfv)
+        chosen.set_poly_modulus_degree(n)
+        bits = [*parameters.prime_bits, parameters.special_bits]
+        chosen.set_coeff_modulus(seal.CoeffModulus.Create(n, bits))
+        chosen.set_plain_modulus(1 << parameters.ring_bits)
+        self.context = seal.SEALContext(chosen, True, seal.sec_level_type.tc128)
+        qualifiers = self.context.first_context_data().qualifiers()
+        if not self.context.parameters_set() or qualifiers.sec_level != seal.sec_level_type.tc128:
+            raise ParameterError(
+                problem(
+                    "SEAL must accept the parameters as 128-bit secure",
+                    got=f"{parameters}: {self.context.parameter_error_message()}",
+                    remedy="use seal-python 4.4 and parameters from choose_parameters",
+                )
+            )
+        self.key_primes = tuple(modulus.value() for modulus in chosen.coeff_modulus())
+        self.primes = self.key_primes[:-1]
+        self.evaluator = seal.Evaluator(self.context)
+        self.first = self.context.first_parms_id()
+        self._read_formats()
+
+    def _read_formats(self) -> None:
+        """Take the headers of SEAL's serialised objects from objects that it made."""
+        n, count = self.parameters.degree, len(self.primes)
+        keys = seal.KeyGenerator(self.context)
+        secret, public = keys.secret_key(), keys.create_public_key()
+        self._secret_header = secret.to_string()[: -8 * n * (count + 1)]
+        self._public_header = public.to_string()[: -16 * n * (count + 1)]
+        fresh = seal.Encryptor(self.context, public).encrypt_zero()
+        last = self.evaluator.mod_switch_to(fresh, self.context.last_parms_id())
+        transformed = self.evaluator.transform_to_ntt(fresh)
+        self._headers: dict[Form, bytes] = {
+            "coefficients": _raw(fresh)[: -16 * n * count],
+            "transformed": _raw(transformed)[: -16 * n * count],
+            "answer": _raw(last)[: -16 * n],
+        }
+        plain = seal.Plaintext(n)
+        self._plain_header = _raw(plain)[: -8 * n]
+        self._weights_header = _raw(self.evaluator.transform_to_ntt(plain, self.first))[: -8 * n * count]
+        probe = np.arange(n * count, dtype=np.uint64).reshape(count, n)
+        if not np.array_equal(self.words(self.seeded(probe, bytes(SEED_BYTES)))[0], probe):
+            raise ParameterError(
+                problem(
+                    "SEAL must read back the ciphertexts that it is given",
+                    got="a version with another serialised form",
+                    remedy="install seal-python 4.4",
+                )
+            )
+
+    def keys(self) -> Keys:
+        """Draw a fresh pair of keys; SEAL seeds its generators from the operating system."""
+        generator = seal.KeyGenerator(self.context)
+        secret = generator.secret_key().to_string()[len(self._secret_header) :]
+        public = generator.create_public_key().to_string()[len(self._public_header) :]
+        return Keys(self.parameters, secret, public)
+
+    def encryptor(self, keys: Keys) -> seal.Encryptor:
+        """Return the symmetric encryptor of a client."""
+        return seal.Encryptor(self.context, self._secret(keys.secret))
+
+    def decryptor(self, keys: Keys) -> seal.Decryptor:
+        """Return the decryptor of a client."""
+        return seal.Decryptor(self.context, self._secret(keys.secret))
+
+    def public_encryptor(self, public: bytes) -> seal.Encryptor:
+        """Return the encryptor for a client's public key, whose words must be in range."""
+        return seal.Encryptor(self.context, self.context.from_public_str(self._public_header + public))
+
+    def secret_weights(self, keys: Keys) -> seal.Plaintext:
+        """Return the secret key as a polynomial that ciphertexts can be multiplied by."""
+        size = 8 * self.parameters.degree * len(self.primes)
+        return self.weights(keys.secret[:size])
+
+    def _secret(self, secret: bytes) -> seal.SecretKey:
+        return self.context.from_secret_str(self._secret_header + secret)
+
+    def plaintext(self, values: Words) -> seal.Plaintext:
+        """Return a message; `values` holds N ring elements below 2^k."""
+        found = seal.Plaintext()
+        found.load_bytes(self.context, self._plain_header + values.astype("<u8", copy=False).tobytes())
+        return found
+
+    def values(self, plaintext: seal.Plaintext) -> Words:
+        """Return the N ring elements of a message."""
+        words = np.frombuffer(_raw(plaintext), "<u8", offset=len(self._plain_header))
+        found = np.zeros(self.parameters.degree, np.uint64)
+        found[: words.size] = words
+        return found
+
+    def transform(self, values: Words) -> bytes:
+        """Return the NTT values of a polynomial of weights given modulo t: data primes times N words of 8 bytes."""
+        plain = self.evaluator.transform_to_ntt(self.plaintext(values), self.first)
+        return _raw(plain)[len(self._weights_header) :]
+
+    def weights(self, transformed: bytes) -> seal.Plaintext:
+        """Return what `transform` made as a polynomial that ciphertexts can be multiplied by."""
+        found = seal.Plaintext()
+        found.load_bytes(self.context, self._weights_header + transformed)
+        return found
+
+    def words(self, ciphertext: seal.Ciphertext) -> Words:
+        """Return the words of a ciphertext: polynomial (2), prime, coefficient."""
+        raw = _raw(ciphertext)
+        primes = ciphertext.coeff_modulus_size()
+        words = np.frombuffer(raw, "<u8", offset=len(self._headers["coefficients"]))
+        return words.reshape(2, primes, self.parameters.degree)
+
+    def ciphertext(self, words: Words, form: Form) -> seal.Ciphertext:
+        """Return the ciphertext with these words, all of which must be below their primes."""
+        found = seal.Ciphertext()
+        found.load_bytes(self.context, self._headers[form] + words.astype("<u8", copy=False).tobytes())
+        return found
+
+    def seeded(self, first: Words, seed: bytes) -> seal.Ciphertext:
+        """Return the transformed ciphertext of a polynomial (prime, coefficient) and one expanded from a seed.
+
+        SEAL reads a ciphertext of half the size with a seed after it: outer header of 16 bytes with the total size in
+        its last eight, the members, an array header of 16 bytes with its size, the count, the words, a header and the
+        kind of the generator (1: BLAKE2xb), the seed.
+        """
+        header = self._headers["transformed"]
+        size = 8 * first.size
+        magic = header[:8]
+        array = magic + struct.pack("<QQ", 24 + size, first.size) + first.astype("<u8", copy=False).tobytes()
+        generator = magic + struct.pack("<QB", 17 + SEED_BYTES, 1) + seed
+        members = header[16:-24]
+        total = 16 + len(members) + len(array) + len(generator)
+        found = seal.Ciphertext()
+        found.load_bytes(self.context, magic + struct.pack("<Q", total) + members + array + generator)
+        return found
+
+    def encrypt(self, values: Words, encryptor: seal.Encryptor, secret: seal.Plaintext) -> tuple[Words, bytes]:
+        """Encrypt N ring elements so that the second polynomial is given by a fresh seed.
+
+        SEAL draws (c_0, c_1) with its own noise; with a the expansion of the seed and S the secret key, the pair
+        (c_0 + (c_1 - a) S, a) has the same message and the same noise. All in NTT values.
+
+        Returns:
+            The words of the first polynomial (prime, coefficient), and the seed.
+        """
+        drawn = self.evaluator.transform_to_ntt(encryptor.encrypt_symmetric(self.plaintext(values)))
+        seed = os.urandom(SEED_BYTES)
+        zero = np.zeros((len(self.primes), self.parameters.degree), np.uint64)
+        rebased = self.words(self.evaluator.sub(drawn, self.seeded(zero, seed)))
+        both = self.ciphertext(np.stack([rebased[1], rebased[1]]), "transformed")
+        product = self.words(self.evaluator.multiply_plain(both, secret))[0]
+        return add_modulo(rebased[0], product, self.primes), seed
+
+    def flood(self) -> Words:
+        """Draw one flood: N integers uniform on [-2^(f-1), 2^(f-1)), from the operating system, modulo the primes.
+
+        Returns:
+            Shape (prime, coefficient).
+        """
+        n, bits = self.parameters.degree, self.parameters.flood_bits
+        limbs = []
+        for low in range(0, bits, _LIMB_BITS):
+            octets = np.zeros((n, 8), np.uint8)
+            octets[:, :6] = np.frombuffer(os.urandom(6 * n), np.uint8).reshape(n, 6)
+            limbs.append(octets.view("<u8").ravel() & np.uint64((1 << min(_LIMB_BITS, bits - low)) - 1))
+        found = np.empty((len(self.primes), n), np.uint64)
+        for line, prime in zip(found, self.primes, strict=True):
+            line[:] = (-(1 << (bits - 1))) % prime
+            for place, limb in enumerate(limbs):
+                scaled = multiply_modulo(limb, pow(2, _LIMB_BITS * place, prime), prime)
+                line += scaled
+                line -= np.uint64(prime) * (line >= prime)
+        return found
+
+
+@functools.lru_cache(maxsize=8)
+def scheme(parameters: Parameters) -> Scheme:
+    """Return this process's context for some parameters.
+
+    Raises:
+        ParameterError: SEAL does not take them.
+    """
+    return Scheme(parameters)
+
+
+def add_modulo(a: Words, b: Words, primes: tuple[int, ...]) -> Words:
+    """Add residues below their primes; the primes run along the first axis."""
+    modulus = np.array(primes, np.uint64)[:, None]
+    total = a + b
+    total -= modulus * (total >= modulus)
+    return total
+
+
+def multiply_modulo(a: Words, factor: int, prime: int) -> Words:
+    """Multiply numbers below 2^48 by a constant below a prime of at most 60 bits, modulo that prime.
+
+    The quotient comes from a double: a is exact in it, factor / prime and the product are each rounded once, so its
+    error is below 2^48 2^-52, and the remainder, computed modulo 2^64, is off by one prime at most.
+    """
+    quotient = (a.astype(np.float64) * (factor / prime)).astype(np.uint64)
+    rest = (a * np.uint64(factor) - quotient * np.uint64(prime)).view(np.int64)
+    rest += prime * (rest < 0)
+    rest -= prime * (rest >= prime)
+    return rest.view(np.uint64)
+
+
+def pack(words: Words, size: int) -> bytes:
+    """Return the low `size` bytes of every word, little endian."""
+    octets = words.astype("<u8", copy=False).reshape(-1, 1).view(np.uint8)
+    return np.ascontiguousarray(octets[:, :size]).tobytes()
+
+
+def unpack(data: bytes | memoryview, size: int, bound: int, *, what: str) -> Words:
+    """Return the words that `pack` wrote, all of which must be below a bound.
+
+    Raises:
+        MessageError: a word is not below the bound.
+    """
+    octets = np.frombuffer(data, np.uint8).reshape(-1, size)
+    words = np.zeros((octets.shape[0], 8), np.uint8)
+    words[:, :size] = octets
+    found = words.view("<u8").ravel().astype(np.uint64, copy=False)
+    if found.size and int(found.max()) >= bound:
+        raise MessageError(
+            problem(
+                f"every word of {what} must be below its modulus",
+                got=f"a word of {int(found.max()).bit_length()} bits",
+                remedy="drop the connection: the other party is broken or hostile",
+            )
+        )
+    return found
+
+
+def _raw(thing: seal.Plaintext | seal.Ciphertext) -> bytes:
+    write = thing.to_bytes if isinstance(thing, seal.Plaintext) else thing.to_string
+    return bytes(write(seal.compr_mode_type.none))

@@ -1,0 +1,148 @@
+"""The server's side of a homomorphic linear layer: weights prepared once per model, answers blinded every time.
+
+The steps of an answer, in order: sum of products, minus a uniform s on all N coefficients through a fresh public-key
+encryption, plus the flood, switch to the smallest modulus, drop what the client does not read. `noise.py` says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...errors import problem
+from ._seal import seal
+from .client import draw_share
+from .errors import MessageError
+from .packing import Words
+from .pool import Pool, run, shares
+from .scheme import Scheme, scheme
+from .weights import PreparedWeights
+from .wire import Answer, PublicKey, Request, read_ciphertext, write_answer
+
+
+@dataclass(frozen=True)
+class Response:
+    """What an answer leaves with the server.
+
+    Attributes:
+        answer: the message for the client.
+        share: s, shape (out_channels, out_height, out_width), numbers below 2^k; the server adds it to W x_S online.
+            Secret, and good for one inference.
+    """
+
+    answer: Answer
+    share: Words = field(repr=False)
+
+
+def respond(
+    prepared: PreparedWeights, public_key: PublicKey, request: Request, *, pool: Pool | None = None
+) -> Response:
+    """Multiply a client's encrypted share by the layer's weights, subtract a fresh random share, and blind the result.
+
+    Args:
+        prepared: the layer's weights.
+        public_key: the client's public key.
+        request: the client's message.
+        pool: worker processes; without one this process does the work. Prepared weights that lie in a file are read
+            there by the workers; others are sent to them with every job.
+
+    Returns:
+        The answer and the server's share.
+
+    Raises:
+        MessageError: key, request and weights do not belong together, or a word is out of range.
+        PoolError: a worker died.
+    """
+    plan = prepared.plan
+    if not prepared.parameters == public_key.parameters == request.parameters or plan != request.plan:
+        raise MessageError(
+            problem(
+                "weights, public key and request must have the same parameters and plan",
+                got=f"{prepared.parameters}, {public_key.parameters}, {request.parameters}",
+                remedy="answer a request with the weights of the layer that it names",
+            )
+        )
+    order = sorted(range(plan.answers), key=lambda answer: _inputs(prepared, answer))  # equal inputs side by side
+    jobs = []
+    for part in shares(plan.answers, pool):
+        answers = order[part.start : part.stop]
+        needed = {number for answer in answers for number in _inputs(prepared, answer)}
+        jobs.append((prepared, public_key, {number: request.bodies[number] for number in needed}, answers))
+    share = np.zeros(plan.layer.outputs, np.uint64)
+    bodies: list[bytes] = [b""] * plan.answers
+    for some in run(pool, _answer, jobs):
+        for answer, body, mask in some:
+            bodies[answer] = body
+            share[plan.results[answer][1]] = mask
+    return Response(Answer(prepared.parameters, plan, bodies), share.reshape(plan.layer.out_shape))
+
+
+def _inputs(prepared: PreparedWeights, answer: int) -> list[int]:
+    """Return the requests that an answer adds up."""
+    plan = prepared.plan
+    group_tile, _, band = plan.answer_place(answer)
+    return [plan.request_of(group_tile, plane_tile, band) for plane_tile in range(plan.plane_tiles)]
+
+
+def _answer(
+    prepared: PreparedWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: list[int]
+) -> list[tuple[int, bytes, Words]]:
+    """Make some answers: number, body and the server's share of its results; one worker's job."""
+    plan, parameters = prepared.plan, prepared.parameters
+    context = scheme(parameters)
+    encryptor = context.public_encryptor(public_key.words)
+    inputs = {number: context.seeded(*read_ciphertext(parameters, body)) for number, body in bodies.items()}
+    found = []
+    for answer in answers:
+        mask = draw_share(parameters, (plan.degree,))
+        product = multiply(prepared, inputs, answer)
+        blinded = blind(context, encryptor, product, mask)
+        smallest = context.evaluator.mod_switch_to(blinded, context.context.last_parms_id())
+        places = plan.results[answer][0]
+        body = write_answer(parameters, context.words(smallest)[:, 0], places)
+        found.append((answer, body, mask[places]))
+    return found
+
+
+def multiply(prepared: PreparedWeights, inputs: dict[int, seal.Ciphertext], answer: int) -> seal.Ciphertext | None:
+    """Return the sum of the products of one answer, in coefficients; None if all its weights are zero.
+
+    It reveals the weights to the owner of the secret key: it must not leave the server unless it went through `blind`.
+    """
+    plan, evaluator = prepared.plan, scheme(prepared.parameters).evaluator
+    group_tile, channel_tile, _ = plan.answer_place(answer)
+    total: seal.Ciphertext | None = None
+    for plane_tile, number in enumerate(_inputs(prepared, answer)):
+        weights = prepared.polynomial(group_tile, channel_tile, plane_tile)
+        if weights is None:
+            continue
+        product = evaluator.multiply_plain(inputs[number], weights)
+        if total is None:
+            total = product
+        else:
+            evaluator.add_inplace(total, product)
+    if total is not None:
+        evaluator.transform_from_ntt_inplace(total)
+    return total
+
+
+def blind(context: Scheme, encryptor: seal.Encryptor, product: seal.Ciphertext | None, mask: Words) -> seal.Ciphertext:
+    """Return an encryption of the product minus the mask that reveals nothing else to the owner of the secret key.
+
+    Args:
+        context: the scheme.
+        encryptor: for the client's public key.
+        product: what `multiply` returned.
+        mask: s on all N coefficients, uniform and fresh.
+
+    Returns:
+        A ciphertext in coefficients modulo all data primes.
+    """
+    ring = np.uint64((1 << context.parameters.ring_bits) - 1)
+    fresh = encryptor.encrypt(context.plaintext((np.uint64(0) - mask) & ring))
+    flood = np.stack([context.flood(), np.zeros((len(context.primes), mask.size), np.uint64)])
+    context.evaluator.add_inplace(fresh, context.ciphertext(flood, "coefficients"))
+    if product is not None:
+        context.evaluator.add_inplace(fresh, product)
+    return fresh

@@ -1,0 +1,140 @@
+"""The operations of a program: what both parties know of each step.
+
+Every operation but `Circuit` is linear over the integers mod 2^k, so that each party applies it to its own share.
+Shapes are of one image, without the batch dimension; feature maps are (channels, height, width), vectors (elements,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int32]
+
+RELU, RELU6, RESCALE = "relu", "relu6", "rescale"
+MAX, MAX_RELU, MAX_RELU6, ARGMAX = "max", "max_relu", "max_relu6", "argmax"
+CIRCUIT_KINDS = (RELU, RELU6, RESCALE, MAX, MAX_RELU, MAX_RELU6, ARGMAX)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """2-D cross-correlation with secret weights: the server's own, offline under encryption for the client's share.
+
+    Attributes:
+        weight_shape: outputs, inputs / groups, kernel height, kernel width.
+        stride, dilation: (vertical, horizontal).
+        padding: zeros at (top, bottom, left, right); a negative number cuts rows or columns away.
+        groups: as in PyTorch; equal to the inputs for a depthwise convolution.
+    """
+
+    weight_shape: tuple[int, int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Product of a secret matrix, `weight_shape` = (outputs, inputs), and a vector."""
+
+    weight_shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SumPool:
+    """Sum over windows, times a public whole number; the average's division is in the fraction bits. Local.
+
+    Attributes:
+        kernel, stride: (vertical, horizontal).
+        padding: as in `Convolution`.
+        factor: what the sum is multiplied by, at least 1.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    factor: int = 1
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sum of all inputs, input j times signs[j] · 2^shifts[j] (and the server's bias, if any). Local."""
+
+    shifts: tuple[int, ...]
+    signs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Concatenate:
+    """The inputs one after another along `axis` of the shape, input j times 2^shifts[j]. Local."""
+
+    axis: int
+    shifts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same elements in the same order in the shape of the output. Local."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """Output element e is input element index[e], or 0 where index[e] is -1 (flat, row-major). Local."""
+
+    index: Indices
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gather) and _same(self.index, other.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """What is garbled: everything that is not linear, and the refresh of a ring.
+
+    For each input element the parties drop `dropped` low bits of their shares (`deepreduce.private.ring`), keep the
+    low `width` of the rest, and the circuit adds the two; the sum, read as a signed number of `width` bits, is t.
+    The output is f(t) mod 2^k' for k' = ring bits of the output tensor, shared anew.
+
+    Attributes:
+        kind: `relu`: max(t, 0). `relu6`: min(max(t, 0), cap). `rescale`: t. `max`: the largest t of a window.
+            `max_relu`, `max_relu6`: `relu` or `relu6` of the largest. `argmax`: the index of the largest t, the
+            lowest index on a tie; its output is revealed or stays a number, it is not a tensor of the program.
+        width: bits of each share that enter the circuit, sign included; 2 to 62.
+        dropped: low bits that each party drops of its share first.
+        cap: the constant of relu6 in units of the output; 0 for other kinds.
+        kept: flat indices, rising, of the elements to which `kind` applies; None for all. For `relu` and `relu6`.
+        rest_in_circuit: for the other elements, if there are any: True sends them through a `rescale` of the same
+            width; False means that both parties drop the low bits and keep the shares as they are: no traffic.
+        windows: for the kinds with max: flat input indices, [outputs, window], -1 where a window is cut short.
+    """
+
+    kind: str
+    width: int
+    dropped: int
+    cap: int = 0
+    kept: Indices | None = None
+    rest_in_circuit: bool = False
+    windows: Indices | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Circuit)
+            and (self.kind, self.width, self.dropped, self.cap, self.rest_in_circuit)
+            == (other.kind, other.width, other.dropped, other.cap, other.rest_in_circuit)
+            and _same(self.kept, other.kept)
+            and _same(self.windows, other.windows)
+        )
+
+
+Operation = Convolution | Matrix | SumPool | Sum | Concatenate | Reshape | Gather | Circuit
+Weighted = (Convolution, Matrix)
+"""The operations with secret weights, for use with `isinstance`; the others cost no homomorphic work."""
+
+
+def _same(a: Indices | None, b: Indices | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a, b)

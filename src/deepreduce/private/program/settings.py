@@ -1,0 +1,58 @@
+"""How formats are chosen: the few numbers that a user may set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...errors import UsageError, problem
+
+
+@dataclass(frozen=True)
+class FormatSettings:
+    """What decides accuracy and cost of a program.
+
+    Attributes:
+        margin: how far beyond the largest magnitude seen in calibration a value may go, as a factor, 1 to 64. A value
+            beyond its range wraps and spoils its image, so the range is then rounded up to a power of two besides.
+        activation_bits: magnitude bits of what leaves a circuit, 4 to 30; the sign bit comes on top.
+        weight_bits: log2 of the least typical magnitude (geometric mean over outputs of the root mean square) of a
+            layer's integer weights, 2 to 20. The relative rounding error of a layer is about 0.2 · 2^-weight_bits.
+        input_bits: magnitude bits of a pixel, 4 to 30.
+        logit_bits: magnitude bits of the logits that enter the arg-max, 4 to 40.
+        max_ring_bits: largest ring, 16 to 62; 59 is the largest power of two that SEAL takes as a plaintext modulus.
+        tolerance: largest root mean square error of the logits on the calibration images, in units of the standard
+            deviation of the logits, above 0; a program beyond it is refused.
+        merge: whether neighbouring linear layers are merged where that is cheaper.
+    """
+
+    margin: float = 2.0
+    activation_bits: int = 16
+    weight_bits: int = 9
+    input_bits: int = 12
+    logit_bits: int = 20
+    max_ring_bits: int = 59
+    tolerance: float = 0.05
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: naming the setting that is out of range.
+        """
+        ranges = {
+            "margin": (1, 64), "activation_bits": (4, 30), "weight_bits": (2, 20), "input_bits": (4, 30),
+            "logit_bits": (4, 40), "max_ring_bits": (16, 62), "tolerance": (1e-9, 1e9),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole or (name in ("margin", "tolerance") and isinstance(value, float))) or not low <= value <= high:
+                raise UsageError(
+                    problem(f"{name} lies between {low:g} and {high:g}", got=value, remedy="leave it at its default")
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)

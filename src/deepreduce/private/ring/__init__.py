@@ -1,0 +1,40 @@
+"""Fixed-point numbers and arithmetic mod 2^k, on shares and in the clear.
+
+A ring element is a `uint64` below 2^k, k from 1 to 62; a signed value v with -2^(k-1) <= v < 2^(k-1) is held as v mod
+2^k. Everything here is exact; nothing here knows of networks.
+"""
+
+from .arithmetic import (
+    MAX_RING_BITS,
+    Words,
+    drop_client,
+    drop_server,
+    random_words,
+    reconstruct,
+    reduce,
+    shift_left,
+    signed,
+    split,
+    unsigned,
+)
+from .fixed_point import decode, encode, magnitude_bits
+from .products import ExactConvolution, ExactMatrix
+
+__all__ = [
+    "MAX_RING_BITS",
+    "ExactConvolution",
+    "ExactMatrix",
+    "Words",
+    "decode",
+    "drop_client",
+    "drop_server",
+    "encode",
+    "magnitude_bits",
+    "random_words",
+    "reconstruct",
+    "reduce",
+    "shift_left",
+    "signed",
+    "split",
+    "unsigned",
+]
