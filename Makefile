@@ -22,12 +22,12 @@ setup: $(VENV)/.ready-test
 
 $(VENV)/.ready-demo: pyproject.toml requirements/constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c requirements/constraints.txt -e '.[report]'
+	$(PIP) install -q -c requirements/constraints.txt -e '.[report,private]'
 	touch $@
 
 $(VENV)/.ready-test: pyproject.toml requirements/constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c requirements/constraints.txt -e '.[report,track,test]'
+	$(PIP) install -q -c requirements/constraints.txt -e '.[report,private,track,test]'
 	touch $@ $(VENV)/.ready-demo
 
 clean:

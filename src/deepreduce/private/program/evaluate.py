@@ -1,0 +1,140 @@
+"""Computing the steps of a program over the integers: linear steps on values or shares, circuits on values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ring import ExactConvolution, ExactMatrix, Words, reduce, shift_left, unsigned
+from .operations import (
+    ARGMAX,
+    MAX,
+    MAX_RELU6,
+    RELU6,
+    RESCALE,
+    Circuit,
+    Concatenate,
+    Convolution,
+    Gather,
+    Matrix,
+    Reshape,
+    Sum,
+    SumPool,
+)
+from .program import PublicProgram, Step, Weights
+
+_LOWEST = np.iinfo(np.int64).min
+
+
+class LinearEvaluator:
+    """Computes linear steps mod 2^k on batches: values, or one party's shares.
+
+    Weights are prepared once, so keep the object for as long as the program is used.
+
+    Args:
+        public: the program.
+        weights: the server's secret; without it only steps that have no weights can be computed.
+    """
+
+    def __init__(self, public: PublicProgram, weights: Mapping[int, Weights] | None = None) -> None:
+        self._public = public
+        self._products: dict[int, ExactConvolution | ExactMatrix] = {}
+        self._biases: dict[int, NDArray[np.int64]] = {}
+        for step in public.steps:
+            own = None if weights is None else weights.get(step.output)
+            if own is None:
+                continue
+            if own.bias is not None:
+                self._biases[step.output] = own.bias
+            if own.weight is not None and isinstance(step.op, Convolution):
+                self._products[step.output] = ExactConvolution(
+                    own.weight,
+                    stride=step.op.stride,
+                    padding=step.op.padding,
+                    dilation=step.op.dilation,
+                    groups=step.op.groups,
+                )
+            elif own.weight is not None:
+                self._products[step.output] = ExactMatrix(own.weight)
+
+    def __call__(self, step: Step, inputs: list[Words], *, bias: bool) -> Words:
+        """Compute one linear step.
+
+        Args:
+            step: any but a circuit.
+            inputs: [n, *shape] of each input tensor.
+            bias: add the step's bias: true for values and for the server's share, false for the client's.
+
+        Returns:
+            [n, *shape] of the output, mod 2^k for its ring.
+        """
+        bits = self._public.tensors[step.output].ring_bits
+        out = self._linear(step, inputs, bits)
+        if bias and step.output in self._biases:
+            out = reduce(out + unsigned(self._biases[step.output], bits), bits)
+        return out
+
+    def _linear(self, step: Step, inputs: list[Words], bits: int) -> Words:
+        op, x = step.op, inputs[0]
+        shape = self._public.tensors[step.output].shape
+        batch = x.shape[0]
+        match op:
+            case Convolution() | Matrix():
+                return self._products[step.output](reduce(x, bits), bits)
+            case SumPool():
+                return _pool(op, x, shape, bits)
+            case Sum():
+                total = np.zeros((batch, *shape), dtype=np.uint64)
+                for each, shift, sign in zip(inputs, op.shifts, op.signs, strict=True):
+                    shifted = shift_left(each, shift, bits)
+                    total = total + shifted if sign > 0 else total - shifted
+                return reduce(total, bits)
+            case Concatenate():
+                parts = [shift_left(each, shift, bits) for each, shift in zip(inputs, op.shifts, strict=True)]
+                return np.concatenate(parts, axis=op.axis + 1)
+            case Reshape():
+                return reduce(x.reshape(batch, *shape), bits)
+            case Gather():
+                flat = np.concatenate([x.reshape(batch, -1), np.zeros((batch, 1), dtype=np.uint64)], axis=1)
+                return reduce(flat[:, op.index].reshape(batch, *shape), bits)
+            case _:
+                raise AssertionError(f"{op} is not linear")
+
+
+def _pool(op: SumPool, x: Words, shape: tuple[int, ...], bits: int) -> Words:
+    top, bottom, left, right = op.padding
+    x = x[:, :, max(0, -top) : x.shape[2] - max(0, -bottom), max(0, -left) : x.shape[3] - max(0, -right)]
+    sides = ((0, 0), (0, 0), (max(0, top), max(0, bottom)), (max(0, left), max(0, right)))
+    if any(amount for side in sides for amount in side):
+        x = np.pad(x, sides)
+    total = np.zeros((x.shape[0], *shape), dtype=np.uint64)
+    height, width = shape[1:]
+    for i in range(op.kernel[0]):
+        for j in range(op.kernel[1]):
+            rows = slice(i, i + (height - 1) * op.stride[0] + 1, op.stride[0])
+            columns = slice(j, j + (width - 1) * op.stride[1] + 1, op.stride[1])
+            total += x[:, :, rows, columns]
+    return reduce(total * np.uint64(op.factor), bits)
+
+
+def circuit_function(op: Circuit, t: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Compute what a circuit computes of the numbers that entered it, before the ring is taken.
+
+    Args:
+        op: the circuit; `kept` is not looked at: this is what it does to the elements it applies to.
+        t: signed numbers of `op.width` bits, [n, elements].
+
+    Returns:
+        [n, outputs], for `argmax` [n, 1].
+    """
+    if op.kind == ARGMAX:
+        return np.argmax(t, axis=1).astype(np.int64)[:, None]
+    if op.windows is not None:
+        padded = np.concatenate([t, np.full((t.shape[0], 1), _LOWEST)], axis=1)
+        t = padded[:, op.windows].max(axis=2)
+    if op.kind in (MAX, RESCALE):
+        return t
+    t = np.maximum(t, 0)
+    return np.minimum(t, op.cap) if op.kind in (RELU6, MAX_RELU6) else t

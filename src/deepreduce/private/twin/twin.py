@@ -1,0 +1,166 @@
+"""A program on plain integers, with the very roundings of the secure run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from ...errors import DataError, problem
+from ..program.evaluate import LinearEvaluator, circuit_function
+from ..program.operations import Circuit
+from ..program.program import Agreement, Program, Step, is_argmax
+from ..ring import Words, decode, drop_client, drop_server, encode, reduce, signed, split, unsigned
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a program answers on a batch.
+
+    Attributes:
+        labels: the class of each image, as the arg-max circuit finds it.
+        logits: decoded from the logits tensor, before the arg-max drops its low bits.
+        outside: how many values, per image, left the range of a circuit and wrapped: 0 unless the network meets
+            values beyond its calibration times the margin; the answer for such an image is not to be trusted. Only
+            the twin can see this; in a secure run nobody can.
+    """
+
+    labels: Int[NDArray[np.int64], " n"]
+    logits: Float[NDArray[np.float64], "n classes"]
+    outside: Int[NDArray[np.int64], " n"]
+
+
+class Twin:
+    """Runs a program in plain integers.
+
+    Without recorded shares each truncation rounds to nearest, ties upwards: deterministic, and one of the two values
+    that a secure run can give. So an element differs from a secure run's by at most one unit in the last place per
+    truncation on its way, before it goes through later layers.
+
+    Args:
+        program: the server's.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._linear = LinearEvaluator(program.public, program.weights)
+
+    def encode(self, images: Float[NDArray[np.floating], "n channels height width"]) -> Words:
+        """Return images as elements of the ring of the input.
+
+        Raises:
+            DataError: if they are of another shape, or a value is outside the range of the input's format.
+        """
+        form = self.program.public.input
+        if images.ndim != 4 or images.shape[1:] != form.shape:
+            raise DataError(
+                problem(
+                    f"images are of shape (n, {', '.join(map(str, form.shape))})",
+                    got=images.shape,
+                    remedy="resize them as the network was trained",
+                )
+            )
+        return encode(images, fraction_bits=form.fraction_bits, bits=form.ring_bits)
+
+    def run(
+        self,
+        images: Float[NDArray[np.floating], "n channels height width"],
+        *,
+        client_shares: Mapping[int, Words] | None = None,
+    ) -> Answers:
+        """Compute the program on normalised images.
+
+        Args:
+            images: as the network takes them, [n, channels, height, width].
+            client_shares: of every tensor that a circuit reads, by tensor id, the client's share of it in a secure
+                run, [n, *shape] mod 2^k for the tensor's ring. With them the result is that run's, bit by bit.
+
+        Raises:
+            DataError: if the images do not fit, or a share is missing or of another shape.
+        """
+        return self.run_encoded(self.encode(images), client_shares=client_shares)
+
+    def run_encoded(self, values: Words, *, client_shares: Mapping[int, Words] | None = None) -> Answers:
+        """Compute the program on encoded images; see `run`."""
+        tensors = self.trace(values, client_shares=client_shares)
+        public = self.program.public
+        form = public.tensors[public.logits]
+        logits = decode(tensors[public.logits], fraction_bits=form.fraction_bits, bits=form.ring_bits)
+        return Answers(tensors[public.steps[-1].output][:, 0].astype(np.int64), logits, self._outside)
+
+    def trace(self, values: Words, *, client_shares: Mapping[int, Words] | None = None) -> dict[int, Words]:
+        """Compute all tensors of the program on encoded images, by id."""
+        public = self.program.public
+        tensors = {0: reduce(values, public.input.ring_bits)}
+        self._outside = np.zeros(values.shape[0], dtype=np.int64)
+        for step in public.steps:
+            if step.circuit is None:
+                tensors[step.output] = self._linear(step, [tensors[i] for i in step.inputs], bias=True)
+            else:
+                client = None if client_shares is None else self._share(client_shares, step, values.shape[0])
+                tensors[step.output] = self._circuit(step, step.circuit, tensors[step.inputs[0]], client)
+        return tensors
+
+    def _share(self, shares: Mapping[int, Words], step: Step, batch: int) -> Words:
+        form = self.program.public.tensors[step.inputs[0]]
+        share = shares.get(step.inputs[0])
+        if share is None or share.shape != (batch, *form.shape) or share.dtype != np.uint64:
+            raise DataError(
+                problem(
+                    f"the client's share of tensor {step.inputs[0]} is recorded as uint64 {(batch, *form.shape)}",
+                    got="none" if share is None else f"{share.dtype} {share.shape}",
+                    remedy="record the client's share of every tensor that a circuit reads",
+                    where=step.name,
+                )
+            )
+        return share
+
+    def _circuit(self, step: Step, op: Circuit, y: Words, client: Words | None) -> Words:
+        public = self.program.public
+        before, after = public.tensors[step.inputs[0]], public.tensors[step.output]
+        batch, left = y.shape[0], before.ring_bits - op.dropped
+        if client is None:
+            half = np.int64((1 << op.dropped) >> 1)
+            exact = (signed(y, before.ring_bits) + half) >> np.int64(op.dropped)
+            rounded = unsigned(exact, left)
+        else:
+            server = split(y, client, before.ring_bits)
+            rounded = reduce(
+                drop_server(server, before.ring_bits, op.dropped) + drop_client(client, before.ring_bits, op.dropped), left
+            )
+        flat = rounded.reshape(batch, -1)
+        t = signed(reduce(flat, op.width), op.width)
+        wraps = t != signed(flat, left)
+        if op.kept is None:
+            self._outside += wraps.sum(axis=1)
+            out = unsigned(circuit_function(op, t), after.ring_bits)
+            return out if is_argmax(step) else out.reshape(batch, *after.shape)
+        out = reduce(unsigned(t, after.ring_bits) if op.rest_in_circuit else flat, after.ring_bits)
+        out[:, op.kept] = unsigned(circuit_function(op, t[:, op.kept]), after.ring_bits)
+        self._outside += (wraps if op.rest_in_circuit else wraps[:, op.kept]).sum(axis=1)
+        return out.reshape(batch, *after.shape)
+
+
+def compare(
+    answers: Answers, logits: Float[NDArray[np.float64], "n classes"], *, margin: float
+) -> Agreement:
+    """Compare a program's answers with the float network's logits.
+
+    Args:
+        answers: of the twin.
+        logits: of the float network on the same images.
+        margin: the stated bound is the largest error times this.
+    """
+    error = np.abs(answers.logits - logits)
+    spread = float(np.sqrt(np.mean(np.var(logits, axis=1))))
+    return Agreement(
+        images=len(logits),
+        same_label=float(np.mean(answers.labels == logits.argmax(axis=1))),
+        rms_error=float(np.sqrt(np.mean(np.square(error)))),
+        max_error=float(error.max()),
+        spread=spread,
+        bound=float(error.max()) * margin,
+    )
