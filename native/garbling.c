@@ -19,18 +19,42 @@ static int aes_here, vaes_here;
 
 #if DR_X86
 /* one block per vector */
+DR_TARGET_AES DR_INLINE __m128i get128(const uint8_t *p, size_t bytes) {
+    uint64_t v = 0;
+    if (bytes == 4) {
+        memcpy(&v, p, 4);
+    } else {
+        memcpy(&v, p, 8);
+    }
+    return _mm_set_epi64x(0, (long long)v);
+}
+DR_TARGET_AES DR_INLINE void put128(uint8_t *p, size_t bytes, __m128i v) {
+    uint64_t low;
+    memcpy(&low, &v, 8);
+    if (bytes == 4) {
+        memcpy(p, &low, 4);
+    } else {
+        memcpy(p, &low, 8);
+    }
+}
 #define NAME(x) PASTE(aesni_, x)
 #define TARGET DR_TARGET_AES
 #define V __m128i
 #define VBLOCKS 1
 #define VLOAD(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
 #define VSTORE(p, v) _mm_storeu_si128((__m128i *)(void *)(p), v)
+#define VROWS(p, stride) VLOAD(p)
 #define VXOR _mm_xor_si128
 #define VAND _mm_and_si128
 #define VZERO _mm_setzero_si128
+#define VADD _mm_add_epi64
+#define VSUB _mm_sub_epi64
+#define VNUMBER(n) _mm_set1_epi64x((long long)(n))
 #define VSIGMA dr_sigma
 #define VLOWEST(v) _mm_shuffle_epi32(_mm_srai_epi32(_mm_slli_epi32(v, 31), 31), 0)
 #define VSPREAD(v) (v)
+#define VGET get128
+#define VPUT put128
 #define VENC _mm_aesenc_si128
 #define VENCLAST _mm_aesenclast_si128
 #include "garbling_body.h"
@@ -40,19 +64,44 @@ static int aes_here, vaes_here;
 #undef VBLOCKS
 #undef VLOAD
 #undef VSTORE
+#undef VROWS
 #undef VXOR
 #undef VAND
 #undef VZERO
+#undef VADD
+#undef VSUB
+#undef VNUMBER
 #undef VSIGMA
 #undef VLOWEST
 #undef VSPREAD
+#undef VGET
+#undef VPUT
 #undef VENC
 #undef VENCLAST
 
 /* four blocks per vector */
 #define DR_TARGET_VAES __attribute__((target("aes,ssse3,sse4.1,avx512f,vaes")))
-DR_TARGET_VAES static inline __m512i sigma512(__m512i x) {
+DR_TARGET_VAES DR_INLINE __m512i sigma512(__m512i x) {
     return _mm512_xor_si512(_mm512_shuffle_epi32(x, (_MM_PERM_ENUM)0x4e), _mm512_maskz_mov_epi64(0xaa, x));
+}
+DR_TARGET_VAES DR_INLINE __m512i rows512(const uint8_t *p, size_t stride) {
+    __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)p));
+    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(const void *)(p + stride)), 1);
+    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(const void *)(p + 2 * stride)), 2);
+    return _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(const void *)(p + 3 * stride)), 3);
+}
+DR_TARGET_VAES DR_INLINE __m512i get512(const uint8_t *p, size_t bytes) {
+    if (bytes == 4) {
+        return _mm512_maskz_expand_epi32(0x1111, _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)p)));
+    }
+    return _mm512_maskz_expand_epi64(0x55, _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)p)));
+}
+DR_TARGET_VAES DR_INLINE void put512(uint8_t *p, size_t bytes, __m512i v) {
+    if (bytes == 4) {
+        _mm_storeu_si128((__m128i *)(void *)p, _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, v)));
+    } else {
+        _mm256_storeu_si256((__m256i *)(void *)p, _mm512_castsi512_si256(_mm512_maskz_compress_epi64(0x55, v)));
+    }
 }
 #define NAME(x) PASTE(vaes_, x)
 #define TARGET DR_TARGET_VAES
@@ -60,12 +109,18 @@ DR_TARGET_VAES static inline __m512i sigma512(__m512i x) {
 #define VBLOCKS 4
 #define VLOAD(p) _mm512_loadu_si512((const void *)(p))
 #define VSTORE(p, v) _mm512_storeu_si512((void *)(p), v)
+#define VROWS rows512
 #define VXOR _mm512_xor_si512
 #define VAND _mm512_and_si512
 #define VZERO _mm512_setzero_si512
+#define VADD _mm512_add_epi64
+#define VSUB _mm512_sub_epi64
+#define VNUMBER(n) _mm512_set1_epi64((long long)(n))
 #define VSIGMA sigma512
 #define VLOWEST(v) _mm512_shuffle_epi32(_mm512_srai_epi32(_mm512_slli_epi32(v, 31), 31), (_MM_PERM_ENUM)0)
 #define VSPREAD(v) _mm512_broadcast_i32x4(v)
+#define VGET get512
+#define VPUT put512
 #define VENC _mm512_aesenc_epi128
 #define VENCLAST _mm512_aesenclast_epi128
 #include "garbling_body.h"
@@ -121,45 +176,22 @@ static int check_ops(dr_program *p) {
     for (size_t n = 0; n < p->n_ops; n++) {
         const dr_op op = p->ops[n];
         const int kind = op.code & 0xff;
-        if ((op.code & ~(0xff | DR_INVERT_A | DR_INVERT_B)) != 0 || kind >= DR_OPS || op.a < 0 || op.b < 0 || op.d < 0) {
+        if ((op.code & ~(0xff | DR_INVERT_A | DR_INVERT_B)) != 0 || kind >= DR_OPS || op.a < 0 || op.b < 0 || op.d < 0 ||
+            op.a2 < 0 || op.b2 < 0 || op.c < 0) {
             return refuse("an operation is unknown");
         }
-        const size_t a = (size_t)op.a, b = (size_t)op.b, d = (size_t)op.d;
-        const int reads_a = kind == DR_OP_XOR || kind == DR_OP_AND || kind == DR_OP_AND_KNOWN || kind == DR_OP_OUTPUT ||
-                            kind == DR_OP_TERM || kind == DR_OP_SELECTED;
-        const int reads_b = kind == DR_OP_XOR || kind == DR_OP_AND || kind == DR_OP_AND_KNOWN || kind == DR_OP_SELECTED ||
-                            kind == DR_OP_BASE;
-        const int word = kind == DR_OP_TERM || kind == DR_OP_SELECTED || kind == DR_OP_BASE;
-        const int writes = !word && kind != DR_OP_OUTPUT;
-        if ((reads_a && a >= p->slots) || (reads_b && b >= p->slots) || (writes && d >= p->slots) ||
-            (word && d >= p->words) || (kind == DR_OP_OUTPUT && d >= p->outputs) ||
-            (kind == DR_OP_LOAD_GARBLER && a >= p->garbler_wires) || (kind == DR_OP_LOAD_EVALUATOR && a >= p->evaluator_wires)) {
+        const int gate = kind == DR_OP_XOR || kind == DR_OP_AND || kind == DR_OP_AND_KNOWN;
+        const int load = kind == DR_OP_LOAD_GARBLER || kind == DR_OP_LOAD_EVALUATOR;
+        const size_t wires = kind == DR_OP_LOAD_GARBLER ? p->garbler_wires : p->evaluator_wires;
+        const size_t targets = gate || load ? p->slots : dr_is_word(kind) ? p->words : p->outputs;
+        /* Slot 0 is zero for ever: nothing may write to it. */
+        if ((size_t)op.a >= (load ? wires : p->slots) || (size_t)op.b >= p->slots || (size_t)op.a2 >= p->slots ||
+            (size_t)op.b2 >= p->slots || (size_t)op.c >= p->slots || (size_t)op.d >= targets ||
+            ((gate || load) && op.d == 0)) {
             return refuse("an operand of an operation is out of range");
         }
-        const size_t entry = word ? (p->word_bits[d] <= 32 ? 4 : 8) : 0;
-        switch (kind) {
-        case DR_OP_AND:
-            p->hashes += 2;
-            p->table_bytes += 32;
-            break;
-        case DR_OP_AND_KNOWN:
-            p->hashes += 1;
-            p->table_bytes += 16;
-            break;
-        case DR_OP_TERM:
-            p->hashes += 1;
-            p->table_bytes += entry;
-            break;
-        case DR_OP_SELECTED:
-            p->hashes += 1;
-            p->table_bytes += 2 * entry;
-            break;
-        case DR_OP_BASE:
-            p->table_bytes += entry;
-            break;
-        default:
-            break;
-        }
+        p->hashes += dr_hashes(kind);
+        p->table_bytes += dr_entries(kind) * dr_entry_bytes(p, &op);
     }
     return 0;
 }
@@ -168,7 +200,7 @@ static void *copied(const Py_buffer *buffer) {
     void *p = malloc(buffer->len ? (size_t)buffer->len : 1);
     if (p == NULL) {
         PyErr_NoMemory();
-    } else {
+    } else if (buffer->len) {
         memcpy(p, buffer->buf, (size_t)buffer->len);
     }
     return p;
@@ -207,14 +239,14 @@ static int load_program(dr_program *p, const Py_buffer *ops, const Py_buffer *we
 static int work(const dr_job *job, int level) {
     const dr_program *p = job->program;
     const size_t slots = p->slots * DR_SLOT_BYTES, keys = p->hashes * sizeof(dr_aes_key);
-    const size_t sums = p->words * DR_LANES * sizeof(uint64_t);
+    const size_t sums = p->words * DR_SLOT_BYTES;
     const size_t padded = (slots + keys + sums + 63) & ~(size_t)63; /* slots is a multiple of 64, keys of 16 */
     uint8_t *memory = aligned_alloc(64, padded);
     if (memory == NULL) {
         return -1;
     }
     memset(memory, 0, padded);
-    const dr_scratch scratch = {memory, memory + slots, (uint64_t *)(void *)(memory + slots + keys)};
+    const dr_scratch scratch = {memory, memory + slots, memory + slots + keys};
     if (level == 2) {
         vaes_run(job, &scratch);
     } else {
@@ -284,6 +316,7 @@ static PyObject *run_job(PyObject *args, int garbling) {
         goto done;
     }
     job.program = &program;
+    job.garbling = garbling;
     job.instances = n;
     job.first_block = (uint32_t)first_block;
     memcpy(job.key_base, buffer[KEY].buf, 16);

@@ -25,7 +25,6 @@
 #define DR_INLINE static inline __attribute__((always_inline))
 
 enum {
-    DR_OP_ZERO,
     DR_OP_LOAD_GARBLER,
     DR_OP_LOAD_EVALUATOR,
     DR_OP_XOR,
@@ -48,7 +47,7 @@ enum {
 #define DR_PREFETCH_BYTES 16384
 
 typedef struct {
-    int32_t code, a, b, d;
+    int32_t code, a, b, d, a2, b2, c;
 } dr_op;
 
 typedef struct {
@@ -62,6 +61,7 @@ typedef struct {
 typedef struct {
     const dr_program *program;
     size_t instances;
+    int garbling;                    /* else evaluating */
     uint32_t first_block;
     uint8_t key_base[16];
     uint8_t delta[16];               /* garbler only */
@@ -75,10 +75,43 @@ typedef struct {
 
 /* Working memory of one call: aligned to 64 bytes, wiped by the caller. */
 typedef struct {
-    uint8_t *slots;                  /* [slots][DR_SLOT_BYTES] */
+    uint8_t *slots;                  /* [slots][DR_SLOT_BYTES], slot 0 all zero */
     void *keys;                      /* [hashes] expanded keys */
-    uint64_t *sums;                  /* [words][DR_LANES] */
+    uint8_t *sums;                   /* [words][DR_SLOT_BYTES], a sum in the low half of each block */
 } dr_scratch;
+
+/* Ciphertexts that an operation has in the tables, per instance. */
+static inline size_t dr_entries(int kind) {
+    switch (kind) {
+    case DR_OP_AND:
+    case DR_OP_SELECTED:
+        return 2;
+    case DR_OP_AND_KNOWN:
+    case DR_OP_TERM:
+    case DR_OP_BASE:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+/* Keys that an operation uses. */
+static inline size_t dr_hashes(int kind) {
+    return kind == DR_OP_AND ? 2 : kind == DR_OP_AND_KNOWN || kind == DR_OP_TERM || kind == DR_OP_SELECTED ? 1 : 0;
+}
+
+static inline int dr_is_word(int kind) {
+    return kind == DR_OP_TERM || kind == DR_OP_SELECTED || kind == DR_OP_BASE;
+}
+
+/* Bytes of one ciphertext of an operation: a label, or a number of its word's ring. */
+static inline size_t dr_entry_bytes(const dr_program *program, const dr_op *op) {
+    return !dr_is_word(op->code & 0xff) ? 16 : program->word_bits[op->d] <= 32 ? 4 : 8;
+}
+
+static inline uint64_t dr_ring_mask(unsigned bits) {
+    return bits >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << bits) - 1;
+}
 
 #if DR_X86
 /* All keys of one block of instances: base xor (hash, block) in bytes 0 to 7. Never the same twice under one base. */
@@ -93,10 +126,18 @@ DR_TARGET_AES static inline void dr_expand_keys(const dr_job *job, uint32_t bloc
         dr_aes_expand(key, &keys[h]);
     }
 }
-#endif
 
-static inline uint64_t dr_ring_mask(unsigned bits) {
-    return bits >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << bits) - 1;
+/* Ask for the labels of the next group while this one is worked on: sixteen rows at a stride are no stream to the processor. */
+static inline void dr_prefetch(const uint8_t *labels, size_t wires, size_t first, size_t instances) {
+    const size_t lanes = instances - first < DR_LANES ? instances - first : DR_LANES;
+    size_t bytes = 16 * wires * lanes;
+    if (bytes > DR_PREFETCH_BYTES) {
+        bytes = DR_PREFETCH_BYTES;
+    }
+    for (size_t at = 0; at < bytes; at += 64) {
+        __builtin_prefetch(labels + 16 * wires * first + at);
+    }
 }
+#endif
 
 #endif /* DEEPREDUCE_GARBLING_H */

@@ -148,11 +148,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")  # splitlines knows more line ends
     except OSError as error:
         raise RunError(problem("the history must be readable", got=error, remedy="remove it", where=path)) from error
     values = []
     for line in lines:
+        if not line:
+            continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):

@@ -68,12 +68,12 @@ def test_close_alphas_have_different_ids() -> None:
 
 @pytest.mark.parametrize("name", ["..", "../../etc", "S", "S0", "s1", "S1/S2", "S1\n", "", "S²", "stem", "S99999"])
 def test_a_stage_has_a_stages_name(name: str) -> None:
-    with pytest.raises(UsageError, match="stages are called S1"):
+    with pytest.raises(UsageError, match="Stages are called S1"):
         Candidate(keep=(name,))
 
 
 def test_a_text_is_no_list_of_stages() -> None:
-    with pytest.raises(UsageError, match="stages are called S1"):
+    with pytest.raises(UsageError, match="Stages are called S1"):
         Candidate(keep="S2,S3")  # type: ignore[arg-type]
 
 

@@ -28,7 +28,7 @@ def compare(network: nn.Module, removed: set[int]) -> fx.GraphModule:
     names = [site.name for site in find_relus(traced)]
     reduced = remove_relus(traced, {names[index] for index in removed})
     with torch.no_grad():
-        torch.testing.assert_close(reduced.eval()(IMAGES.clone()), eager(network, removed), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(reduced.eval()(IMAGES.clone()), eager(network, removed), rtol=1e-5, atol=1e-6)
     assert len(find_relus(reduced)) == len(names) - len(removed)
     assert set(reduced.state_dict()) == set(network.state_dict())
     return reduced
@@ -46,8 +46,7 @@ def test_an_example() -> None:
 def test_each_alone_and_all_together(name: str) -> None:
     network = randomise(ZOO[name]())
     count = len(find_relus(trace(network)))
-    outputs = [eager(network, {index}) for index in range(count)]
-    assert all(not torch.allclose(output, eager(network, set())) for output in outputs)  # the test can fail
+    assert not torch.allclose(eager(network, None), eager(network, set()), rtol=0.01)  # so that the test can fail
     for index in range(count):
         compare(network, {index})
     reduced = compare(network, set(range(count)))
@@ -89,6 +88,23 @@ def test_a_later_write_does_not_reach_the_input_of_a_removed_relu() -> None:
     torch.testing.assert_close(reduced(IMAGES), torch.ones(2, 8, 14, 14))
 
 
+def test_gradients_flow_past_a_relu_in_place_that_shares_the_input_of_a_removed_one() -> None:
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+            self.relu1, self.relu2 = nn.ReLU(), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv1(x)
+            y = self.conv2(self.relu1(x))
+            return y + self.relu2(x)
+
+    reduced = remove_relus(trace(Shares()), ["relu1"])
+    reduced(IMAGES).sum().backward()
+    assert all(parameter.grad is not None for parameter in reduced.parameters())
+
+
 def test_fading_goes_from_relu_to_identity() -> None:
     network = randomise(ZOO["mobilenet_v2"]())
     traced = trace(network).eval()
@@ -96,7 +112,7 @@ def test_fading_goes_from_relu_to_identity() -> None:
     fading = remove_relus(traced, names, fading=True).eval()
     assert sum(isinstance(module, FadingReLU) for module in fading.modules()) == len(names)
     assert set(fading.state_dict()) == set(network.state_dict())
-    close = dict(rtol=1e-4, atol=1e-5)
+    close = {"rtol": 1e-4, "atol": 1e-5}
     with torch.no_grad():
         torch.testing.assert_close(fading(IMAGES), eager(network, set()), **close)
         set_fade(fading, 1)

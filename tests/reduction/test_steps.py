@@ -68,9 +68,9 @@ def test_criticality_by_hand() -> None:
 
 
 def test_the_exponent_weighs_the_relus() -> None:
-    accuracy = {"S1": 0.6, "S2": 0.59, "S3": 0.1, "S4": 0.2}
+    accuracy = {"S1": 0.6, "S2": 0.59, "S3": 0.1, "S4": 0.3}
     by_accuracy = measure_criticality(RESNET18, accuracy, exponent=0)
-    assert [c.value for c in by_accuracy] == pytest.approx([50, 49, 0, 10])
+    assert [c.value for c in by_accuracy] == pytest.approx([50, 49, 0, 20])
     assert least_critical_first(by_accuracy)[-1] == "S1"
     assert least_critical_first(measure_criticality(RESNET18, accuracy, exponent=1))[-1] == "S4"
 

@@ -21,11 +21,10 @@ from torch import Tensor, fx, nn
 
 from .._files import check_format, read_json, replacing, sha256_of, write_json
 from .._json import json_field, json_list
-from ..census import trace
 from ..errors import NetworkError, RecipeError, UsageError, problem
-from ..networks import NetworkSpec, build, is_reference
+from ..networks import NetworkSpec, is_reference
 from .candidate import Candidate
-from .reduced import Base, build_fresh, build_full, census_of, make_base, removed_layers
+from .reduced import Base, build_fresh, build_full, census_of, make_base, make_reference_base, removed_layers
 from .removal import remove_relus
 
 FORMAT, VERSION = "deepreduce.recipe", 1
@@ -223,7 +222,7 @@ def rebuild(recipe: Recipe, network: nn.Module | None = None) -> fx.GraphModule:
     """
     if network is None:
         with torch.device("meta"):
-            return _rebuild(recipe, make_base(recipe.spec, trace(build(recipe.spec))))
+            return _rebuild(recipe, make_reference_base(recipe.spec))
     return _rebuild(recipe, make_base(recipe.spec, network))
 
 

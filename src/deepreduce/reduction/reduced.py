@@ -47,15 +47,15 @@ def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
             no ReLU; or if the traced network does not compute what the network computes.
         UsageError: if no network has this name.
     """
-    twin = _reference_twin(spec) if is_reference(spec.name) else None
-    if network is None and twin is not None:
-        full = copy.deepcopy(twin)
+    counted = make_reference_base(spec) if is_reference(spec.name) else None
+    if network is None and counted is not None:
+        full = copy.deepcopy(counted.network)
         full.load_state_dict(build(spec).state_dict(), assign=True)
-        return Base(spec, full, take_census(twin, spec.input), reference=True)
+        return replace(counted, network=full)
     own = build(spec) if network is None else network
     traced = trace(own)
-    if twin is not None and _same_network(twin, traced):
-        return Base(spec, traced, take_census(twin, spec.input), reference=True)
+    if counted is not None and _same_network(counted.network, traced):
+        return replace(counted, network=traced)
     notes: list[str] = []
     if not is_traced(own):
         check_trace(own, traced, spec.input)
@@ -66,6 +66,12 @@ def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
     census = take_census(traced, spec.input)
     _check_logits(traced, spec)
     return Base(spec, traced, replace(census, notes=(*census.notes, *notes)), reference=False)
+
+
+def make_reference_base(spec: NetworkSpec) -> Base:
+    """Trace and count a reference network on the `meta` device, without memory for its weights."""
+    twin = _reference_twin(spec)
+    return Base(spec, twin, take_census(twin, spec.input), reference=True)
 
 
 def kept_layers(base: Base, candidate: Candidate) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import conv2d
 
-from deepreduce.private.homomorphic import Layer
+import deepreduce
+from deepreduce.private.homomorphic import Keys, Layer
+from deepreduce.private.homomorphic.scheme import Form, scheme
 
 
 def layer(i: int, o: int, side: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> Layer:
@@ -49,3 +52,56 @@ RESNET18 = [
     ("layer4", layer(512, 512, 4), 3),
     ("fc", Layer.linear(512, 100), 1),
 ]
+
+
+def network_layers(name: str) -> list[Layer]:
+    """Return the distinct linear layers of a reference network at 32x32 with 100 classes, by running it once."""
+    found: dict[Layer, None] = {}
+
+    def see(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        if isinstance(module, torch.nn.Linear):
+            found[Layer.linear(module.in_features, module.out_features)] = None
+        elif isinstance(module, torch.nn.Conv2d):
+            _, channels, height, width = inputs[0].shape
+            pairs = [module.kernel_size, module.stride, module.padding]
+            kernel, stride, padding = ((pair[0], pair[1]) for pair in pairs)
+            shape = Layer(channels, module.out_channels, height, width, kernel, stride, padding, module.groups)
+            found[shape] = None
+
+    with torch.device("meta"), torch.no_grad():
+        network = deepreduce.build(deepreduce.NetworkSpec(name, (3, 32, 32), 100)).eval()
+        for module in network.modules():
+            module.register_forward_hook(see)
+        network(torch.zeros(1, 3, 32, 32))
+    return list(found)
+
+
+def phases(keys: Keys, words: NDArray[np.uint64], form: Form) -> NDArray[np.object_]:
+    """Return c_0 + c_1 S modulo all primes of a ciphertext in coefficients, as integers."""
+    context = scheme(keys.parameters)
+    secret, primes = context.secret_weights(keys), context.primes
+    if form == "answer":
+        secret = context.evaluator.mod_switch_to(secret, context.context.last_parms_id())
+        primes = primes[:1]
+    both = context.ciphertext(np.stack([words[1], words[1]]), form)  # SEAL refuses one that is zero
+    product = context.evaluator.multiply_plain(context.evaluator.transform_to_ntt(both), secret)
+    masked = context.words(context.evaluator.transform_from_ntt(product))[0]
+    modulus, total = math.prod(primes), np.zeros(words.shape[-1], object)
+    for prime, line, other in zip(primes, words[0], masked, strict=True):
+        rest = modulus // prime
+        total += (line.astype(object) + other) % prime * (rest * pow(rest, -1, prime))
+    return total % modulus
+
+
+def noise(keys: Keys, words: NDArray[np.uint64], form: Form = "coefficients") -> NDArray[np.object_]:
+    """Return the exact noise of a ciphertext, in units of 1 / t: the phase minus (q / t) m, times t."""
+    primes = scheme(keys.parameters).primes
+    modulus = primes[0] if form == "answer" else math.prod(primes)
+    scaled = phases(keys, words, form) << keys.parameters.ring_bits
+    return (scaled + modulus // 2) % modulus - modulus // 2
+
+
+def decrypt(keys: Keys, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Decrypt all N coefficients of a ciphertext modulo all data primes."""
+    context = scheme(keys.parameters)
+    return context.values(context.decryptor(keys).decrypt(context.ciphertext(words, "coefficients")))

@@ -17,10 +17,14 @@ meet, which for q hidden hashes in all happens with probability at most q mu / 2
 
     2 mu p / 2^127 + mu q / 2^127  <  p / 2^118.4 + q / 2^119.4,
 
-with q = 2^45 (a million inferences of a ResNet18 under one offset) and p = 2^70: 2^-48. With one fixed key instead, as
-in JustGarble, mu would be q and the first term p / 2^81. Were m sessions to share a key, mu would grow by the factor m;
+with q = 2^46 (a million inferences of a ResNet18 under one offset) and p = 2^70: 2^-48. With one fixed key instead, as
+in JustGarble, mu would be q and the first term p / 2^80. Were m sessions to share a key, mu would grow by the factor m;
 their starts are random, so for S sessions of N keys that happens with probability below (S N)^2 / 2^129. Blocks of 64
 instances, and not of one, because a key schedule costs as much as several hashes; in the numpy twin, thousands.
+
+**What is not promised.** The parties are semi-honest: a garbler that cheats is not caught, and the inputs must not be
+chosen from the tables that were sent before. Everything here is for one use: labels, tables, seed, and the pair
+(bundle, layer) of a tweak; who stores them marks them as used before using them.
 
 **A word** of weighted bits, sum of w_i x_i, costs no AND gate: let P_c = H(label of x_i with colour c, k) cut to 32 or
 64 bits and l the permutation bit. The garbler publishes P_0 - P_1 + (1 - 2 l) w_i, and the evaluator, holding the label
@@ -33,11 +37,10 @@ ciphertext contains a hidden pad that no other one contains.
 """
 
 from .backend import Backend, BackendError, describe, get_backend
-from .engine import decode_bits, decode_words, evaluate, garble
+from .engine import decode_bits, decode_words, evaluate, garble, mask_words
 from .labels import (
     garbler_labels,
     garbler_zero_labels,
-    new_delta,
     new_start,
     receiver_to_labels,
     sender_to_zero_labels,
@@ -59,7 +62,7 @@ __all__ = [
     "garbler_labels",
     "garbler_zero_labels",
     "get_backend",
-    "new_delta",
+    "mask_words",
     "new_start",
     "receiver_to_labels",
     "sender_to_zero_labels",

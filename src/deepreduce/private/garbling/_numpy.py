@@ -22,7 +22,6 @@ from .program import (
     OP_SELECTED,
     OP_TERM,
     OP_XOR,
-    OP_ZERO,
     Program,
 )
 
@@ -81,24 +80,27 @@ def garble(
     entries: list[Bytes] = []
     sums = np.repeat(np.uint64(0) - program.constants[None], instances, axis=0)
     base = np.zeros((2, instances), np.uint64)
-    for step, (code, a, b, out) in enumerate(program.operations.tolist()):
+    for step, row in enumerate(program.operations.tolist()):
+        code, a, b, out = row[:4]
         op = code & 0xFF
-        if run.moves(op, a, b, out):
+        if run.moves(op, row):
             continue
         flip_a, flip_b = (d if code & INVERT_A else zero), (d if code & INVERT_B else zero)
         weight = program.weights[step]
         if op == OP_AND:
-            a0, b0 = run.slots[a] ^ flip_a, run.slots[b] ^ flip_b
+            (la, lb), lc = run.operands(row), run.slots[row[6]]
+            a0, b0 = la ^ flip_a, lb ^ flip_b
             x0, y0 = _sigma(a0), _sigma(b0)
             (hx0, hx1), (hy0, hy1) = run.hash(x0, x0 ^ sigma_d), run.hash(y0, y0 ^ sigma_d)
             pa, pb = _colour_mask(a0)[:, None], _colour_mask(b0)[:, None]
             generator, evaluator = hx0 ^ hx1 ^ (pb & d), hy0 ^ hy1 ^ a0
-            run.slots[out] = hx0 ^ (pa & generator) ^ hy0 ^ (pb & (evaluator ^ a0))
+            run.slots[out] = hx0 ^ (pa & generator) ^ hy0 ^ (pb & (evaluator ^ a0)) ^ lc
             entries += [_bytes(generator), _bytes(evaluator)]
         elif op == OP_AND_KNOWN:
-            a0, y0 = run.slots[a] ^ flip_a, _sigma(run.slots[b] ^ flip_b)
+            (la, lb), lc = run.operands(row), run.slots[row[6]]
+            a0, y0 = la ^ flip_a, _sigma(lb ^ flip_b)
             hy0, hy1 = run.hash(y0, y0 ^ sigma_d)
-            run.slots[out] = hy0
+            run.slots[out] = hy0 ^ lc
             entries.append(_bytes(hy0 ^ hy1 ^ a0))
         elif op == OP_OUTPUT:
             decoding[:, out] = (_colour_mask(run.slots[a] ^ flip_a) & np.uint64(1)).astype(np.uint8)
@@ -142,21 +144,22 @@ def evaluate(
     entries = iter(_take_tables(program, tables, instances))
     sums = np.zeros((instances, len(program.word_bits)), np.uint64)
     ones = ~np.uint64(0)
-    for code, a, b, out in program.operations.tolist():
+    for row in program.operations.tolist():
+        code, a, b, out = row[:4]
         op = code & 0xFF
-        if run.moves(op, a, b, out):
+        if run.moves(op, row):
             continue
         if op == OP_AND:
-            la, lb = run.slots[a], run.slots[b]
+            (la, lb), lc = run.operands(row), run.slots[row[6]]
             ((hx,), (hy,)) = run.hash(_sigma(la)), run.hash(_sigma(lb))
             generator, evaluator = _labels(next(entries)), _labels(next(entries))
             left = hx ^ (_colour_mask(la)[:, None] & generator)
-            run.slots[out] = left ^ hy ^ (_colour_mask(lb)[:, None] & (evaluator ^ la))
+            run.slots[out] = left ^ hy ^ (_colour_mask(lb)[:, None] & (evaluator ^ la)) ^ lc
         elif op == OP_AND_KNOWN:
-            la, lb = run.slots[a], run.slots[b]
+            (la, lb), lc = run.operands(row), run.slots[row[6]]
             value = _colour_mask(lb) ^ (ones if code & INVERT_B else np.uint64(0))
             (hy,) = run.hash(_sigma(lb))
-            run.slots[out] = hy ^ (value[:, None] & (_labels(next(entries)) ^ la))
+            run.slots[out] = hy ^ (value[:, None] & (_labels(next(entries)) ^ la)) ^ lc
         elif op == OP_OUTPUT:
             colours[:, out] = (run.slots[a][:, 0] & np.uint64(1)).astype(np.uint8)
         elif op == OP_TERM:
@@ -182,21 +185,24 @@ class _Run:
         self._evaluator = evaluator.view("<u8").reshape(instances, -1, 2)
         self._instances, self._first_block, self._key = instances, first_block, np.frombuffer(key, "<u8")
         self._hash = 0
-        self.slots: list[_Labels] = [np.zeros((0, 2), np.uint64)] * program.slots
+        self.slots: list[_Labels] = [np.zeros((instances, 2), np.uint64)] * program.slots  # only slot 0 is read as such
 
-    def moves(self, op: int, a: int, b: int, out: int) -> bool:
+    def moves(self, op: int, row: list[int]) -> bool:
         """Do the operation if it is one that needs no key and no table."""
-        if op == OP_ZERO:
-            self.slots[out] = np.zeros((self._instances, 2), np.uint64)
-        elif op == OP_LOAD_GARBLER:
-            self.slots[out] = self._garbler[:, a]
+        if op == OP_LOAD_GARBLER:
+            self.slots[row[3]] = self._garbler[:, row[1]]
         elif op == OP_LOAD_EVALUATOR:
-            self.slots[out] = self._evaluator[:, a]
+            self.slots[row[3]] = self._evaluator[:, row[1]]
         elif op == OP_XOR:
-            self.slots[out] = self.slots[a] ^ self.slots[b]
+            a, b = self.operands(row)
+            self.slots[row[3]] = a ^ b
         else:
             return False
         return True
+
+    def operands(self, row: list[int]) -> tuple[_Labels, _Labels]:
+        """Both operands of a gate, each an XOR of two slots."""
+        return self.slots[row[1]] ^ self.slots[row[4]], self.slots[row[2]] ^ self.slots[row[5]]
 
     def hash(self, *inputs: _Labels) -> list[_Labels]:
         """AES_k(x) xor x for each of the inputs, under the next key of every block of instances."""
@@ -267,8 +273,8 @@ def _put_tables(program: Program, entries: list[Bytes], tables: Bytes, instances
 def _take_tables(program: Program, tables: Bytes, instances: int) -> list[Bytes]:
     """The entries in the order of the operations, each [instances, bytes]; the inverse of `_put_tables`."""
     sizes: list[int] = []
-    for code, _, _, out in program.operations.tolist():
-        op = code & 0xFF
+    for row in program.operations.tolist():
+        op, out = row[0] & 0xFF, row[3]
         if op in (OP_AND, OP_AND_KNOWN):
             sizes += [16] * (2 if op == OP_AND else 1)
         elif op in (OP_TERM, OP_SELECTED, OP_BASE):

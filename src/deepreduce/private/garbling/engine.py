@@ -29,7 +29,7 @@ def garble(
     circuit: Circuit,
     *,
     instances: int,
-    delta: bytes,
+    delta: bytes | Bytes,
     tweak: Tweak,
     evaluator_zero_labels: Bytes,
     threads: int = 1,
@@ -40,7 +40,8 @@ def garble(
     Args:
         circuit: the circuit.
         instances: how many, at least 1.
-        delta: the garbler's offset, 16 bytes, lowest bit 1, secret: the choice vector of the OT extension.
+        delta: the garbler's offset, 16 bytes or uint8 [16], lowest bit 1, secret: the choice vector of the OT
+            extension.
         tweak: names this garbling; never used twice under one offset.
         evaluator_zero_labels: uint8 [instances, evaluator's wires, 16] with lowest bit 0, from `sender_to_zero_labels`.
             Every label is used for one garbling only.
@@ -61,7 +62,7 @@ def garble(
 def _garble_from_seed(
     circuit: Circuit,
     instances: int,
-    delta: bytes,
+    delta: bytes | Bytes,
     tweak: Tweak,
     evaluator_zero_labels: Bytes,
     threads: int,
@@ -70,7 +71,7 @@ def _garble_from_seed(
 ) -> Garbled:
     """`garble` with the seed given: deterministic, for tests and golden bytes only."""
     program = compile_circuit(circuit)
-    delta, seed = offset_of(delta), key_of(seed, "the seed")
+    offset, seed = offset_of(delta), key_of(seed, "the seed")
     _check_counts(instances, 0, threads)
     shape = (instances, program.evaluator_wires, LABEL_BYTES)
     zero = array_of(evaluator_zero_labels, shape, "the evaluator's labels of 0")
@@ -95,7 +96,7 @@ def _garble_from_seed(
             stop - start,
             start // BLOCK,
             key,
-            delta,
+            offset,
             own,
             zero[start:stop],
             tables[start * program.table_bytes : stop * program.table_bytes],
@@ -182,11 +183,38 @@ def decode_bits(colours: Bytes, decoding: Bytes) -> Bytes:
     return colours ^ decoding
 
 
-def decode_words(words: Words, offsets: Words, circuit: Circuit) -> Words:
-    """The values of word outputs, or the garbler's shares of them if the evaluator subtracted a mask before.
+def mask_words(words: Words, masks: Words, circuit: Circuit) -> Words:
+    """What the evaluator sends back: its words minus its next masks, in the ring of each word.
+
+    Only the reduced difference hides the value. The words are masked by offsets that the garbler knows, so a difference
+    over the integers would tell the garbler whether the mask was the larger one.
 
     Args:
         words: uint64 [instances, words], from `evaluate`.
+        masks: the same shape, uniform below 2^bits of each word, used for nothing else: the evaluator's next shares.
+        circuit: the circuit, for the rings.
+
+    Returns:
+        uint64 [instances, words], (words - masks) modulo 2^bits of each word.
+
+    Raises:
+        GarblingError: types or shapes do not fit, or a mask is outside of its ring.
+    """
+    rings = _ring_masks(circuit, words, masks)
+    if bool((masks > rings).any()):
+        raise GarblingError(
+            problem(
+                "a mask is below 2^bits of its word", got="a larger one", remedy="draw masks uniformly from the ring"
+            )
+        )
+    return (words - masks) & rings
+
+
+def decode_words(words: Words, offsets: Words, circuit: Circuit) -> Words:
+    """The values of word outputs; of words that went through `mask_words`, the garbler's shares of the values.
+
+    Args:
+        words: uint64 [instances, words], from the evaluator.
         offsets: the same shape, from `garble`.
         circuit: the circuit, for the rings.
 
@@ -196,17 +224,22 @@ def decode_words(words: Words, offsets: Words, circuit: Circuit) -> Words:
     Raises:
         GarblingError: types or shapes do not fit.
     """
-    rings = np.array([w.bits for w in circuit.words], np.uint64)
-    for array in (words, offsets):
-        if array.dtype != np.uint64 or array.shape != (len(words), len(rings)):
+    return (words - offsets) & _ring_masks(circuit, words, offsets)
+
+
+def _ring_masks(circuit: Circuit, *arrays: Words) -> Words:
+    """2^bits - 1 of every word, after a check of arrays [instances, words]."""
+    shape = (len(arrays[0]), len(circuit.words))
+    for array in arrays:
+        if array.dtype != np.uint64 or array.shape != shape:
             raise GarblingError(
                 problem(
-                    f"words are a uint64 array [instances, {len(rings)}]",
+                    f"words are a uint64 array {shape}",
                     got=f"{array.dtype} {array.shape}",
                     remedy="both parties must use the same circuit",
                 )
             )
-    return (words - offsets) & (~np.uint64(0) >> (np.uint64(64) - rings))
+    return np.array([2**w.bits - 1 for w in circuit.words], np.uint64)
 
 
 def _check_counts(instances: int, first_instance: int, threads: int) -> None:

@@ -25,12 +25,6 @@ from .backend import Backend, get_backend
 from .types import LABEL_BYTES, Bytes, GarblingError, array_of, key_of, offset_of
 
 
-def new_delta() -> bytes:
-    """Draw a garbler's offset from the operating system: 16 bytes, bit 0 of byte 0 set, 127 bits of entropy."""
-    delta = secrets.token_bytes(LABEL_BYTES)
-    return bytes([delta[0] | 1]) + delta[1:]
-
-
 def new_start() -> bytes:
     """Draw the start of the tweaks of one offset: 16 random bytes, public."""
     return secrets.token_bytes(LABEL_BYTES)
@@ -94,7 +88,7 @@ def garbler_labels(
     values: Mapping[str, NDArray[np.integer]],
     *,
     seed: bytes,
-    delta: bytes,
+    delta: bytes | Bytes,
     first_instance: int = 0,
     backend: Backend | None = None,
 ) -> Bytes:
@@ -107,7 +101,7 @@ def garbler_labels(
         circuit: the circuit.
         values: for each of the garbler's groups integers [instances] or [instances, count].
         seed: from `Garbled.seed`.
-        delta: the garbler's offset.
+        delta: the garbler's offset, 16 bytes or uint8 [16].
         first_instance: number of the first instance, when a layer goes out in parts.
         backend: None takes the fastest.
 
@@ -118,7 +112,7 @@ def garbler_labels(
         UsageError: groups are missing or have the wrong shape.
         GarblingError: seed or offset are malformed.
     """
-    delta, seed = offset_of(delta), key_of(seed, "the seed")
+    offset, seed = offset_of(delta), key_of(seed, "the seed")
     backend = backend or get_backend()
     words = named_words(circuit, "garbler", values)
     if not words:
@@ -129,7 +123,7 @@ def garbler_labels(
     for group in circuit.groups("garbler"):
         part = labels[:, at : at + group.wires]
         whole = np.ascontiguousarray(part)  # the array itself where the garbler has one group
-        backend.offset_labels(whole, words[group.name], group.bits, delta)
+        backend.offset_labels(whole, words[group.name], group.bits, offset)
         if whole is not part and not np.shares_memory(whole, part):
             part[...] = whole
         at += group.wires

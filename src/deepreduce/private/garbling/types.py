@@ -98,14 +98,16 @@ def key_of(value: bytes, what: str) -> bytes:
     return value
 
 
-def offset_of(delta: bytes) -> bytes:
-    """Check the garbler's offset."""
-    if key_of(delta, "the garbler's offset")[0] & 1 != 1:
+def offset_of(delta: bytes | Bytes) -> bytes:
+    """Check the garbler's offset, 16 bytes or uint8 [16] as the oblivious transfer has it."""
+    if isinstance(delta, np.ndarray) and delta.dtype == np.uint8 and delta.shape == (LABEL_BYTES,):
+        delta = delta.tobytes()
+    if not isinstance(delta, bytes) or key_of(delta, "the garbler's offset")[0] & 1 != 1:
         raise GarblingError(
             problem(
-                "the garbler's offset has lowest bit 1, so that the two labels of a wire differ in colour",
-                got="lowest bit 0",
-                remedy="draw it with new_delta",
+                "the garbler's offset is 16 bytes with lowest bit 1, so that the two labels of a wire differ in colour",
+                got="another type" if not isinstance(delta, bytes) else "lowest bit 0",
+                remedy="take it from the oblivious transfer",
             )
         )
     return delta

@@ -46,8 +46,9 @@ semi-honest model; it can get more out of the bracket than (i) and (ii) say. Run
 Sources: flooding for circuit privacy: Gentry, "A fully homomorphic encryption scheme", 2009, section 8.1, and Asharov
 et al., "Multiparty computation with low communication, computation and interaction via threshold FHE", Eurocrypt 2012,
 lemma 1 ("smudging"). Re-randomise and flood, for linear layers: Juvekar, Vaikuntanathan, Chandrakasan, "GAZELLE",
-USENIX Security 2018, and Huang et al., "Cheetah", USENIX Security 2022. An exact analysis for products with a plaintext: de
-Castro, Juvekar, Vaikuntanathan, "Fast vector oblivious linear evaluation from ring learning with errors", WAHC 2021.
+USENIX Security 2018, and Huang et al., "Cheetah", USENIX Security 2022. An exact analysis for products with a
+plaintext: de Castro, Juvekar, Vaikuntanathan, "Fast vector oblivious linear evaluation from ring learning with errors",
+WAHC 2021.
 """
 
 from __future__ import annotations

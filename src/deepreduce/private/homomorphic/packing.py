@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,6 +198,9 @@ class Plan:
                     remedy="let plan_layer choose the tiling; maps wider than the degree are not supported",
                 )
             )
+
+    def __reduce__(self) -> tuple[Callable[[Layer, Tiling, int], Plan], tuple[Layer, Tiling, int]]:
+        return _kept, (self.layer, self.tiling, self.degree)  # without the tables; a worker makes them once
 
     @functools.cached_property
     def rows(self) -> Axis:
@@ -451,6 +455,12 @@ class Plan:
         channels = min(self.tiling.channels, self.channels - channel_tile * self.tiling.channels)
         rows = min(self.tiling.rows, self.layer.out_height - band * self.tiling.rows)
         return groups * channels * rows * self.layer.out_width
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(layer: Layer, tiling: Tiling, degree: int) -> Plan:
+    """Return a plan that another process described, with the tables that this process has made for it."""
+    return Plan(layer, tiling, degree)
 
 
 def spread_blocks(groups: int) -> int:

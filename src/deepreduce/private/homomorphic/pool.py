@@ -18,10 +18,11 @@ import itertools
 import multiprocessing
 import multiprocessing.util
 import os
+import pickle
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -71,7 +72,7 @@ class Pool:
     """
 
     def __init__(self, workers: int | None = None, *, deadline_seconds: float = 600.0) -> None:
-        count = len(os.sched_getaffinity(0)) if workers is None else workers
+        count = _cores() if workers is None else workers
         if count < 1 or not 0 < deadline_seconds <= threading.TIMEOUT_MAX:
             raise ValueError(
                 problem(
@@ -177,10 +178,10 @@ def _feed(state: _State) -> None:
         if not job.future.set_running_or_notify_cancel():
             continue
         try:
-            if worker is None or not worker.process.is_alive():
-                if worker is not None:
-                    worker.discard()
+            if worker is not None and (worker.doomed or not worker.process.is_alive()):
+                worker.discard()
                 worker = None
+            if worker is None:
                 worker = _Worker(state)
             result = worker.call(job)
         except _WorkerGone as gone:
@@ -210,6 +211,7 @@ class _Worker:
 
     def __init__(self, state: _State) -> None:
         self.state = state
+        self.doomed = False
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(theirs, os.getpid()), daemon=True)
@@ -218,12 +220,16 @@ class _Worker:
                 raise _WorkerGone(_closed())
             self.process.start()
             state.processes.add(self.process)
-        with self._limit(_START_SECONDS, "start"):
-            self.pipe.recv()
+        try:
+            with self._limit(_START_SECONDS, "start"):
+                self.pipe.recv()
+        except _WorkerGone:
+            self.discard()
+            raise
 
     def call(self, job: _Job) -> Any:
         """Send a job and wait for what comes of it."""
-        with self._limit(self.state.deadline_seconds, f"call {job.function.__name__}"):
+        with self._limit(self.state.deadline_seconds, f"finish {getattr(job.function, '__name__', job.function)}"):
             self.pipe.send((job.function, job.arguments))
             good, result = self.pipe.recv()
         if not good:
@@ -231,12 +237,11 @@ class _Worker:
         return result
 
     @contextlib.contextmanager
-    def _limit(self, seconds: float, what: str) -> Any:
+    def _limit(self, seconds: float, what: str) -> Iterator[None]:
         """Kill the worker at the deadline, and turn a broken pipe into `_WorkerGone`."""
-        late = threading.Event()
 
         def kill() -> None:
-            late.set()
+            self.doomed = True
             self.process.kill()
 
         timer = threading.Timer(seconds, kill)
@@ -246,7 +251,7 @@ class _Worker:
             yield
         except (EOFError, OSError) as error:
             self.process.join(timeout=5)
-            if late.is_set():
+            if self.doomed:
                 got, remedy = f"more than {seconds:g} seconds", "give the pool a longer deadline, or fewer jobs at once"
             else:
                 got = f"it ended with exit code {self.process.exitcode}"
@@ -256,6 +261,7 @@ class _Worker:
             raise _WorkerGone(reason) from error
         finally:
             timer.cancel()
+            timer.join()  # from here on it cannot strike the next job
 
     def discard(self) -> None:
         """Make sure that the process is gone."""
@@ -275,13 +281,13 @@ def _work(pipe: Connection[Any, Any], owner: int) -> None:
             while not pipe.poll(_WATCH_SECONDS):
                 if os.getppid() != owner:
                     return
+            content = pipe.recv_bytes()
             try:
-                function, arguments = pipe.recv()
+                function, arguments = pickle.loads(content)
                 answer = (True, function(*arguments))
-            except (EOFError, OSError):
-                raise
-            except BaseException as error:
+            except BaseException as error:  # it belongs to whoever waits for the job
                 answer = (False, error)
+            del content
             _reply(pipe, answer)
 
 
@@ -294,6 +300,11 @@ def _reply(pipe: Connection[Any, Any], answer: tuple[bool, Any]) -> None:
     except Exception as error:
         what = problem("a job must return something that can be pickled", got=error, remedy="return plain data")
         pipe.send((False, PoolError(what if answer[0] else f"{type(answer[1]).__name__}: {answer[1]}")))
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _closed() -> PoolError:

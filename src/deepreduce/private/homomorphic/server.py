@@ -95,9 +95,7 @@ def _answer(
     inputs = {number: context.seeded(*read_ciphertext(parameters, body)) for number, body in bodies.items()}
     found = []
     for answer in answers:
-        mask = draw_share(parameters, (plan.degree,))
-        product = multiply(prepared, inputs, answer)
-        blinded = blind(context, encryptor, product, mask)
+        blinded, mask = blind(context, encryptor, multiply(prepared, inputs, answer))
         smallest = context.evaluator.mod_switch_to(blinded, context.context.last_parms_id())
         places = plan.results[answer][0]
         body = write_answer(parameters, context.words(smallest)[:, 0], places)
@@ -127,22 +125,22 @@ def multiply(prepared: PreparedWeights, inputs: dict[int, seal.Ciphertext], answ
     return total
 
 
-def blind(context: Scheme, encryptor: seal.Encryptor, product: seal.Ciphertext | None, mask: Words) -> seal.Ciphertext:
-    """Return an encryption of the product minus the mask that reveals nothing else to the owner of the secret key.
+def blind(context: Scheme, encryptor: seal.Encryptor, product: seal.Ciphertext | None) -> tuple[seal.Ciphertext, Words]:
+    """Return an encryption of the product minus a mask that reveals nothing else to the owner of the secret key.
 
     Args:
         context: the scheme.
         encryptor: for the client's public key.
         product: what `multiply` returned.
-        mask: s on all N coefficients, uniform and fresh.
 
     Returns:
-        A ciphertext in coefficients modulo all data primes.
+        A ciphertext in coefficients modulo all data primes, and the mask s: uniform on all N coefficients, fresh.
     """
+    mask = draw_share(context.parameters, (context.parameters.degree,))
     ring = np.uint64((1 << context.parameters.ring_bits) - 1)
     fresh = encryptor.encrypt(context.plaintext((np.uint64(0) - mask) & ring))
     flood = np.stack([context.flood(), np.zeros((len(context.primes), mask.size), np.uint64)])
     context.evaluator.add_inplace(fresh, context.ciphertext(flood, "coefficients"))
     if product is not None:
         context.evaluator.add_inplace(fresh, product)
-    return fresh
+    return fresh, mask

@@ -33,9 +33,9 @@ class Prices:
         product: multiplying by a polynomial of weights and adding up.
     """
 
-    request: float = 5.0
-    answer: float = 6.0
-    product: float = 0.25
+    request: float = 6.5
+    answer: float = 5.8
+    product: float = 0.21
 
     def of(self, plan: Plan) -> float:
         """Return the price of a plan."""

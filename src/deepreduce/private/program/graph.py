@@ -48,7 +48,7 @@ class Affine:
 NodeOperation = Operation | Input | Affine
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One operation with its place in the user's network.
 
@@ -71,6 +71,9 @@ class Node:
     weight: Array | None = None
     bias: Array | None = None
     factor: float = 1.0
+
+    def __repr__(self) -> str:
+        return f"Node({type(self.op).__name__}, {self.name!r}, {self.shape})"
 
     @property
     def size(self) -> int:

@@ -34,6 +34,10 @@ _EXCESS = 1000.0
 """Penalty per element and bit above the largest ring: far beyond what a refresh costs."""
 
 
+_MESSAGE = 100_000.0
+"""What one more message each way costs, in AND gates: 0.2 ms of work at each side, without the link's latency."""
+
+
 @dataclass
 class Formats:
     """Formats by node.
@@ -162,7 +166,9 @@ def gates(n: int, kind: str, width: int, ring: int, window: int = 1) -> int:
 
 def _count(made: Formats, order: list[Node], settings: FormatSettings) -> None:
     cost = 0.0
+    depth: dict[Node, int] = {}
     for node in order:
+        depth[node] = max((depth[before] for before in node.inputs), default=0) + isinstance(node.op, Circuit)
         ring = made.ring[node]
         cost += _EXCESS * node.size * max(0, ring - settings.max_ring_bits)
         if isinstance(node.op, Circuit):
@@ -174,7 +180,7 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings) -> None:
                 cost += gates(len(node.op.kept), node.op.kind, width, ring)
                 if node.op.rest_in_circuit:
                     cost += gates(node.size - len(node.op.kept), RESCALE, width, ring)
-    made.cost = cost
+    made.cost = cost + _MESSAGE * max(depth.values())
 
 
 def plan(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> Formats:

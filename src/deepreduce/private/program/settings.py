@@ -27,9 +27,9 @@ class FormatSettings:
     """
 
     margin: float = 2.0
-    activation_bits: int = 16
-    weight_bits: int = 9
-    input_bits: int = 12
+    activation_bits: int = 15
+    weight_bits: int = 10
+    input_bits: int = 16
     logit_bits: int = 20
     max_ring_bits: int = 59
     tolerance: float = 0.05

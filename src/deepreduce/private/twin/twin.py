@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import DataError, problem
 from ..program.evaluate import LinearEvaluator, circuit_function
 from ..program.operations import Circuit
-from ..program.program import Agreement, Program, Step, is_argmax
+from ..program.program import Agreement, Program, Step
 from ..ring import Words, decode, drop_client, drop_server, encode, reduce, signed, split, unsigned
 
 
@@ -85,24 +85,27 @@ class Twin:
 
     def run_encoded(self, values: Words, *, client_shares: Mapping[int, Words] | None = None) -> Answers:
         """Compute the program on encoded images; see `run`."""
-        tensors = self.trace(values, client_shares=client_shares)
+        tensors, outside = self.trace(values, client_shares=client_shares)
         public = self.program.public
         form = public.tensors[public.logits]
         logits = decode(tensors[public.logits], fraction_bits=form.fraction_bits, bits=form.ring_bits)
-        return Answers(tensors[public.steps[-1].output][:, 0].astype(np.int64), logits, self._outside)
+        return Answers(tensors[public.steps[-1].output][:, 0].astype(np.int64), logits, outside)
 
-    def trace(self, values: Words, *, client_shares: Mapping[int, Words] | None = None) -> dict[int, Words]:
-        """Compute all tensors of the program on encoded images, by id."""
+    def trace(
+        self, values: Words, *, client_shares: Mapping[int, Words] | None = None
+    ) -> tuple[dict[int, Words], NDArray[np.int64]]:
+        """Compute all tensors of the program on encoded images, by id, and `outside` as in `Answers`."""
         public = self.program.public
         tensors = {0: reduce(values, public.input.ring_bits)}
-        self._outside = np.zeros(values.shape[0], dtype=np.int64)
+        outside = np.zeros(values.shape[0], dtype=np.int64)
         for step in public.steps:
             if step.circuit is None:
                 tensors[step.output] = self._linear(step, [tensors[i] for i in step.inputs], bias=True)
             else:
                 client = None if client_shares is None else self._share(client_shares, step, values.shape[0])
-                tensors[step.output] = self._circuit(step, step.circuit, tensors[step.inputs[0]], client)
-        return tensors
+                tensors[step.output], wrapped = self._circuit(step, step.circuit, tensors[step.inputs[0]], client)
+                outside += wrapped
+        return tensors, outside
 
     def _share(self, shares: Mapping[int, Words], step: Step, batch: int) -> Words:
         form = self.program.public.tensors[step.inputs[0]]
@@ -118,7 +121,10 @@ class Twin:
             )
         return share
 
-    def _circuit(self, step: Step, op: Circuit, y: Words, client: Words | None) -> Words:
+    def _circuit(
+        self, step: Step, op: Circuit, y: Words, client: Words | None
+    ) -> tuple[Words, NDArray[np.int64]]:
+        """Return a circuit's output and how many of its inputs wrapped, per image."""
         public = self.program.public
         before, after = public.tensors[step.inputs[0]], public.tensors[step.output]
         batch, left = y.shape[0], before.ring_bits - op.dropped
@@ -135,13 +141,12 @@ class Twin:
         t = signed(reduce(flat, op.width), op.width)
         wraps = t != signed(flat, left)
         if op.kept is None:
-            self._outside += wraps.sum(axis=1)
             out = unsigned(circuit_function(op, t), after.ring_bits)
-            return out if is_argmax(step) else out.reshape(batch, *after.shape)
+            return out.reshape(batch, *after.shape), wraps.sum(axis=1)
         out = reduce(unsigned(t, after.ring_bits) if op.rest_in_circuit else flat, after.ring_bits)
         out[:, op.kept] = unsigned(circuit_function(op, t[:, op.kept]), after.ring_bits)
-        self._outside += (wraps if op.rest_in_circuit else wraps[:, op.kept]).sum(axis=1)
-        return out.reshape(batch, *after.shape)
+        entered = wraps if op.rest_in_circuit else wraps[:, op.kept]
+        return out.reshape(batch, *after.shape), entered.sum(axis=1)
 
 
 def compare(

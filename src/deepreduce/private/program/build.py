@@ -1,0 +1,298 @@
+"""From a network and calibration images to a program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from ...census import trace
+from ...errors import DataError, NetworkError, problem
+from .convert import convert
+from .fold import fold
+from .graph import Array, Graph, Input, Node
+from .merge import merge
+from .operations import (
+    ARGMAX,
+    MAX_RELU,
+    MAX_RELU6,
+    RELU,
+    RELU6,
+    Circuit,
+    Concatenate,
+    Convolution,
+    Matrix,
+    Operation,
+    Sum,
+    SumPool,
+)
+from .plan import Formats, plan
+from .program import (
+    Agreement,
+    FormatReport,
+    Program,
+    PublicProgram,
+    Step,
+    TensorFormat,
+    Weights,
+    argmax_format,
+)
+from .settings import FormatSettings
+
+_BATCH = 8
+_SAME = 1e-6
+
+
+def make_program(
+    network: nn.Module,
+    images: Float[Tensor, "n channels height width"],
+    *,
+    settings: FormatSettings | None = None,
+    masks: Mapping[str, Bool[NDArray[np.bool_], ...]] | None = None,
+) -> Program:
+    """Turn a network into a program for private inference.
+
+    Args:
+        network: reduced or not, in any mode; its evaluation mode is what runs. Not changed.
+        images: normalised calibration images of the kind that will be asked about, at least two, better hundreds:
+            ranges come from them. They stay out of the program, but its formats depend on them.
+        settings: how formats are chosen.
+        masks: for call sites of ReLUs, which elements keep theirs; see `deepreduce.private.program.convert`.
+
+    Returns:
+        The program with its report.
+
+    Raises:
+        NetworkError: if an operator does not convert (with its place and the remedy), if the network gives values that
+            are not finite, if a ring would be too large, or if the program leaves its ranges or the stated accuracy on
+            the calibration images.
+        DataError: if the images are not of the network's shape.
+    """
+    chosen = settings or FormatSettings()
+    if images.ndim != 4 or len(images) < 2 or not images.is_floating_point():
+        raise DataError(
+            problem(
+                "calibration images are floating-point, of shape (n, channels, height, width), n at least 2",
+                got=f"{images.dtype} {tuple(images.shape)}",
+                remedy="pass normalised training images",
+            )
+        )
+    calibration = images.detach().cpu().double()
+    traced = trace(network)
+    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+    graph = convert(traced, shape, masks=masks)
+    _name_uniquely(graph)
+    fold(graph, calibration[:_BATCH])
+    if chosen.merge:
+        merge(graph)
+    ranges, means, logits = _calibrate(graph, calibration)
+    _check_rewriting(traced, calibration[:_BATCH], logits[:_BATCH], masked=bool(masks))
+    formats = plan(graph, ranges, chosen)
+    program, rows = _quantise(graph, formats, ranges, means, chosen)
+    agreement = _check(program, calibration, logits, chosen)
+    return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
+
+
+def _name_uniquely(graph: Graph) -> None:
+    seen: dict[str, int] = {}
+    for node in graph.order():
+        seen[node.name] = seen.get(node.name, 0) + 1
+        if seen[node.name] > 1:
+            node.name = f"{node.name}#{seen[node.name]}"
+
+
+def _calibrate(graph: Graph, images: Tensor) -> tuple[dict[Node, float], dict[Node, Array], Array]:
+    """Return every node's largest magnitude and its mean per channel, and the logits."""
+    ranges: dict[Node, float] = {}
+    means: dict[Node, Array] = {}
+    logits = []
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        for node, value in graph.run(batch).items():
+            largest = float(value.abs().max())
+            if not math.isfinite(largest):
+                raise NetworkError(
+                    problem(
+                        "every value of the network is finite on the calibration images",
+                        got=largest,
+                        remedy="check the weights and the images for infinities and NaN",
+                        where=node.place,
+                    )
+                )
+            ranges[node] = max(ranges.get(node, 0.0), largest)
+            per_channel = value.transpose(0, 1).flatten(1).mean(dim=1).numpy() * (len(batch) / len(images))
+            means[node] = means.get(node, 0.0) + per_channel
+            if node is graph.output:
+                logits.append(value.numpy())
+    return ranges, means, np.concatenate(logits)
+
+
+def _check_rewriting(traced: fx.GraphModule, images: Tensor, logits: Array, *, masked: bool) -> None:
+    """Hold the rewritten graph against the network itself."""
+    if masked:
+        return  # the network itself knows no masks
+    with torch.no_grad():
+        own = traced.cpu().double().eval()(images).numpy()
+    difference = float(np.abs(own - logits).max())
+    if not difference <= _SAME * max(float(np.abs(own).max()), 1e-30):
+        raise NetworkError(
+            problem(
+                "the converted network gives the logits of the network itself",
+                got=f"a difference of {difference:.3g}",
+                remedy="report this network: one of its operators converts wrongly",
+            )
+        )
+
+
+def _quantise(
+    graph: Graph, formats: Formats, ranges: dict[Node, float], means: dict[Node, Array], settings: FormatSettings
+) -> tuple[Program, list[dict[str, Any]]]:
+    order = _by_round(graph)
+    ids = {node: index for index, node in enumerate(order)}
+    tensors = [TensorFormat(node.shape, formats.fraction[node], formats.ring[node]) for node in order]
+    steps, weights, rows = [], {}, []
+    for node in order[1:]:
+        op = _operation(node, formats)
+        own = _weights(node, formats, means)
+        has_bias = own.bias is not None
+        if own.weight is not None or has_bias:
+            weights[ids[node]] = own
+        step = Step(op, tuple(ids[before] for before in node.inputs), ids[node], node.name, has_bias)
+        steps.append(step)
+        rows.append(_row(node, step, tensors, formats, ranges[node], own))
+    width, dropped = formats.logits
+    tensors.append(argmax_format(tensors[ids[graph.output]].size))
+    steps.append(Step(Circuit(ARGMAX, width, dropped), (ids[graph.output],), len(order), "argmax"))
+    rows.append(
+        {
+            "name": "argmax", "source": "", "kind": ARGMAX, "elements": 1, "seen": ranges[graph.output],
+            "allowed": math.ldexp(1.0, width - 1 + dropped - formats.fraction[graph.output]), "fraction_bits": 0,
+            "ring_bits": tensors[-1].ring_bits, "ring_bits_in": formats.ring[graph.output], "width": width,
+            "dropped": dropped,
+        }
+    )  # fmt: skip
+    return Program(PublicProgram(tuple(tensors), tuple(steps)), weights), rows
+
+
+def _by_round(graph: Graph) -> list[Node]:
+    """Return the nodes in order, those of an earlier round of messages first."""
+    level: dict[Node, int] = {}
+    order = graph.order()
+    for node in order:
+        before = max((level[each] + isinstance(each.op, Circuit) for each in node.inputs), default=0)
+        level[node] = before
+    return sorted(order, key=lambda node: (level[node], isinstance(node.op, Circuit)))
+
+
+def _operation(node: Node, formats: Formats) -> Operation:
+    """Return a node's operation with the formats in it."""
+    op = node.op
+    assert not isinstance(op, Input)
+    if isinstance(op, SumPool):
+        return replace(op, factor=round(math.ldexp(node.factor, formats.weight_fraction[node])))
+    if isinstance(op, (Sum, Concatenate)):
+        return replace(op, shifts=tuple(formats.fraction[node] - formats.fraction[i] for i in node.inputs))
+    if not isinstance(op, Circuit):
+        assert isinstance(op, Operation)
+        return op
+    kind, cap, width = op.kind, 0, formats.width[node]
+    if kind in (RELU6, MAX_RELU6):
+        cap = round(math.ldexp(6.0, formats.fraction[node]))
+        if cap >= 1 << (width - 1):  # no value in range reaches it
+            kind, cap = (RELU if kind == RELU6 else MAX_RELU), 0
+    return replace(op, kind=kind, cap=cap, width=width, dropped=formats.dropped[node])
+
+
+def _weights(node: Node, formats: Formats, means: dict[Node, Array]) -> Weights:
+    """Round a node's weights and bias; the bias takes up what rounding the weights shifts the mean output by."""
+    weight, bias = None, node.bias
+    if isinstance(node.op, (Convolution, Matrix)):
+        assert node.weight is not None
+        scaled = np.ldexp(node.weight, formats.weight_fraction[node])
+        rounded = np.rint(scaled)
+        weight = rounded.astype(np.int64)
+        lost = np.ldexp(scaled - rounded, -formats.weight_fraction[node])
+        source = node.inputs[0]
+        mean = means[source if source in means else source.inputs[0]]  # what was inserted refreshes its input
+        correction = _mean_response(node, lost, mean)
+        if correction.any():
+            bias = correction if bias is None else bias + correction
+    if bias is None:
+        return Weights(weight, None)
+    return Weights(weight, np.rint(np.ldexp(bias, formats.fraction[node])).astype(np.int64))
+
+
+def _mean_response(node: Node, weight: Array, mean: Array) -> Array:
+    """Return what weights answer to the mean input, away from the border: (outputs, 1, 1) or (outputs,)."""
+    if isinstance(node.op, Matrix):
+        return np.asarray(weight @ mean)
+    assert isinstance(node.op, Convolution)
+    outputs, per_group = weight.shape[:2]
+    by_output = np.repeat(mean.reshape(node.op.groups, per_group), outputs // node.op.groups, axis=0)
+    return np.asarray((weight.sum(axis=(2, 3)) * by_output).sum(axis=1).reshape(-1, 1, 1))
+
+
+def _row(
+    node: Node, step: Step, tensors: list[TensorFormat], formats: Formats, seen: float, own: Weights
+) -> dict[str, Any]:
+    out = tensors[step.output]
+    row: dict[str, Any] = {
+        "name": node.name,
+        "source": node.source,
+        "kind": step.circuit.kind if step.circuit is not None else type(step.op).__name__.lower(),
+        "elements": out.size,
+        "seen": seen,
+        "allowed": None,
+        "fraction_bits": out.fraction_bits,
+        "ring_bits": out.ring_bits,
+    }
+    if step.circuit is not None:
+        op = step.circuit
+        before = tensors[step.inputs[0]]
+        row["allowed"] = math.ldexp(1.0, op.width - 1 + op.dropped - before.fraction_bits)
+        row |= {"width": op.width, "dropped": op.dropped, "ring_bits_in": before.ring_bits}
+        row["kept"] = out.size if op.kept is None else len(op.kept)
+    if own.weight is not None:
+        row |= {
+            "weight_fraction_bits": formats.weight_fraction[node],
+            "weight_max": int(np.abs(own.weight).max()),
+            "macs": out.size * math.prod(own.weight.shape[1:]),
+        }
+    return row
+
+
+def _check(program: Program, images: Tensor, logits: Array, settings: FormatSettings) -> Agreement:
+    """Run the program on the calibration images; refuse it if it leaves its ranges or the tolerance."""
+    from ..twin import Answers, Twin, compare  # the twin is made of programs, so it comes after this room
+
+    twin = Twin(program)
+    parts = [twin.run(images[start : start + _BATCH].numpy()) for start in range(0, len(images), _BATCH)]
+    answers = Answers(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "logits", "outside")))
+    if answers.outside.any():
+        raise NetworkError(
+            problem(
+                "the program stays within its ranges on the calibration images",
+                got=f"{int((answers.outside > 0).sum())} of {len(images)} images leave them",
+                remedy="raise margin, or weight_bits",
+            )
+        )
+    agreement = compare(answers, logits, margin=settings.margin)
+    if not agreement.rms_error <= settings.tolerance * agreement.spread:
+        raise NetworkError(
+            problem(
+                f"the logits of a program differ from the network's by at most {settings.tolerance:g} of their spread",
+                got=f"{agreement.rms_error:.3g} at a spread of {agreement.spread:.3g}",
+                remedy="raise weight_bits and activation_bits",
+            )
+        )
+    return agreement
+
+
+
