@@ -40,7 +40,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/cifar100_small"), help="run folder")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
     parser.add_argument("--epochs", type=int, default=8, help="of every student")
-    parser.add_argument("--teacher-epochs", type=int, default=30, help="more, so that a student's start is no head start")
+    parser.add_argument(
+        "--teacher-epochs", type=int, default=30, help="more, so that a student's start is no head start"
+    )
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
 
@@ -52,9 +54,7 @@ def main() -> int:
     spec = deepreduce.NetworkSpec("resnet18", data.input, CLASSES, WIDTH)
     with Watcher() as watcher:
         schooling = replace(settings, training=replace(training, epochs=options.teacher_epochs))
-        deepreduce.train(
-            "resnet18", data, out=options.out / "front", settings=schooling, width=WIDTH, progress=watcher
-        )
+        deepreduce.train("resnet18", data, out=options.out / "front", settings=schooling, width=WIDTH, progress=watcher)
         front = deepreduce.reduce(
             "resnet18",
             data,

@@ -61,7 +61,9 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
 class PlainLoop:
     """The loop of a tutorial; it trains on for a while at every turn."""
 
-    def __init__(self, network: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device
+    ) -> None:
         self.network = network.to(device).train()
         workers = 2 if device.type == "cpu" else 8
         self.loader = DataLoader(
@@ -77,7 +79,7 @@ class PlainLoop:
         self.device = device
         self.batches = self._forever()
 
-    def _forever(self):  # noqa: ANN202
+    def _forever(self):
         while True:
             yield from self.loader
 
@@ -172,7 +174,9 @@ def main() -> int:
         turn = {
             "plain": plain.run(options.seconds),
             "ours": ours.run(options.seconds, warm_up=20 if device.type == "cuda" else 3),
-            "matrix_macs_per_second": matrix_rate(device, torch.bfloat16 if mixed else torch.float32, options.seconds / 5),
+            "matrix_macs_per_second": matrix_rate(
+                device, torch.bfloat16 if mixed else torch.float32, options.seconds / 5
+            ),
         }
         turn["ratio"] = turn["ours"] / turn["plain"]
         # Forward, gradient of inputs and gradient of weights: three passes of the network's MACs.

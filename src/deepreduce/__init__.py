@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .reduction.recipe import load_network as load
     from .reduction.recipe import save_network as save
     from .report import write_figures, write_page
-    from .training import Front, SearchSettings, TrainingConfig
+    from .training import Front, RunOptions, SearchSettings, TrainingConfig
 
 _HOMES = {
     "profile": ("_api", "profile"),
@@ -53,6 +53,7 @@ _HOMES = {
     "write_figures": ("report", "write_figures"),
     "write_page": ("report", "write_page"),
     "Front": ("training", "Front"),
+    "RunOptions": ("training", "RunOptions"),
     "SearchSettings": ("training", "SearchSettings"),
     "TrainingConfig": ("training", "TrainingConfig"),
 }
@@ -77,6 +78,7 @@ __all__ = [
     "Front",
     "NetworkSpec",
     "Recipe",
+    "RunOptions",
     "SearchSettings",
     "TrainingConfig",
     "__version__",

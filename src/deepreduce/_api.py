@@ -1,9 +1,10 @@
-"""The verbs of the package: profile, train, reduce, plan_reduce, load, save."""
+"""The verbs of the package: profile, train, reduce, plan_reduce."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,25 @@ from ._files import write_json
 from .data import Dataset
 from .data import load as load_data
 from .errors import UsageError, problem
-from .networks import NetworkSpec
+from .networks import NetworkSpec, build, is_reference
 from .private import delphi_online_seconds
 from .reduction import Candidate, census_of, make_base
+from .reduction.recipe import load_tensors, read_tensors
 from .training import (
     Context,
     Front,
     Outcome,
     Progress,
+    RunOptions,
     SearchSettings,
     TrainingConfig,
-    default_workers,
     describe,
     require_tracker,
 )
 from .training import plan as plan_search
 from .training import search as run_search
 from .training import train_teacher as run_teacher
+from .training.distributed import agree
 
 
 def profile(
@@ -87,23 +90,21 @@ def reduce(
     settings: SearchSettings | None = None,
     width: float = 1.0,
     weights: Path | str | None = None,
-    executor: str = "local",
     workers: int | None = None,
-    tracker: str | None = None,
+    options: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> Front:
     """Find the Pareto front of accuracy and ReLUs of a network on the user's images.
 
     Args:
-        network: a reference name, `package.module:function`, `timm:NAME`, or a module.
-        data: a data set, or its name, see `deepreduce.data.load`.
+        network: a reference name, `package.module:function`, `timm:NAME`, or a module; a module is not changed.
+        data: a data set, or its name, see `deepreduce.load_data`.
         out: run folder; the same call continues what is there.
         settings: how to train and search; None takes the defaults, and for a module its weights as the teacher's.
         width: width multiplier of the base network, for reference networks.
         weights: safetensors file with the trained weights of the network; implies `settings.trained`.
-        executor: `local` or `ray`.
-        workers: jobs side by side; None decides by the machine.
-        tracker: experiment tracker that `accelerate` knows, such as `tensorboard`.
+        workers: jobs side by side; None takes those of `options`.
+        options: where jobs run, and which tracker follows them; None runs one after another in this process.
         progress: who watches.
 
     Returns:
@@ -111,20 +112,16 @@ def reduce(
 
     Raises:
         DeepReduceError: see `deepreduce.training.search`.
-        Interrupted: on Ctrl-C.
+        Interrupted: on Ctrl-C while networks are trained.
     """
-    context, settings = _context(network, data, out, settings, width, weights, tracker)
-    found = run_search(
-        context, settings, executor=executor, workers=_workers(workers), progress=progress
-    )
+    order = _Order(network, data, Path(out), settings, width, weights, _with_workers(options, workers))
+    context, settings = order.context(), order.search_settings()
+    found = run_search(context, settings, order.options, progress=progress)
     content = describe(found, context, environment=environment())
     for entry in (content["teacher"], *content["candidates"]):
-        entry["latency"] = (
-            None
-            if entry["relus"] is None
-            else {"delphi": delphi_online_seconds(entry["relus"], entry["macs"])}
-        )
-    write_json(context.folder / "front.json", content)
+        known = entry["relus"] is not None
+        entry["latency"] = {"delphi": delphi_online_seconds(entry["relus"], entry["macs"])} if known else None
+    agree(lambda: write_json(context.folder / "front.json", content))
     return Front(content, context.folder)
 
 
@@ -137,10 +134,11 @@ def plan_reduce(
     width: float = 1.0,
     weights: Path | str | None = None,
     workers: int | None = None,
+    options: RunOptions | None = None,
 ) -> dict[str, Any]:
     """Say what `reduce` would train and roughly how long it would take here; see `deepreduce.training.plan`."""
-    context, settings = _context(network, data, out, settings, width, weights, None)
-    return plan_search(context, settings, workers=_workers(workers))
+    order = _Order(network, data, Path(out), settings, width, weights, _with_workers(options, workers))
+    return plan_search(order.context(), order.search_settings(), order.options)
 
 
 def train(
@@ -150,19 +148,77 @@ def train(
     out: Path | str,
     settings: SearchSettings | None = None,
     width: float = 1.0,
-    tracker: str | None = None,
+    options: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Train the full-ReLU teacher into a run folder, where `reduce` finds it.
 
-    Arguments and errors are those of `reduce`.
+    A module starts from the weights it has. Arguments and errors are those of `reduce`.
     """
-    context, settings = _context(network, data, out, settings, width, None, tracker)
-    return run_teacher(context, replace(settings, trained=False), progress=progress)
+    settings = SearchSettings(training=TrainingConfig()) if settings is None else settings
+    order = _Order(network, data, Path(out), replace(settings, trained=False), width, None, options or RunOptions())
+    return run_teacher(order.context(), order.search_settings(), order.options, progress=progress)
 
 
-def _workers(workers: int | None) -> int:
-    return default_workers() if workers is None else workers
+@dataclass
+class _Order:
+    """What a caller of `reduce` asks for; the arguments are those of `reduce`."""
+
+    network: str | nn.Module
+    data: str | Dataset
+    out: Path
+    settings: SearchSettings | None
+    width: float
+    weights: Path | str | None
+    options: RunOptions
+
+    def search_settings(self) -> SearchSettings:
+        """Return the settings; weights that come along make the network a trained one."""
+        if self.settings is None:
+            brought = isinstance(self.network, nn.Module) or self.weights is not None
+            named = self.data if isinstance(self.data, str) else self.data.name
+            return SearchSettings(training=TrainingConfig(flip=named != "digits"), trained=brought)
+        return replace(self.settings, trained=self.settings.trained or self.weights is not None)
+
+    def context(self) -> Context:
+        """Read the images and build the network where it brings its weights; cheap checks come first.
+
+        Raises:
+            UsageError: if the network is said to be trained and brings no weights.
+        """
+        options = self.options
+        require_tracker(options.tracker)
+        if isinstance(self.network, str):
+            check_name(self.network)
+        images = load_data(self.data) if isinstance(self.data, str) else self.data
+        spec, module = _network(self.network, images.input, len(images.classes), self.width)
+        if self.weights is not None:
+            module = build(spec) if module is None else copy.deepcopy(module)
+            path = Path(self.weights)
+            tensors = read_tensors(path)
+            tensors.pop("deepreduce.probe", None)
+            load_tensors(module, tensors, path)
+        elif self.search_settings().trained and module is None:
+            module = _build_trained(spec)
+        return Context(
+            spec,
+            module,
+            images,
+            self.out,
+            tracker=options.tracker,
+            threads=options.threads,
+            checkpoint_seconds=options.checkpoint_seconds,
+        )
+
+
+def check_name(network: str) -> None:
+    """Refuse a name that no network can have, before any image is read.
+
+    Raises:
+        UsageError: naming the nearest ones.
+    """
+    if ":" not in network and not is_reference(network):
+        build(NetworkSpec(network, (3, 32, 32), 10))  # builds nothing: it knows the names, and says so
 
 
 def _network(
@@ -177,49 +233,20 @@ def _network(
     return NetworkSpec(type(network).__name__, input, classes), network
 
 
-def _context(
-    network: str | nn.Module,
-    data: str | Dataset,
-    out: Path | str,
-    settings: SearchSettings | None,
-    width: float,
-    weights: Path | str | None,
-    tracker: str | None,
-) -> tuple[Context, SearchSettings]:
-    require_tracker(tracker)
-    images = load_data(data) if isinstance(data, str) else data
-    spec, module = _network(network, images.input, len(images.classes), width)
-    if settings is None:
-        settings = SearchSettings(
-            training=TrainingConfig(flip=images.name != "digits"), trained=module is not None or weights is not None
-        )
-    if weights is not None:
-        module = _with_weights(spec, module, Path(weights))
-        settings = replace(settings, trained=True)
-    if settings.trained and module is None:
-        from .networks import build, is_reference
+def _with_workers(options: RunOptions | None, workers: int | None) -> RunOptions:
+    options = options or RunOptions()
+    return options if workers is None else replace(options, workers=workers)
 
-        if is_reference(spec.name):
-            raise UsageError(
-                problem(
-                    "a trained network brings its weights",
-                    got=f"{spec.name}, which is built with random weights",
-                    remedy="name the file with --weights, or leave out --trained to have the teacher trained",
-                    where="--trained",
-                )
+
+def _build_trained(spec: NetworkSpec) -> nn.Module:
+    """Build a network whose own code brings its weights."""
+    if is_reference(spec.name) or spec.name.startswith("timm:"):
+        raise UsageError(
+            problem(
+                "a trained network brings its weights",
+                got=f"{spec.name}, which is built with random weights",
+                remedy="name the file with --weights, or leave out --trained to have the teacher trained",
+                where="--trained",
             )
-        module = build(spec)
-    return Context(spec, module, images, Path(out), tracker), settings
-
-
-def _with_weights(spec: NetworkSpec, module: nn.Module | None, path: Path) -> nn.Module:
-    """Load a user's safetensors file into the full network."""
-    from .networks import build
-    from .reduction.recipe import load_tensors, read_tensors
-
-    network = build(spec) if module is None else module
-    tensors = read_tensors(path)
-    tensors.pop("deepreduce.probe", None)
-    load_tensors(network, tensors, path)
-    return network
-
+        )
+    return build(spec)

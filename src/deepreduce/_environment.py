@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ._version import __version__
+from .training import available_cores
 
 _PACKAGES = (
     "torch", "numpy", "safetensors", "accelerate", "torch-pruning", "pyarrow", "pillow", "scikit-learn", "rich",
@@ -23,10 +26,6 @@ def environment(*, command: list[str] | None = None) -> dict[str, Any]:
     Args:
         command: as it was typed; None takes the one of this process, without the folder of the program.
     """
-    import torch
-
-    from .training.executors import available_cores
-
     versions = {}
     for package in _PACKAGES:
         try:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from .._version import __version__
-from ..errors import DeepReduceError, Interrupted, UsageError
+from ..errors import DeepReduceError, Interrupted, UsageError, near_misses
 
 _COMMANDS = {
     "profile": "count the ReLUs of a network, before and after a reduction",
@@ -30,31 +36,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, 1 if it failed or was stopped, 2 if it was called wrongly.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parse(typed)
+    except SystemExit as end:  # argparse has printed the help or what is wrong
+        return int(end.code or 0)
+    try:
+        with _stopping_on_request(), _only_first_speaks():
+            code = int(options.run(options))
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        if arguments is None:
+            _end_at_once()
+        return 1
+    except BrokenPipeError:
+        # The reader of our output went away; Python would write what is left once more at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except DeepReduceError as error:
+        print(f"deepreduce {options.command}: {error}", file=sys.stderr)
+        if isinstance(error, Interrupted) and arguments is None:
+            signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # nothing is left to stop; an impatient second Ctrl-C is not news
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _parse(typed: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="deepreduce", description="Find out which ReLUs of a network matter, and remove the rest."
+        prog="deepreduce",
+        description="Find out which ReLUs of a network matter, and remove the rest.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"deepreduce {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Only the command that was typed is imported, so that help and errors come at once.
     wanted = next((word for word in typed if not word.startswith("-")), None)
     for name, summary in _COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        about = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=about, allow_abbrev=False)
         if name == wanted:
             module = importlib.import_module(f".{name}", __name__)
             module.add_options(command)
             command.set_defaults(run=module.run)
-    options = parser.parse_args(typed)
+    if wanted is not None and wanted not in _COMMANDS:
+        parser.error(
+            f"unknown command {wanted!r}{near_misses(wanted, list(_COMMANDS))}; choose one of {', '.join(_COMMANDS)}"
+        )
+    return parser.parse_args(typed)
+
+
+def _end_at_once() -> NoReturn:
+    """End the process after a Ctrl-C outside of training, or a second one while workers stop, and the workers with it.
+
+    Python would wait for them, and might end with another exit code than ours.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _stopping_on_request() -> Iterator[None]:
+    """Take SIGTERM, which batch systems send, for Ctrl-C: the run stops in order and can be continued."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        return int(options.run(options))
-    except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; Python would complain once more at exit
-        return 1
-    except DeepReduceError as error:
-        print(f"deepreduce {options.command}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _only_first_speaks() -> Iterator[None]:
+    """Under `torchrun` let the first process alone print results."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        yield

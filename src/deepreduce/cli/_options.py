@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, problem
+from ..training.config import TrainingConfig
+from ._console import say
 
 if TYPE_CHECKING:
     from ..data import Dataset
-    from ..training import SearchSettings
+    from ..training import RunOptions, SearchSettings
 
 
 def size(text: str) -> tuple[int, int, int]:
@@ -44,7 +46,11 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         help="resnet18, resnet34, mobilenet_v1, vgg16, wide_resnet_22_8, package.module:function, or timm:NAME",
     )
     parser.add_argument(
-        "--width", type=float, default=1.0, metavar="X", help="width of the full network, for the reference networks (default 1)"
+        "--width",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="width of the full network, for the reference networks (default 1)",
     )
 
 
@@ -52,24 +58,35 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the options that name and split the images."""
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--data", required=True, metavar="DATA", help="digits, a folder of parquet files or images, or OWNER/NAME on the hub"
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="digits, a folder of parquet files or images, or OWNER/NAME on the hub",
     )
     group.add_argument(
-        "--validation", type=float, default=0.1, metavar="X", help="share of the training images that chooses (default 0.1)"
+        "--validation",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="share of the training images that chooses (default 0.1)",
     )
     group.add_argument("--first-classes", type=int, metavar="K", help="use the first K classes alone")
     group.add_argument("--per-class", type=int, metavar="N", help="use N training images of each class")
-    group.add_argument("--mean", type=numbers, metavar="X,X,X", help="of pixels in [0, 1]; default: of the training images")
-    group.add_argument("--std", type=numbers, metavar="X,X,X", help="of pixels in [0, 1]; default: of the training images")
+    group.add_argument(
+        "--mean", type=numbers, metavar="X,X,X", help="of pixels in [0, 1]; default: of the training images"
+    )
+    group.add_argument(
+        "--std", type=numbers, metavar="X,X,X", help="of pixels in [0, 1]; default: of the training images"
+    )
     group.add_argument("--image-column", metavar="NAME", help="column of a parquet file that holds the images")
     group.add_argument("--label-column", metavar="NAME", help="column of a parquet file that holds the labels")
 
 
 def load_data(options: argparse.Namespace) -> Dataset:
-    """Load the images that the options name."""
+    """Load the images that the options name, and say what the user should know about them."""
     from ..data import load
 
-    return load(
+    data = load(
         options.data,
         validation=options.validation,
         classes=options.first_classes,
@@ -79,6 +96,9 @@ def load_data(options: argparse.Namespace) -> Dataset:
         image_column=options.image_column,
         label_column=options.label_column,
     )
+    for note in data.notes:
+        say(f"note: {note}")
+    return data
 
 
 _HELP = {
@@ -97,8 +117,6 @@ _HELP = {
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """Add one option for every training setting, with its default."""
-    from ..training.config import TrainingConfig
-
     group = parser.add_argument_group("training")
     defaults = TrainingConfig()
     for field in fields(TrainingConfig):
@@ -110,21 +128,47 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar="X", help=text)
     group.add_argument("--no-flip", action="store_true", help="no mirrored images (never mirrored: digits)")
     group.add_argument("--no-warm-start", action="store_true", help="start students from fresh weights")
-    group.add_argument("--precision", choices=["auto", "no", "bf16", "fp16"], help="default auto: bf16 on a GPU that has it")
+    group.add_argument(
+        "--precision", choices=["auto", "no", "bf16", "fp16"], help="default auto: bf16 on a GPU that has it"
+    )
     group.add_argument("--compile", choices=["auto", "on", "off"], help="default auto: on a GPU")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how jobs run on this machine."""
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="processor threads of each job (default: the cores, shared out evenly)"
+    )
+    group.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=20.0,
+        metavar="X",
+        help="how often a running job is saved, to be continued after a stop (default 20)",
+    )
     group.add_argument("--tracker", metavar="NAME", help="log to a tracker that accelerate knows, such as tensorboard")
 
 
-def search_settings(options: argparse.Namespace, data: Dataset, **more: Any) -> SearchSettings:
-    """Turn the options into settings; what was not typed keeps its default."""
-    from ..training import SearchSettings, TrainingConfig
+def run_options(options: argparse.Namespace, **more: Any) -> RunOptions:
+    """Turn the options of `add_running` into an object."""
+    from ..training import RunOptions
 
-    typed = {name: getattr(options, name) for name in _HELP if getattr(options, name) is not None}
-    for name in ("precision", "compile"):
-        if getattr(options, name) is not None:
-            typed[name] = getattr(options, name)
+    return RunOptions(
+        threads=options.threads, checkpoint_seconds=options.checkpoint_seconds, tracker=options.tracker, **more
+    )
+
+
+def search_settings(options: argparse.Namespace, **more: Any) -> SearchSettings:
+    """Turn the options into settings; what was not typed keeps its default."""
+    from ..training import SearchSettings
+
+    typed = {
+        name: getattr(options, name) for name in (*_HELP, "precision", "compile") if getattr(options, name) is not None
+    }
+    # Mirrored digits are other characters. A folder of the same name is reached as ./digits, so it is not meant here.
     training = TrainingConfig(
-        **typed, flip=not options.no_flip and data.name != "digits", warm_start=not options.no_warm_start
+        **typed, flip=not options.no_flip and options.data != "digits", warm_start=not options.no_warm_start
     )
     return SearchSettings(training=training, **more)
 

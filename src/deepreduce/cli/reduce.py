@@ -6,18 +6,26 @@ import argparse
 from pathlib import Path
 
 from . import _options
-from ._console import Watcher, console, print_json, say
+from ._console import Watcher, console, print_json
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     _options.add_network(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; the same command continues it")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="RUN", help="run folder; the same command continues it"
+    )
     parser.add_argument("--budget", type=int, metavar="N", help="train only networks with at most N ReLUs")
-    parser.add_argument("--method", default="deepreduce", metavar="NAME", help="how candidates are found (default deepreduce)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train teacher and candidates N times (default 1)")
+    parser.add_argument(
+        "--method", default="deepreduce", metavar="NAME", help="how candidates are found (default deepreduce)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="train teacher and candidates N times (default 1)"
+    )
     parser.add_argument("--exponent", type=float, metavar="W", help="w in the criticality C_k (default 0.07)")
-    parser.add_argument("--criticality-epochs", type=int, metavar="N", help="epochs of the networks that measure criticality")
+    parser.add_argument(
+        "--criticality-epochs", type=int, metavar="N", help="epochs of the networks that measure criticality"
+    )
     parser.add_argument("--distilled-only", action="store_true", help="measure criticality with distillation alone")
     parser.add_argument("--weights", metavar="FILE", help="safetensors file with the network's trained weights")
     parser.add_argument("--trained", action="store_true", help="NETWORK brings its trained weights itself")
@@ -27,19 +35,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     _options.add_data(parser)
     _options.add_training(parser)
+    _options.add_running(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from .. import plan_reduce, reduce
+    from .._api import check_name
     from ..reduction import DEFAULT_EXPONENT
+    from ..training import default_workers
 
-    data = _options.load_data(options)
-    for note in data.notes:
-        say(f"note: {note}")
     settings = _options.search_settings(
         options,
-        data,
         budget=options.budget,
         method=options.method,
         seeds=options.seeds,
@@ -48,17 +55,17 @@ def run(options: argparse.Namespace) -> int:
         criticality_plain=not options.distilled_only,
         trained=options.trained or options.weights is not None,
     )
+    running = _options.run_options(
+        options,
+        executor=options.executor,
+        workers=default_workers() if options.workers is None else options.workers,
+    )
     weights = None if options.weights is None else _options.existing_file(options.weights)
+    check_name(options.network)
+    data = _options.load_data(options)
+    asked = {"out": options.out, "settings": settings, "width": options.width, "weights": weights, "options": running}
     if options.dry_run:
-        plan = plan_reduce(
-            options.network,
-            data,
-            out=options.out,
-            settings=settings,
-            width=options.width,
-            weights=weights,
-            workers=options.workers,
-        )
+        plan = plan_reduce(options.network, data, **asked)
         if options.json:
             print_json(plan)
         else:
@@ -67,18 +74,7 @@ def run(options: argparse.Namespace) -> int:
             console().print(plan_table(plan))
         return 0
     with Watcher() as watcher:
-        front = reduce(
-            options.network,
-            data,
-            out=options.out,
-            settings=settings,
-            width=options.width,
-            weights=weights,
-            executor=options.executor,
-            workers=options.workers,
-            tracker=options.tracker,
-            progress=watcher,
-        )
+        front = reduce(options.network, data, **asked, progress=watcher)
     if options.json:
         print_json(front.content)
         return 0
@@ -88,5 +84,7 @@ def run(options: argparse.Namespace) -> int:
     if front.content["criticality"]:
         screen.print(criticality_table(front.content))
     screen.print(front_table(front.content))
-    screen.print(f"front: {options.out / 'front.json'}; deepreduce report {options.out} writes the page")
+    screen.print(
+        f"front: {options.out / 'front.json'}; deepreduce report {options.out} writes the page", soft_wrap=True
+    )
     return 0

@@ -6,28 +6,31 @@ import argparse
 from pathlib import Path
 
 from . import _options
-from ._console import Watcher, console, print_json, say
+from ._console import Watcher, console, print_json
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     _options.add_network(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; reduce finds the teacher there")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="RUN", help="run folder; reduce finds the teacher there"
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train it N times (default 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     _options.add_data(parser)
     _options.add_training(parser)
+    _options.add_running(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    settings = _options.search_settings(options, seeds=options.seeds)
     from .. import train
+    from .._api import check_name
     from ..training import summarise
 
+    check_name(options.network)
     data = _options.load_data(options)
-    for note in data.notes:
-        say(f"note: {note}")
-    settings = _options.search_settings(options, data, seeds=options.seeds)
     with Watcher() as watcher:
         outcome = train(
             options.network,
@@ -35,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
             out=options.out,
             settings=settings,
             width=options.width,
-            tracker=options.tracker,
+            options=_options.run_options(options),
             progress=watcher,
         )
     measured = summarise(outcome.accuracies, len(data.validation))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -18,13 +19,6 @@ class Normalisation:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    def apply(self, images: UInt8[Tensor, "n channels height width"]) -> Float[Tensor, "n channels height width"]:
-        """Return (images / 255 - mean) / std, in channels-last memory."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        scaled = images.float().sub_(255 * mean).div_(255 * std)
-        return scaled.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -44,11 +38,31 @@ class DeviceSplit:
         """Return the number of images."""
         return len(self.labels)
 
+    @cached_property
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        # Made once: a tensor made from Python numbers in every step would make the device wait in every step.
+        mean = torch.tensor(self.normalisation.mean, device=self.images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.normalisation.std, device=self.images.device).view(1, -1, 1, 1)
+        return 255 * mean, 255 * std
+
+    def normalise(self, images: UInt8[Tensor, "n channels height width"]) -> Float[Tensor, "n channels height width"]:
+        """Return (images / 255 - mean) / std, in channels-last memory."""
+        mean, std = self._mean_and_std
+        return images.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images once, in order, without augmentation; the last batch may be smaller."""
         for start in range(0, len(self), batch_size):
             stop = start + batch_size
-            yield self.normalisation.apply(self.images[start:stop]), self.labels[start:stop]
+            yield self.normalise(self.images[start:stop]), self.labels[start:stop]
+
+    def batch(self, batch_size: int, world: int = 1) -> int:
+        """Return the images of one step over all `world` processes: full batches, with equal parts."""
+        return min(batch_size, len(self)) // world * world
+
+    def steps(self, batch_size: int, world: int = 1) -> int:
+        """Return the number of batches of one epoch of `shuffled`."""
+        return len(self) // self.batch(batch_size, world)
 
     def shuffled(
         self, batch_size: int, *, seed: int, epoch: int, crop: int, flip: bool, rank: int = 0, world: int = 1
@@ -59,7 +73,7 @@ class DeviceSplit:
         batches. Every batch is full; the images left over are others in every epoch.
 
         Args:
-            batch_size: over all processes; at most the number of images.
+            batch_size: over all processes; fewer images make one smaller batch.
             seed: of the job.
             epoch: from 0.
             crop: pixels of border, see `augment`.
@@ -73,15 +87,11 @@ class DeviceSplit:
         order = torch.randperm(count, generator=random).to(device)
         shifts = torch.randint(0, 2 * crop + 1, (count, 2), generator=random).to(device)
         flips = ((torch.rand(count, generator=random) < 0.5) & flip).to(device)
-        size = min(batch_size, count)
+        size = self.batch(batch_size, world)
         for start in range(0, count - size + 1, size):
             mine = order[start + rank : start + size : world]
             images = augment(self.images[mine], shifts[mine], flips[mine], crop=crop)
-            yield self.normalisation.apply(images), self.labels[mine]
-
-    def steps(self, batch_size: int) -> int:
-        """Return the number of batches of one epoch of `shuffled`."""
-        return len(self) // min(batch_size, len(self))
+            yield self.normalise(images), self.labels[mine]
 
 
 def augment(
@@ -105,8 +115,8 @@ def augment(
     columns = torch.arange(width, device=device).expand(count, width)
     columns = torch.where(flips[:, None], width - 1 - columns, columns) + shifts[:, 1:] - crop
     # Reflection without repeating the edge: -1 is 1, height is height - 2.
-    rows = (height - 1 - (height - 1 - rows.abs()).abs()).clamp(min=0)
-    columns = (width - 1 - (width - 1 - columns.abs()).abs()).clamp(min=0)
+    rows = height - 1 - (height - 1 - rows.abs()).abs()
+    columns = width - 1 - (width - 1 - columns.abs()).abs()
     return images.gather(2, rows[:, None, :, None].expand(images.shape)).gather(
         3, columns[:, None, None, :].expand(images.shape)
     )

@@ -1,81 +1,125 @@
-"""The state of a training job between epochs, as safetensors: weights, momentum, and what they belong to."""
+"""The state of a training job between epochs, as safetensors: weights, momentum, history, and what they belong to."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .._files import replacing
-from .config import TrainingConfig
 
-_FORMAT = "deepreduce.checkpoint.1"
+_FORMAT = "deepreduce.checkpoint.2"
 
 
-def write_checkpoint(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int, seed: int, config: TrainingConfig
-) -> None:
-    """Write the state after `epoch` finished epochs, whole or not at all.
+@dataclass
+class Checkpoint:
+    """A file that holds the state of one job, so that it can be continued.
 
-    Raises:
-        RunError: if the disk is full or the folder cannot be written.
+    Attributes:
+        path: of the file.
+        job: what the state belongs to, in any words; the state of another job is refused.
+        every_seconds: how often it is written, at most after every epoch.
+        damage: why the file that was found could not be used; empty if it could, or if there was none.
     """
-    tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": _FORMAT, "epoch": str(epoch), "job": _job(seed, config)})
 
+    path: Path
+    job: str
+    every_seconds: float = 20.0
+    damage: str = ""
+    _written_at: float = field(default_factory=time.monotonic)
 
-def read_checkpoint(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, *, seed: int, config: TrainingConfig
-) -> int:
-    """Load a checkpoint of the same job into network and optimizer.
+    def is_due(self) -> bool:
+        """Tell whether it is time to write."""
+        return time.monotonic() - self._written_at >= self.every_seconds
 
-    Returns:
-        The number of finished epochs; 0 if there is no checkpoint, or one that is damaged or of another job. Such a
-        file is moved aside to `NAME.damaged`, and training starts from the beginning.
-    """
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            epoch = int(metadata.get("epoch", 0))
-            if metadata.get("format") != _FORMAT or metadata.get("job") != _job(seed, config):
-                raise ValueError("of another job")
-            if not 0 < epoch < config.epochs:
-                raise ValueError("epoch out of range")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        own = network.state_dict()
-        state = {name: tensors[f"network.{name}"] for name in own}
-        if any(own[name].shape != value.shape or own[name].dtype != value.dtype for name, value in state.items()):
-            raise ValueError("of another network")
-        momenta = {
-            parameter: tensors[f"momentum.{name}"].to(parameter.device, copy=True)
-            for name, parameter in network.named_parameters()
-            if f"momentum.{name}" in tensors
+    def write(self, network: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the state after the epochs of `history`, whole or not at all.
+
+        Raises:
+            RunError: if the disk is full or the folder cannot be written.
+        """
+        tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        for name, parameter in network.named_parameters():
+            momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
+        metadata = {
+            "format": _FORMAT,
+            "job": self.job,
+            "history": json.dumps(list(history)),
+            "sha256": _digest(tensors),
         }
-        if any(parameter.shape != momentum.shape for parameter, momentum in momenta.items()):
-            raise ValueError("of another network")
-    except (SafetensorError, ValueError, KeyError, OSError):
-        path.replace(path.with_name(path.name + ".damaged"))
-        return 0
-    network.load_state_dict(state)
-    for parameter, momentum in momenta.items():
-        optimizer.state[parameter]["momentum_buffer"] = momentum.contiguous(
-            memory_format=torch.channels_last if momentum.dim() == 4 else torch.contiguous_format
-        )
-    return epoch
+        with replacing(self.path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+        self._written_at = time.monotonic()
+
+    def read(self, network: nn.Module, optimizer: torch.optim.Optimizer, *, epochs: int) -> list[dict[str, Any]]:
+        """Load the state into network and optimizer, if there is one and all of it is sound.
+
+        Args:
+            network: of the same job.
+            optimizer: of its parameters.
+            epochs: of the whole job.
+
+        Returns:
+            The history up to the state, one value per finished epoch; empty if there is no checkpoint, or one that is
+            damaged or of another job (`damage` then says why).
+        """
+        if not self.path.exists():
+            return []
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT or metadata.get("job") != self.job:
+                    raise ValueError("it belongs to another job or release")
+                history = json.loads(metadata["history"])
+                if [line["epoch"] for line in history] != list(range(1, len(history) + 1)):
+                    raise ValueError("its history has gaps")
+                if not 0 < len(history) < epochs:
+                    raise ValueError(f"it is at epoch {len(history)} of {epochs}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if _digest(tensors) != metadata["sha256"]:
+                raise ValueError("its tensors have another hash")
+            own = network.state_dict()
+            state = {name: tensors[f"network.{name}"] for name in own}
+            if any(own[name].shape != value.shape or own[name].dtype != value.dtype for name, value in state.items()):
+                raise ValueError("it belongs to another network")
+            momenta = {
+                parameter: tensors[f"momentum.{name}"]
+                for name, parameter in network.named_parameters()
+                if f"momentum.{name}" in tensors
+            }
+            if any(parameter.shape != momentum.shape for parameter, momentum in momenta.items()):
+                raise ValueError("it belongs to another network")
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+            self.damage = f"{type(error).__name__}: {error}"
+            return []
+        network.load_state_dict(state)
+        for parameter, momentum in momenta.items():
+            layout = torch.channels_last if momentum.dim() == 4 else torch.contiguous_format
+            # A copy: the tensors that were read lie in the file, which is soon replaced.
+            kept = torch.empty_like(momentum, device=parameter.device, memory_format=layout).copy_(momentum)
+            optimizer.state[parameter]["momentum_buffer"] = kept
+        return list(history)
+
+    def move_damaged_aside(self) -> None:
+        """Keep a file that could not be used under `NAME.damaged`."""
+        if self.damage and self.path.exists():
+            self.path.replace(self.path.with_name(self.path.name + ".damaged"))
 
 
-def _job(seed: int, config: TrainingConfig) -> str:
-    text = json.dumps([seed, config.to_json()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    state = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        state.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()

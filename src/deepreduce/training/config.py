@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import UsageError, near_misses, problem
 
+_LONGEST_FADE = 0.9
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -27,8 +29,9 @@ class TrainingConfig:
         temperature: of distillation, above 0.
         warm_start: start a student from its teacher's weights wherever shapes agree, and from the teacher's strongest
             channels where the student is narrower.
-        fade: fraction of training over which removed ReLUs turn into the identity, in [0, 1); 0 removes them at once.
-        precision: `auto` (bf16 on a GPU that has it, else full precision), `no`, `bf16` or `fp16`.
+        fade: fraction of training over which removed ReLUs turn into the identity, in [0, 0.9]; 0 removes them at
+            once. The last tenth at least trains the network as it will be, and settles its batch statistics.
+        precision: `auto` (bf16 on a GPU that has it, else full precision), `no`, `bf16` or `fp16` (on a GPU).
         compile: `auto` (on a GPU), `on` or `off`.
     """
 
@@ -54,16 +57,19 @@ class TrainingConfig:
             UsageError: naming the first setting that is out of range.
         """
         ranges: dict[str, tuple[bool, str]] = {
-            "epochs": (1 <= self.epochs <= 100_000, "from 1 to 100,000"),
-            "batch_size": (2 <= self.batch_size <= 1_000_000, "from 2 to 1,000,000"),
+            "epochs": (_whole(self.epochs) and 1 <= self.epochs <= 100_000, "a whole number from 1 to 100,000"),
+            "batch_size": (
+                _whole(self.batch_size) and 2 <= self.batch_size <= 1_000_000,
+                "a whole number from 2 to 1,000,000",
+            ),
             "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),
             "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "weight_decay": (0 <= self.weight_decay < 1, "from 0 to below 1"),
-            "crop": (self.crop is None or 0 <= self.crop <= 64, "from 0 to 64"),
+            "crop": (self.crop is None or (_whole(self.crop) and 0 <= self.crop <= 64), "a whole number from 0 to 64"),
             "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
             "temperature": (0 < self.temperature < math.inf, "above 0 and finite"),
-            "fade": (0 <= self.fade < 1, "from 0 to below 1"),
+            "fade": (0 <= self.fade <= _LONGEST_FADE, f"from 0 to {_LONGEST_FADE}"),
             "precision": (self.precision in ("auto", "no", "bf16", "fp16"), "auto, no, bf16 or fp16"),
             "compile": (self.compile in ("auto", "on", "off"), "auto, on or off"),
         }
@@ -113,3 +119,7 @@ def learning_rate_at(config: TrainingConfig, progress: float) -> float:
 def fade_at(config: TrainingConfig, progress: float) -> float:
     """Return how far removed ReLUs are on their way to the identity, in [0, 1], rising evenly."""
     return 1.0 if config.fade == 0 else min(1.0, progress / config.fade)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

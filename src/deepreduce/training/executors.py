@@ -1,28 +1,35 @@
 """Where jobs run: in this process, in local worker processes, or on a Ray cluster.
 
-All three have the shape of `concurrent.futures`: `submit` a job, get a future.
+All three have the shape of `concurrent.futures`: `submit` a job, get a future of what `run_job` returns.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 import torch
 
-from ..errors import UsageError, missing_extra, near_misses, problem
+from ..census import trace
+from ..errors import UsageError, missing_extra, problem
+from .distributed import process_count
 from .jobs import Context, Job, run_job
+from .settings import RunOptions
 
 
 class JobExecutor(Protocol):
     """Runs jobs of one run."""
 
-    def submit(self, job: Job) -> Future[None]:
+    def submit(self, job: Job) -> Future[str]:
         """Start a job, now or when a worker is free."""
 
     def stop(self) -> None:
@@ -40,7 +47,7 @@ class InProcess:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=1)
 
-    def submit(self, job: Job) -> Future[None]:
+    def submit(self, job: Job) -> Future[str]:
         """See `JobExecutor`."""
         return self._pool.submit(run_job, job, self._context, self._stop.is_set)
 
@@ -57,36 +64,56 @@ class InProcess:
 _worker: tuple[Context, Callable[[], bool]] | None = None
 
 
-def _start_worker(context: Context, stop: Any) -> None:
+def _start_worker(context: Context, stop: Any, numbers: Any = None) -> None:
     global _worker
     # Ctrl-C reaches every process of the terminal; the main process alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if numbers is not None and torch.cuda.device_count() > 1:
+        torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
     _worker = (context, stop.is_set)
 
 
-def _run_in_worker(job: Job) -> None:
+def _end_with_parent() -> None:
+    """End this process when the main one is gone, however it went: nobody would read what it does."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _run_in_worker(job: Job) -> str:
     assert _worker is not None
     context, should_stop = _worker
-    run_job(job, context, should_stop)
+    return run_job(job, context, should_stop)
 
 
 class Processes:
-    """Runs jobs in local worker processes, which share the images' memory and the cores evenly."""
+    """Runs jobs in local worker processes, which share the images' memory; several GPUs are dealt out in turn."""
 
     def __init__(self, context: Context, workers: int) -> None:
-        threads = context.threads or max(1, available_cores() // workers)
+        """Prepare the workers; they start with the first job.
+
+        Raises:
+            UsageError: if the network cannot be sent to another process.
+        """
+        context = replace(_portable(context), threads=context.threads or max(1, available_cores() // workers))
         spawn = torch.multiprocessing.get_context("spawn")
         self._stop = spawn.Event()
-        self._pool: Executor = ProcessPoolExecutor(
+        numbers = spawn.SimpleQueue()
+        for number in range(workers):
+            numbers.put(number)
+        self._pool = ProcessPoolExecutor(
             max_workers=workers,
             mp_context=spawn,
             initializer=_start_worker,
-            initargs=(replace(context, threads=threads), self._stop),
+            initargs=(context, self._stop, numbers),
         )
 
-    def submit(self, job: Job) -> Future[None]:
+    def submit(self, job: Job) -> Future[str]:
         """See `JobExecutor`."""
-        return self._pool.submit(_run_in_worker, job)
+        with _ctrl_c_later():
+            return self._pool.submit(_run_in_worker, job)
 
     def stop(self) -> None:
         """See `JobExecutor`."""
@@ -102,33 +129,54 @@ class RayCluster:
     """Runs jobs on a Ray cluster; the run folder must lie on storage that all its machines share."""
 
     def __init__(self, context: Context, workers: int) -> None:
+        """Join the cluster that Ray finds (RAY_ADDRESS, or one on this machine), or start one here.
+
+        Raises:
+            MissingExtraError: if Ray is not installed.
+        """
         try:
             import ray
         except ImportError as error:
             raise missing_extra("ray", "ray", purpose="--executor ray") from error
         self._ray = ray
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
+            ray.init(log_to_driver=False)
+        context = replace(_portable(context), folder=context.folder.resolve())
         self._context = ray.put(context)
-        gpus = 1 if torch.cuda.is_available() else 0
-        self._remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_job)
-        self._waiting = threading.Semaphore(workers)
-        self._references: list[Any] = []
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        self._task = ray.remote(num_cpus=context.threads or 1, num_gpus=gpus, max_retries=0)(run_job)
+        self._running: set[Any] = set()
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=workers)  # each thread waits for one job
 
-    def submit(self, job: Job) -> Future[None]:
-        """See `JobExecutor`; Ray itself queues what does not fit."""
-        reference = self._remote.remote(job, self._context)
-        self._references.append(reference)
-        future: Future[None] = reference.future()
-        return future
+    def submit(self, job: Job) -> Future[str]:
+        """See `JobExecutor`."""
+        return self._pool.submit(self._run, job)
+
+    def _run(self, job: Job) -> str:
+        reference = self._task.remote(job, self._context)
+        self._running.add(reference)
+        try:
+            if self._stopped.is_set():
+                self._ray.cancel(reference)
+            return str(self._ray.get(reference))
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # the job's own error, without Ray's words around it
+        except self._ray.exceptions.RayError as error:
+            raise BrokenExecutor(str(error)) from error
+        finally:
+            self._running.discard(reference)
 
     def stop(self) -> None:
-        """See `JobExecutor`."""
-        for reference in self._references:
-            self._ray.cancel(reference, force=False)
+        """See `JobExecutor`; a job's state since its last checkpoint is lost."""
+        self._stopped.set()
+        for reference in list(self._running):
+            self._ray.cancel(reference)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
         """See `JobExecutor`; the cluster goes on."""
+        self._pool.shutdown(wait=True)
 
 
 def available_cores() -> int:
@@ -137,8 +185,19 @@ def available_cores() -> int:
 
 
 def default_workers() -> int:
-    """Return how many jobs to run side by side: one on a GPU, up to eight on a CPU."""
-    return 1 if torch.cuda.is_available() else min(8, available_cores())
+    """Return how many jobs to run side by side: one per GPU, up to eight on a CPU, one under `torchrun`."""
+    if process_count() > 1:
+        return 1
+    return max(1, torch.cuda.device_count()) if torch.cuda.is_available() else min(8, available_cores())
+
+
+def threads_per_job(options: RunOptions, jobs: int) -> int:
+    """Return the threads of each of so many jobs of a phase.
+
+    It depends on the whole phase, not on what is left of it, so a run that was interrupted goes on with the same.
+    """
+    side_by_side = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process_count() > 1 else min(options.workers, jobs)
+    return options.threads or max(1, available_cores() // max(1, side_by_side))
 
 
 def make_executor(kind: str, context: Context, workers: int) -> JobExecutor:
@@ -150,21 +209,55 @@ def make_executor(kind: str, context: Context, workers: int) -> JobExecutor:
         workers: jobs side by side, at least 1.
 
     Raises:
-        UsageError: if there is no such executor, or the number of workers is out of range.
+        UsageError: if there is no such executor, the number of workers is out of range, or they cannot be combined
+            with `torchrun`.
     """
-    if not 1 <= workers <= 1024:
+    RunOptions(kind, workers)
+    if process_count() > 1 and (workers > 1 or kind != "local"):
         raise UsageError(
-            problem("workers must be from 1 to 1024", got=workers, remedy="leave it to the default", where="--workers")
+            problem(
+                "under torchrun all processes train one network together",
+                got=f"{workers} workers, executor {kind}",
+                remedy="leave out --workers and --executor, or start the command without torchrun",
+                where="--workers",
+            )
         )
-    if kind == "local":
-        return InProcess(context) if workers == 1 else Processes(context, workers)
     if kind == "ray":
         return RayCluster(context, workers)
-    raise UsageError(
-        problem(
-            "the executor must be local or ray",
-            got=f"{kind!r}{near_misses(kind, ['local', 'ray'])}",
-            remedy="leave it out for this machine",
-            where="--executor",
-        )
-    )
+    return InProcess(context) if workers == 1 else Processes(context, workers)
+
+
+def _portable(context: Context) -> Context:
+    """Make the context fit to be sent: of a user's own network goes the graph, which needs none of their classes.
+
+    Raises:
+        UsageError: if that is not possible.
+    """
+    if context.network is None:
+        return context
+    try:
+        traced = trace(context.network)
+        pickle.dumps(traced)  # what `multiprocessing` will do, where its error could not be told from others
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UsageError(
+            problem(
+                "a network that runs in other processes must be picklable",
+                got=f"{type(error).__name__}: {error}",
+                remedy="define its classes at the top level of a module, or use one worker",
+                where="--workers",
+            )
+        ) from error
+    return replace(context, network=traced)
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Hold Ctrl-C back while processes start: they inherit that, and start in peace; then it is delivered here."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

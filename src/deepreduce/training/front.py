@@ -10,11 +10,11 @@ from torch import fx, nn
 
 from .._files import check_format, read_json
 from ..census import Census
-from ..errors import UsageError, problem
+from ..errors import RunError, UsageError, problem
 from ..reduction.recipe import Recipe, load_network
 from .intervals import summarise
-from .jobs import Context, Job
-from .search import Outcome, Search
+from .jobs import Context
+from .pareto_search import Outcome, Search
 
 FORMAT, VERSION = "deepreduce.front", 1
 
@@ -36,12 +36,34 @@ class Front:
         """Read the front of a finished run.
 
         Raises:
-            RunError: if there is none yet, or it is damaged.
+            RunError: if there is none yet, or it is damaged or of another release.
         """
         path = Path(folder) / "front.json"
+        if not path.exists():
+            raise RunError(
+                problem(
+                    "a run folder has a front once deepreduce reduce has come to its end",
+                    got="no front.json" if path.parent.exists() else "no such folder",
+                    remedy="run the same deepreduce reduce again; it continues where it stopped",
+                    where=folder,
+                )
+            )
         content = read_json(path)
         check_format(content, FORMAT, VERSION, path)
-        return cls(content, Path(folder))
+        front = cls(content, Path(folder))
+        try:
+            for entry in front.entries:
+                front.place(entry)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(
+                problem(
+                    "front.json must be complete",
+                    got=f"{type(error).__name__}: {error}",
+                    remedy="remove it and run the same deepreduce reduce again; nothing is trained twice",
+                    where=path,
+                )
+            ) from error
+        return front
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -72,8 +94,10 @@ class Front:
         """Return the folder of an entry's weights: of several seeds the one best on held-out images."""
         runs = entry["validation"]["runs"]
         seed = max(range(len(runs)), key=lambda index: runs[index])
-        name = "teacher" if entry["id"] == "teacher" else f"candidate/{entry['id']}"
-        return self.folder / name / f"seed{seed}"
+        name = str(entry["id"])
+        if Path(name).name != name:  # a front from a stranger must not lead out of its folder
+            raise ValueError(f"{name!r} is no name of a network")
+        return self.folder / (name if name == "teacher" else f"candidate/{name}") / f"seed{seed}"
 
     def load(self, entry: dict[str, Any], *, network: nn.Module | None = None) -> tuple[fx.GraphModule, Recipe]:
         """Load an entry's network; `network` is the full network where it is not one of ours.
@@ -144,10 +168,7 @@ def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
     job = outcome.job
     census = outcome.proposal.census if outcome.proposal else found.base.census
     complete = bool(outcome.runs) and outcome.failure is None
-    places = [
-        Job(job.kind, job.candidate, metrics["seed"], job.distilled, job.config).place for metrics in outcome.runs
-    ]
-    reads = [found.test[place] for place in places if place in found.test]
+    reads = [found.test[place] for place in outcome.places if place in found.test]
     n = len(context.data.validation)
     return {
         **_counts(job.id, job.label, job.candidate.to_json() if job.candidate else None, census),
@@ -155,7 +176,7 @@ def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
         "reason": outcome.failure or "",
         "validation": summarise(outcome.accuracies, n) if complete else None,
         "test": summarise([r["correct"] / r["n"] for r in reads], reads[0]["n"])
-        if complete and len(reads) == len(places)
+        if complete and len(reads) == len(outcome.runs)
         else None,
         "epochs": outcome.runs[0]["epochs"] if outcome.runs else 0,
         "seconds": sum(float(metrics["seconds"]) for metrics in outcome.runs),

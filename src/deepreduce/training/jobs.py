@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.util
+import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import nn
 
-from .._files import append_line, read_lines, sha256_of, write_json
+from .._files import append_line, sha256_of, write_json
 from ..census import Census
 from ..data import Dataset
-from ..errors import missing_extra
+from ..errors import (
+    DeepReduceError,
+    Interrupted,
+    RunError,
+    TrainingError,
+    UsageError,
+    missing_extra,
+    near_misses,
+    problem,
+)
 from ..networks import NetworkSpec, build, is_reference
 from ..reduction import Base, Candidate, build_candidate, census_of, make_base
 from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
-from ..reduction.reduced import build_fresh
 from .batches import DeviceSplit, Normalisation
+from .checkpoint import Checkpoint
 from .config import TrainingConfig
+from .distributed import process_count
 from .loop import Epoch, count_correct, make_accelerator, train
 
 METRICS_FORMAT, METRICS_VERSION = "deepreduce.metrics", 1
@@ -71,6 +87,11 @@ class Job:
             return f"{self.candidate.label} alone" + (", distilled" if self.distilled else ", plain")
         return self.candidate.label
 
+    @property
+    def teaches(self) -> bool:
+        """Whether a teacher is asked in every step."""
+        return self.candidate is not None and self.distilled and self.config.distillation > 0
+
 
 @dataclass(frozen=True)
 class Context:
@@ -83,6 +104,7 @@ class Context:
         folder: the run folder.
         tracker: name of an experiment tracker that `accelerate` knows, or None.
         threads: for the CPU work of one job; None leaves PyTorch's choice.
+        checkpoint_seconds: how often the state of a job is kept.
     """
 
     spec: NetworkSpec
@@ -91,6 +113,7 @@ class Context:
     folder: Path
     tracker: str | None = None
     threads: int | None = None
+    checkpoint_seconds: float = 20.0
 
     @property
     def normalisation(self) -> Normalisation:
@@ -109,107 +132,182 @@ def teacher_place(folder: Path) -> Path:
     return folder / "teacher" / "seed0"
 
 
-def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda: False) -> None:
+def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda: False) -> str:
     """Train one network and write its folder: history, weights, recipe, and last of all its metrics.
+
+    The random state and the thread count of the caller stay as they are.
 
     Args:
         job: what to train.
         context: the rest of the run.
         should_stop: asked before every step.
 
+    Returns:
+        What the user should know about it; empty as a rule.
+
     Raises:
         TrainingError, NetworkError: if this network cannot be trained; others are not touched.
         Interrupted: if `should_stop` said so.
         RunError: if a file cannot be written.
     """
-    if context.threads is not None:
-        torch.set_num_threads(context.threads)
+    if should_stop():  # a job that waited in a queue when the others were stopped
+        raise Interrupted("stopped on request; run the same command again to continue")
+    with _own_state(context.threads):
+        try:
+            return _run(job, context, should_stop)
+        except DeepReduceError:
+            raise
+        except OSError as error:
+            raise RunError(
+                problem(
+                    "the files of a job must be readable and writable",
+                    got=error,
+                    remedy="make room or give rights, and run the same command again; what was finished is kept",
+                    where=context.folder / job.place,
+                )
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            # PyTorch reports everything by RuntimeError: no memory, a kernel that cannot take this shape.
+            if process_count() > 1:
+                raise  # the other processes wait for this one: let torchrun end them
+            raise TrainingError(
+                problem(
+                    "a network must run and fit into memory",
+                    got=f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}",
+                    remedy="use a smaller --batch-size or fewer --workers, then run the same command again",
+                    where=context.folder / job.place,
+                )
+            ) from error
+
+
+@contextlib.contextmanager
+def _own_state(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _run(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
     folder = context.folder / job.place
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "failed.json").unlink(missing_ok=True)
-
     torch.manual_seed(job.seed)  # fresh weights
     base = make_base(context.spec, context.network)
     census = base.census if job.candidate is None else census_of(base, job.candidate)
     network, teacher = _networks(job, base, context)
-    accelerator = _accelerator_for(job, context, folder)
-    validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
-    begun = time.monotonic()
-
-    if not job.given:
-        checkpoint = folder / "checkpoint.safetensors"
-        if not checkpoint.exists():
-            (folder / "history.jsonl").unlink(missing_ok=True)
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", _identity(job, context), context.checkpoint_seconds)
+    with _accelerator(job, context) as accelerator:
+        validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
+        history: list[Epoch] = []
+        if accelerator.is_main_process:
+            (folder / "failed.json").unlink(missing_ok=True)
+            (folder / "history.jsonl").unlink(missing_ok=True)  # written anew with what the checkpoint holds
+            for unfinished in folder.glob(".*"):  # of a process that was killed while it wrote
+                unfinished.unlink()
 
         def note(epoch: Epoch) -> None:
+            history.append(epoch)
             if accelerator.is_main_process:
                 append_line(folder / "history.jsonl", dataclasses.asdict(epoch))
-            if context.tracker:
-                values = {k: v for k, v in dataclasses.asdict(epoch).items() if v is not None and k != "epoch"}
-                accelerator.log(values, step=epoch.epoch)
+            values = {k: v for k, v in dataclasses.asdict(epoch).items() if v is not None and k != "epoch"}
+            accelerator.log(values, step=epoch.epoch)
 
-        network = train(
-            network,
-            DeviceSplit.of(context.data.train, context.normalisation, accelerator.device),
-            validation,
-            job.config,
-            accelerator=accelerator,
-            seed=job.seed,
-            teacher=teacher,
-            checkpoint=checkpoint,
-            on_epoch=note,
-            should_stop=should_stop,
-        )
-    correct = count_correct(network, validation, accelerator)
-    if accelerator.is_main_process:
-        _write_result(job, context, folder, network.cpu(), census, correct, time.monotonic() - begun)
-    if context.tracker:
-        accelerator.end_training()
+        if not job.given:
+            network = train(
+                network,
+                DeviceSplit.of(context.data.train, context.normalisation, accelerator.device),
+                validation,
+                job.config,
+                accelerator=accelerator,
+                seed=job.seed,
+                teacher=teacher,
+                checkpoint=checkpoint,
+                on_epoch=note,
+                should_stop=should_stop,
+            )
+        correct = count_correct(network, validation, accelerator)
+        if accelerator.is_main_process:
+            _write_result(job, context, network.cpu(), census, correct, history)
+            checkpoint.path.unlink(missing_ok=True)
+    if checkpoint.damage:
+        return f"{job.place} began anew; its checkpoint could not be used (kept as .damaged): {checkpoint.damage}"
+    return ""
 
 
 def _networks(job: Job, base: Base, context: Context) -> tuple[Any, nn.Module | None]:
     """Build the network to train and the teacher that it asks."""
     if job.candidate is None:
-        network = base.network
-        if not job.given and context.network is None and job.seed:
-            network = build_fresh(base, Candidate(keep=()))
-        return network, None
-    fresh = base
-    place = teacher_place(context.folder)
+        return base.network, None
     taught = make_base(context.spec, context.network)
+    place = teacher_place(context.folder)
     tensors = read_tensors(place / "weights.safetensors")
     tensors.pop("deepreduce.probe", None)
     load_tensors(taught.network, tensors, place)
-    start = taught if job.config.warm_start else fresh
-    network = build_candidate(start, job.candidate, warm=job.config.warm_start, fading=job.config.fade > 0)
-    return network, taught.network if job.distilled and job.config.distillation > 0 else None
+    warm = job.config.warm_start
+    network = build_candidate(taught if warm else base, job.candidate, warm=warm, fading=job.config.fade > 0)
+    return network, taught.network if job.teaches else None
 
 
-def _accelerator_for(job: Job, context: Context, folder: Path) -> Any:
+def _identity(job: Job, context: Context) -> str:
+    """Say in a hash what the state of a job belongs to: the job, and the teacher that it learns from."""
+    teacher = None if job.candidate is None else sha256_of(teacher_place(context.folder) / "weights.safetensors")
+    text = json.dumps([job.place, job.config.to_json(), teacher], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _accelerator(job: Job, context: Context) -> Iterator[Accelerator]:
+    """Give the accelerator of a job, with its tracker if one was asked for."""
     if not context.tracker:
-        return make_accelerator(job.config)
-    accelerator = make_accelerator(job.config, log_with=context.tracker, project_dir=folder)
+        yield make_accelerator(job.config)
+        return
+    accelerator = make_accelerator(job.config, log_with=context.tracker, project_dir=context.folder / job.place)
     settings = {k: v for k, v in job.config.to_json().items() if isinstance(v, (int, float, str, bool))}
     accelerator.init_trackers(job.place.replace("/", "-"), config=settings)
-    return accelerator
+    try:
+        yield accelerator
+    finally:
+        for tracker in accelerator.trackers:  # `end_training` would end the process group of all further jobs too
+            tracker.finish()
 
 
 def require_tracker(name: str | None) -> None:
-    """Check before any work that a tracker is installed.
+    """Check before any work that a tracker is known and installed; accelerate would pass over one that is not.
 
     Raises:
-        MissingExtraError: if it is not.
+        UsageError: if there is no such tracker.
+        MissingExtraError: if it is not installed.
     """
-    import importlib.util
-
+    if name is None:
+        return
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    if name not in known:
+        raise UsageError(
+            problem(
+                "the tracker must be one that accelerate knows",
+                got=f"{name!r}{near_misses(name, known)}",
+                remedy=f"use one of {', '.join(known)}",
+                where="--tracker",
+            )
+        )
     if name == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "track", purpose="--tracker tensorboard")
+    if name not in [str(tracker) for tracker in get_available_trackers()]:
+        raise UsageError(
+            problem(
+                "the tracker must be installed", got=f"{name} is not", remedy=f"pip install {name}", where="--tracker"
+            )
+        )
 
 
 def _write_result(
-    job: Job, context: Context, folder: Path, network: nn.Module, census: Census, correct: int, seconds: float
+    job: Job, context: Context, network: nn.Module, census: Census, correct: int, history: list[Epoch]
 ) -> None:
-    history = read_lines(folder / "history.jsonl")
+    folder = context.folder / job.place
     n = len(context.data.validation)
     recipe = Recipe(
         spec=context.spec,
@@ -234,12 +332,13 @@ def _write_result(
             "distilled": job.distilled,
             "config": job.config.to_json(),
             "validation": {"correct": correct, "n": n},
-            "epochs": 0 if job.given else job.config.epochs,
-            "seconds": sum(float(epoch["seconds"]) for epoch in history) if history else seconds,
-            "images_per_second": history[-1]["images_per_second"] if history else None,
+            "epochs": len(history),
+            "seconds": sum(epoch.seconds for epoch in history),
+            "images_per_second": history[-1].images_per_second if history else None,
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "recipe_sha256": sha256_of(folder / "recipe.json"),
             "weights_sha256": sha256_of(folder / "weights.safetensors"),
         },
     )
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)

@@ -6,29 +6,32 @@ are channels-last, and on a GPU precision is mixed and the network compiled.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, fx, nn
 
-from ..errors import Interrupted, TrainingError, problem
+from ..errors import Interrupted, TrainingError, UsageError, problem
 from ..reduction import finish_fading, set_fade
 from .batches import DeviceSplit
-from .checkpoint import read_checkpoint, write_checkpoint
+from .checkpoint import Checkpoint
 from .config import TrainingConfig, fade_at, learning_rate_at
 from .distillation import distillation_loss
+from .distributed import on_processors
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+Network = TypeVar("Network", bound=nn.Module)
 
 _CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
 _EVALUATION_BATCH = 512
+_LOOKS = 10
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,50 @@ class Epoch:
     images_per_second: float
 
 
+def precision_of(config: TrainingConfig) -> str:
+    """Return accelerate's name of the precision that a network is trained in.
+
+    Raises:
+        UsageError: for fp16 without a GPU.
+    """
+    if config.precision == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError(
+            problem("precision fp16 needs a GPU", got="none here", remedy="use auto, no or bf16", where="--precision")
+        )
+    return config.precision
+
+
 def make_accelerator(config: TrainingConfig, **options: Any) -> Accelerator:
     """Build the accelerator that carries device, precision and processes.
 
     Args:
-        config: `precision` decides; `auto` is bf16 on a GPU that has it and full precision elsewhere.
+        config: gives the precision, see `precision_of`.
         options: passed on, such as `log_with` and `project_dir` for trackers.
     """
-    from accelerate import Accelerator
+    # accelerate keeps the precision for the whole process; here each network may have its own.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision=precision_of(config), cpu=on_processors(), **options)
 
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return Accelerator(mixed_precision=precision, **options)
+
+def crop_of(config: TrainingConfig, input: tuple[int, ...]) -> int:
+    """Return the border for random crops of images of this size, in pixels.
+
+    Raises:
+        UsageError: if the border is not smaller than the image, so that it could not be a reflection.
+    """
+    size = min(input[-2:])
+    if config.crop is not None and config.crop >= size:
+        raise UsageError(
+            problem(
+                "the border for random crops must be smaller than the image",
+                got=f"{config.crop} pixels around images of {input[-2]}x{input[-1]}",
+                remedy="lower the border, or leave it to the default",
+                where="--crop",
+            )
+        )
+    return size // 8 if config.crop is None else config.crop
 
 
 def train(
@@ -78,7 +112,7 @@ def train(
     accelerator: Accelerator,
     seed: int = 0,
     teacher: nn.Module | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> fx.GraphModule:
@@ -92,17 +126,27 @@ def train(
         accelerator: device, precision and processes.
         seed: of batches, augmentation and dropout.
         teacher: gives the soft answers for distillation; None trains on labels alone.
-        checkpoint: where to keep the state between epochs; a matching one found there is continued.
-        on_epoch: called after every epoch.
+        checkpoint: where the state is kept between epochs; one found there is continued.
+        on_epoch: called after every epoch, and on continuing first for every epoch that the checkpoint holds.
         should_stop: asked before every step.
 
     Raises:
-        TrainingError: if the loss is no longer finite.
+        TrainingError: if the loss or the weights are no longer finite.
+        UsageError: if a batch is too small for so many processes, or the crop too large for the images.
         Interrupted: if `should_stop` said so; the checkpoint holds the last finished epoch that was kept.
         RunError: if the checkpoint cannot be written.
     """
-    device = accelerator.device
-    network = network.to(device=device, memory_format=torch.channels_last).train()
+    device, world = accelerator.device, accelerator.num_processes
+    crop = crop_of(config, tuple(data.images.shape))
+    if data.batch(config.batch_size, world) < 2 * world:
+        raise UsageError(
+            problem(
+                "every process must have at least two images of a batch",
+                got=f"batches of {min(config.batch_size, len(data))} for {world} processes",
+                remedy="use fewer processes or a larger --batch-size",
+            )
+        )
+    network = _laid_out(network, device, torch.channels_last).train()
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=config.learning_rate,
@@ -110,22 +154,27 @@ def train(
         weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
     )
-    first = 0
+    history: list[dict[str, Any]] = []
     if checkpoint is not None:
-        first = read_checkpoint(checkpoint, network, optimizer, seed=seed, config=config)
+        history = checkpoint.read(network, optimizer, epochs=config.epochs)
+        accelerator.wait_for_everyone()  # all have read it, so it may go
+        if accelerator.is_main_process:
+            checkpoint.move_damaged_aside()
+    for line in history:
+        on_epoch(Epoch(**line))
     if teacher is not None:
-        teacher = teacher.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        teacher = _laid_out(teacher, device, torch.channels_last).eval().requires_grad_(False)
     prepared, optimizer = accelerator.prepare(network, optimizer)
-    forward, ask_teacher = prepared, teacher
+    forward: Callable[[Tensor], Tensor] = prepared
+    ask_teacher: Callable[[Tensor], Tensor] | None = teacher
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        torch.compiler.reset()  # what was compiled for the last network of this process only fills the memory
         forward = torch.compile(prepared)
         ask_teacher = None if teacher is None else torch.compile(teacher)
 
-    crop = min(data.images.shape[2:]) // 8 if config.crop is None else config.crop
-    steps = data.steps(config.batch_size)
+    steps = data.steps(config.batch_size, world)
     total = config.epochs * steps
-    kept_at = time.monotonic()
-    for epoch in range(first, config.epochs):
+    for epoch in range(len(history), config.epochs):
         torch.manual_seed(seed * 1_000_003 + epoch)  # dropout; resuming gives the same masks
         begun = time.monotonic()
         losses = torch.zeros((), device=device)
@@ -136,13 +185,14 @@ def train(
             crop=crop,
             flip=config.flip,
             rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            world=world,
         )
-        progress = rate = fade = 0.0
+        rate = fade = 0.0
         for step, (images, labels) in enumerate(batches):
             if should_stop():
                 raise Interrupted("stopped on request; run the same command again to continue")
-            progress = (epoch * steps + step) / total
+            # The middle of the step: at its beginning the very first would train nothing.
+            progress = (epoch * steps + step + 0.5) / total
             rate, fade = learning_rate_at(config, progress), fade_at(config, progress)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -168,28 +218,28 @@ def train(
 
             losses += loss.detach()
             if step % _CHECK_EVERY == 0:
-                _require_finite(losses, epoch, step)
-        _require_finite(losses, epoch, steps - 1)
+                _mean_loss(losses, accelerator, epoch, step)
+        mean_loss = _mean_loss(losses, accelerator, epoch, steps - 1)
         seconds = time.monotonic() - begun
         last = epoch == config.epochs - 1
         measured = accuracy(network, validation, accelerator) if last or _look_at(epoch, config.epochs) else None
         network.train()
-        on_epoch(
-            Epoch(
-                epoch=epoch + 1,
-                loss=float(losses) / steps,
-                validation=measured,
-                learning_rate=rate,
-                fade=fade,
-                seconds=seconds,
-                images_per_second=steps * min(config.batch_size, len(data)) / seconds,
-            )
+        finished = Epoch(
+            epoch=epoch + 1,
+            loss=mean_loss,
+            validation=measured,
+            learning_rate=rate,
+            fade=fade,
+            seconds=seconds,
+            images_per_second=steps * data.batch(config.batch_size, world) / seconds,
         )
-        if checkpoint is not None and accelerator.is_main_process and not last and time.monotonic() - kept_at > 20:
-            write_checkpoint(checkpoint, network, optimizer, epoch=epoch + 1, seed=seed, config=config)
-            kept_at = time.monotonic()
-    finished = finish_fading(network.to("cpu", memory_format=torch.contiguous_format))
-    return finished.eval().requires_grad_(False)
+        history.append(dataclasses.asdict(finished))
+        on_epoch(finished)
+        if checkpoint is not None and accelerator.is_main_process and not last and checkpoint.is_due():
+            checkpoint.write(network, optimizer, history)
+    trained = finish_fading(_laid_out(network, torch.device("cpu"), torch.contiguous_format))
+    _require_finite_weights(trained)
+    return trained.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -209,17 +259,40 @@ def count_correct(network: nn.Module, split: DeviceSplit, accelerator: Accelerat
     return int(correct)
 
 
+def looks(epochs: int) -> int:
+    """Return how often the held-out images are looked at in so many epochs: about ten times."""
+    return sum(epoch == epochs - 1 or _look_at(epoch, epochs) for epoch in range(epochs))
+
+
+def _laid_out(network: Network, device: torch.device, layout: torch.memory_format) -> Network:
+    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload,no-any-return] # not in the stubs
+
+
 def _look_at(epoch: int, epochs: int) -> bool:
-    """Look at the held-out images about ten times, so that the looks cost little."""
-    return (epoch + 1) % max(1, math.ceil(epochs / 10)) == 0
+    return (epoch + 1) % max(1, math.ceil(epochs / _LOOKS)) == 0
 
 
-def _require_finite(losses: Tensor, epoch: int, step: int) -> None:
-    if not torch.isfinite(losses):
+def _mean_loss(losses: Tensor, accelerator: Accelerator, epoch: int, step: int) -> float:
+    """Return the mean loss so far over all processes, which therefore stop together if it is not finite."""
+    mean = float(accelerator.reduce(losses, reduction="mean")) / (step + 1)
+    if not math.isfinite(mean):
         raise TrainingError(
             problem(
                 "the training loss must stay finite",
-                got=f"{float(losses)} by step {step + 1} of epoch {epoch + 1}",
+                got=f"{mean} by step {step + 1} of epoch {epoch + 1}",
                 remedy="lower --learning-rate, lengthen --warmup or --fade",
             )
         )
+    return mean
+
+
+def _require_finite_weights(network: nn.Module) -> None:
+    for name, value in network.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise TrainingError(
+                problem(
+                    "the trained weights must be finite",
+                    got=f"{name} is not, though the loss was",
+                    remedy="lower --learning-rate, lengthen --warmup or --fade",
+                )
+            )

@@ -35,7 +35,7 @@ from .errors import PoolError
 
 R = TypeVar("R")
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 """How long a fresh worker may take to report that it is there."""
 
 _WATCH_SECONDS = 5.0

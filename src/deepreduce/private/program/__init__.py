@@ -1,1 +1,99 @@
-"""tmp"""
+"""A network as a program of linear steps and circuits in fixed point, and everything that makes one.
+
+    program = make_program(network, calibration_images)
+    client_file, server_file = public_to_bytes(program.public), weights_to_bytes(program)
+
+**What the protocol needs to know.** A `PublicProgram` is a list of tensors (`TensorFormat`: shape for one image,
+fraction bits, ring bits k) and a list of steps (`Step`); both parties have it. Tensor 0 is the image; step n makes
+tensor n + 1 from tensors made before. The server also has `Program.weights`: by tensor id, a weight and a bias.
+
+Every tensor is shared: server + client = value mod 2^k, k its `ring_bits`. Where a step reads a tensor whose ring is
+larger than it needs, each party takes its share mod the smaller power of two.
+
+*Linear steps* (`step.circuit is None`) are computed mod 2^k for the ring of their *output*, by each party on its own
+share (`LinearEvaluator`); the server alone adds the bias. `step.weighted` ones (`Convolution`, `Matrix`) need the
+secret weights `program.weights[step.output].weight`: the client's part of them is what the homomorphic phase computes,
+
+    for step in public.steps:
+        if step.weighted:
+            x_C reduced mod 2^k, k = public.tensors[step.output].ring_bits
+            the client learns W·x_C - s mod 2^k: its share of tensor step.output; the server keeps s
+            online the server computes W·x_S + s + bias mod 2^k: its share
+
+`Convolution.padding` has four numbers (top, bottom, left, right), negative ones cut rows and columns away. All other
+linear steps (`SumPool`, `Sum`, `Concatenate`, `Reshape`, `Gather`) are local.
+
+*Circuits* (`step.circuit`, see `Circuit`): the input tensor's shares, k_in = its ring bits, first lose `dropped` low
+bits (`ring.drop_server`, `ring.drop_client`: the server adds 2^dropped - 1 before), then all but `width` low bits;
+those enter the circuit. It adds them mod 2^width, reads a signed number t, computes `kind` of it (`relu`, `relu6`
+with the constant `cap`, `rescale`, `max`, `max_relu`, `max_relu6` over `windows`, and `argmax` as the very last step)
+and gives f(t) - r mod 2^k_out, k_out = ring bits of the output tensor, r the client's fresh mask there. With `kept`
+only those elements take part; the others follow `rest_in_circuit`.
+
+`public.rounds()` groups all this: linear steps, then circuits that travel in one message each way.
+
+Rooms: `convert` (with `operators`, `pooling`) makes a `Graph` of a traced network; `fold` and `merge` (with `compose`)
+rewrite it; `plan` chooses formats; `build` puts it all together; `program` is the result, `evaluate` computes with
+it, `check` and `files` carry it from one machine to another.
+"""
+
+from .build import make_program
+from .check import check_public, check_weights
+from .convert import convert
+from .evaluate import LinearEvaluator, circuit_function
+from .files import program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
+from .operations import (
+    Circuit,
+    Concatenate,
+    Convolution,
+    Gather,
+    Matrix,
+    Operation,
+    Reshape,
+    Sum,
+    SumPool,
+)
+from .program import (
+    Agreement,
+    FormatReport,
+    Program,
+    PublicProgram,
+    Round,
+    Step,
+    TensorFormat,
+    Weights,
+    is_argmax,
+)
+from .settings import FormatSettings
+
+__all__ = [
+    "Agreement",
+    "Circuit",
+    "Concatenate",
+    "Convolution",
+    "FormatReport",
+    "FormatSettings",
+    "Gather",
+    "LinearEvaluator",
+    "Matrix",
+    "Operation",
+    "Program",
+    "PublicProgram",
+    "Reshape",
+    "Round",
+    "Step",
+    "Sum",
+    "SumPool",
+    "TensorFormat",
+    "Weights",
+    "check_public",
+    "check_weights",
+    "circuit_function",
+    "convert",
+    "is_argmax",
+    "make_program",
+    "program_from_bytes",
+    "public_from_bytes",
+    "public_to_bytes",
+    "weights_to_bytes",
+]

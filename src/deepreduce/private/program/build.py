@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ...census import trace
 from ...errors import DataError, NetworkError, problem
@@ -48,6 +48,8 @@ from .settings import FormatSettings
 
 _BATCH = 8
 _SAME = 1e-6
+_MORE_BITS = 6
+"""How many bits a network that needs them may get beyond its settings."""
 
 
 def make_program(
@@ -89,15 +91,41 @@ def make_program(
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     graph = convert(traced, shape, masks=masks)
     _name_uniquely(graph)
+    converted = _logits(graph, calibration[:_BATCH])
+    if not masks:  # the network itself knows no masks
+        with torch.no_grad():
+            own = traced.cpu().double().eval()(calibration[:_BATCH]).numpy()
+        _check_same(own, converted)
     fold(graph, calibration[:_BATCH])
     if chosen.merge:
         merge(graph)
     ranges, means, logits = _calibrate(graph, calibration)
-    _check_rewriting(traced, calibration[:_BATCH], logits[:_BATCH], masked=bool(masks))
-    formats = plan(graph, ranges, chosen)
-    program, rows = _quantise(graph, formats, ranges, means, chosen)
-    agreement = _check(program, calibration, logits, chosen)
-    return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
+    _check_same(converted, logits[:_BATCH])
+    while True:
+        formats, undo = plan(graph, ranges, chosen)
+        program, rows = _quantise(graph, formats, ranges, means)
+        agreement = _measure(program, calibration, logits, chosen)
+        if agreement.rms_error <= chosen.tolerance * agreement.spread:
+            return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
+        undo()
+        chosen = _finer(chosen, agreement, settings or FormatSettings())
+
+
+def _finer(used: FormatSettings, agreement: Agreement, first: FormatSettings) -> FormatSettings:
+    """Return settings with as many more bits as the error asks for; each bit halves it."""
+    error = agreement.rms_error / max(agreement.spread, 1e-300)
+    more = max(1, math.ceil(math.log2(error / used.tolerance))) if math.isfinite(error) else _MORE_BITS + 1
+    weight_bits, activation_bits = used.weight_bits + more, used.activation_bits + more
+    if weight_bits > min(first.weight_bits + _MORE_BITS, 20) or activation_bits > 30:
+        raise NetworkError(
+            problem(
+                f"the logits of a program differ from the network's by at most {used.tolerance:g} of their spread",
+                got=f"{agreement.rms_error:.3g} at a spread of {agreement.spread:.3g}, "
+                f"with weight_bits {used.weight_bits} and activation_bits {used.activation_bits}",
+                remedy="raise tolerance if the labels agree well enough, or start from more bits",
+            )
+        )
+    return replace(used, weight_bits=weight_bits, activation_bits=activation_bits)
 
 
 def _name_uniquely(graph: Graph) -> None:
@@ -134,14 +162,16 @@ def _calibrate(graph: Graph, images: Tensor) -> tuple[dict[Node, float], dict[No
     return ranges, means, np.concatenate(logits)
 
 
-def _check_rewriting(traced: fx.GraphModule, images: Tensor, logits: Array, *, masked: bool) -> None:
-    """Hold the rewritten graph against the network itself."""
-    if masked:
-        return  # the network itself knows no masks
-    with torch.no_grad():
-        own = traced.cpu().double().eval()(images).numpy()
-    difference = float(np.abs(own - logits).max())
-    if not difference <= _SAME * max(float(np.abs(own).max()), 1e-30):
+def _logits(graph: Graph, images: Tensor) -> Array:
+    return np.asarray(graph.run(images)[graph.output].numpy())
+
+
+def _check_same(before: Array, after: Array) -> None:
+    """Hold logits after a rewriting against those before it."""
+    difference = float(np.abs(before - after).max())
+    if not math.isfinite(float(np.abs(before).max())):
+        return  # calibration names the layer
+    if not difference <= _SAME * max(float(np.abs(before).max()), 1e-30):
         raise NetworkError(
             problem(
                 "the converted network gives the logits of the network itself",
@@ -152,7 +182,7 @@ def _check_rewriting(traced: fx.GraphModule, images: Tensor, logits: Array, *, m
 
 
 def _quantise(
-    graph: Graph, formats: Formats, ranges: dict[Node, float], means: dict[Node, Array], settings: FormatSettings
+    graph: Graph, formats: Formats, ranges: dict[Node, float], means: dict[Node, Array]
 ) -> tuple[Program, list[dict[str, Any]]]:
     order = _by_round(graph)
     ids = {node: index for index, node in enumerate(order)}
@@ -268,13 +298,11 @@ def _row(
     return row
 
 
-def _check(program: Program, images: Tensor, logits: Array, settings: FormatSettings) -> Agreement:
-    """Run the program on the calibration images; refuse it if it leaves its ranges or the tolerance."""
-    from ..twin import Answers, Twin, compare  # the twin is made of programs, so it comes after this room
+def _measure(program: Program, images: Tensor, logits: Array, settings: FormatSettings) -> Agreement:
+    """Run the program on the calibration images; refuse it if it leaves its ranges."""
+    from ..twin import Twin, compare  # the twin is made of programs, so it comes after this room
 
-    twin = Twin(program)
-    parts = [twin.run(images[start : start + _BATCH].numpy()) for start in range(0, len(images), _BATCH)]
-    answers = Answers(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "logits", "outside")))
+    answers = Twin(program).run(images.numpy())
     if answers.outside.any():
         raise NetworkError(
             problem(
@@ -283,16 +311,4 @@ def _check(program: Program, images: Tensor, logits: Array, settings: FormatSett
                 remedy="raise margin, or weight_bits",
             )
         )
-    agreement = compare(answers, logits, margin=settings.margin)
-    if not agreement.rms_error <= settings.tolerance * agreement.spread:
-        raise NetworkError(
-            problem(
-                f"the logits of a program differ from the network's by at most {settings.tolerance:g} of their spread",
-                got=f"{agreement.rms_error:.3g} at a spread of {agreement.spread:.3g}",
-                remedy="raise weight_bits and activation_bits",
-            )
-        )
-    return agreement
-
-
-
+    return compare(answers, logits, margin=settings.margin)

@@ -63,9 +63,7 @@ class _Axis:
         def holds(row: int) -> bool:
             return self.clean[row] if 0 <= row < size else not self.first <= row <= self.last
 
-        clean = tuple(
-            all(holds(i * stride - before + dilation * tap) for tap in range(kernel)) for i in range(outputs)
-        )
+        clean = tuple(all(holds(i * stride - before + dilation * tap) for tap in range(kernel)) for i in range(outputs))
         return _Axis(
             self.stride * stride,
             self.low - before * self.stride,
@@ -170,9 +168,7 @@ def plan(region: Region, entry: Node) -> list[list[Piece]] | None:
                     spans.append((low, high - low + 1, 1, -low, high + 1 - size))
                     channels *= end - start
             (top, height, down, above, below), (left, width, right, before, after) = spans
-            op = Convolution(
-                (channels, entry.shape[0], height, width), (down, right), (above, below, before, after)
-            )
+            op = Convolution((channels, entry.shape[0], height, width), (down, right), (above, below, before, after))
             band.append(Piece(rows, columns, op, (top, left)))
         bands.append(band)
     return bands
@@ -257,7 +253,11 @@ def _backward(node: Node, window: _Window) -> list[_Window]:
         if op.axis == 0:
             parts.append(_Window(values[:, start:end], window.top, window.left))
         else:
-            parts.append(_Window(values, window.top - (start if op.axis == 1 else 0), window.left - (start if op.axis == 2 else 0)))
+            parts.append(
+                _Window(
+                    values, window.top - (start if op.axis == 1 else 0), window.left - (start if op.axis == 2 else 0)
+                )
+            )
         start = end
     return parts
 

@@ -91,7 +91,9 @@ class _Converter(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:  # any operator's own error
-            raise self._refuse(n, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+            raise self._refuse(
+                n, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            ) from error
         if n.op == "placeholder":
             if self.made:
                 raise self._refuse(n, "a network with more than one input")
@@ -125,7 +127,7 @@ class _Converter(fx.Interpreter):
         )
 
     def _name(self, n: fx.Node) -> str:
-        if n in self.sites or n.name in self.sites:
+        if n.name in self.sites:
             return self.sites[n.name].name
         if n.op == "call_module":
             return str(n.target)
@@ -184,7 +186,9 @@ class _Converter(fx.Interpreter):
         if not isinstance(source, Node):
             raise Unsupported(f"{_words(n.target)} of something that is not the image's")
         numbers = torch.arange(1, _BATCH * source.size + 1, dtype=torch.float64).reshape(_BATCH, *source.shape)
-        args, kwargs = fx.map_arg((n.args, n.kwargs), lambda each: numbers if self.made.get(each) is source else self.env[each])
+        args, kwargs = fx.map_arg(
+            (n.args, n.kwargs), lambda each: numbers if self.made.get(each) is source else self.env[each]
+        )
         if call.module is not None:
             moved = call.module(*args, **kwargs)
         elif n.op == "call_method":

@@ -137,4 +137,6 @@ def circuit_function(op: Circuit, t: NDArray[np.int64]) -> NDArray[np.int64]:
     if op.kind in (MAX, RESCALE):
         return t
     t = np.maximum(t, 0)
-    return np.minimum(t, op.cap) if op.kind in (RELU6, MAX_RELU6) else t
+    if op.kind in (RELU6, MAX_RELU6):
+        t = np.minimum(t, op.cap)
+    return t

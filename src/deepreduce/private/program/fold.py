@@ -64,7 +64,10 @@ def fold(graph: Graph, images: Tensor) -> None:
 def _until_stable(graph: Graph, step: Callable[[Graph, Node], bool]) -> None:
     changed = True
     while changed:
-        changed = any(step(graph, node) for node in graph.order())
+        changed = False
+        for node in graph.order():
+            if node in set(graph.order()) and step(graph, node):
+                changed = True
 
 
 def _only_reader(graph: Graph, node: Node) -> Node | None:
@@ -189,14 +192,19 @@ def _before_relu(graph: Graph, node: Node, values: dict[Node, Tensor]) -> bool:
     if not isinstance(node.op, Affine) or node.weight is None or node not in values:
         return False
     relu = _only_reader(graph, node)
-    if relu is None or not isinstance(relu.op, Circuit) or relu.op.kind not in (RELU, MAX_RELU) or relu.op.kept is not None:
+    if (
+        relu is None
+        or not isinstance(relu.op, Circuit)
+        or relu.op.kind not in (RELU, MAX_RELU)
+        or relu.op.kept is not None
+    ):
         return False
     scale = _flat(node.weight, node.shape)
     if scale is None or bool((np.abs(scale) == 1).all()) or (relu.op.kind == MAX_RELU and bool((scale <= 0).any())):
         return False
     size = np.where(scale == 0, 1.0, np.abs(scale))
     form = (-1, *[1] * (len(node.shape) - 1))
-    before = values[node.inputs[0]] if node.inputs[0] in values else None
+    before = values.get(node.inputs[0])
     if before is None:
         return False
     shift = np.broadcast_to(_bias(node), node.shape) / size.reshape(form)
@@ -287,7 +295,7 @@ def _weighted_readers(graph: Graph, node: Node) -> list[Node] | None:
 
 
 def simplify(graph: Graph) -> None:
-    """Join sums of sums, concatenations along one axis and reshapes of reshapes, where nothing else reads the inner one."""
+    """Join sums of sums, concatenations along one axis, reshapes of reshapes, if nothing else reads the inner one."""
 
     def join(graph: Graph, node: Node) -> bool:
         for position, before in enumerate(node.inputs):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from .compose import (
     Piece,
     Region,
@@ -22,8 +24,6 @@ from .compose import (
 from .fold import compact, simplify
 from .graph import Graph, Node, linear
 from .operations import Concatenate, Convolution, Gather, Matrix, Reshape, Sum, Weighted
-
-import numpy as np
 
 PRODUCT = 19.0
 """Cost, in MACs, of one input element times one output channel under encryption.
@@ -110,9 +110,7 @@ def _regions(graph: Graph) -> list[Region]:
         inside, weighted = {output}, int(isinstance(output.op, Weighted))
         while True:
             members = [node for node in order if node in inside]
-            entries = list(
-                dict.fromkeys(before for node in members for before in node.inputs if before not in inside)
-            )
+            entries = list(dict.fromkeys(before for node in members for before in node.inputs if before not in inside))
             if weighted > 1 and _in_a_row(members):
                 found.append(Region(output, tuple(members), tuple(entries)))
             absorbable = [

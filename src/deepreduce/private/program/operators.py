@@ -64,7 +64,9 @@ class Call:
 def _array(value: Any, what: str) -> Array:
     if isinstance(value, Node):
         raise Unsupported(f"{what} that depends on the image")
-    return np.ascontiguousarray(value.detach().double().numpy() if isinstance(value, Tensor) else value, dtype=np.float64)
+    return np.ascontiguousarray(
+        value.detach().double().numpy() if isinstance(value, Tensor) else value, dtype=np.float64
+    )
 
 
 def _same_place(call: Call) -> Node:
@@ -81,7 +83,17 @@ def _convolution(call: Call) -> Node:
             raise Unsupported(f"Conv2d with padding mode {m.padding_mode!r}", "pad with zeros")
     else:
         x, weight, bias, stride, padding, dilation, groups = call.bound(
-            "input", "weight", "bias", "stride", "padding", "dilation", "groups", stride=1, padding=0, dilation=1, groups=1
+            "input",
+            "weight",
+            "bias",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            stride=1,
+            padding=0,
+            dilation=1,
+            groups=1,
         )
     kernel = _array(weight, "a weight")
     stride, dilation = pair(stride), pair(dilation)
@@ -95,7 +107,7 @@ def _convolution(call: Call) -> Node:
         sides = (high, high, wide, wide)
     if not isinstance(x, Node) or len(x.shape) != 3:
         raise Unsupported("a convolution of something that is not a feature map")
-    op = Convolution(tuple(kernel.shape), stride, sides, dilation, int(groups))  # type: ignore[arg-type]
+    op = Convolution(tuple(kernel.shape), stride, sides, dilation, int(groups))
     return call.node(op, [x], tuple(call.result.shape[1:]), weight=kernel, bias=_channel_bias(bias))
 
 
@@ -114,9 +126,10 @@ def _linear(call: Call) -> Node:
     matrix = _array(weight, "a weight")
     if len(x.shape) == 1:
         own = None if bias is None else _array(bias, "a bias")
-        return call.node(Matrix(tuple(matrix.shape)), [x], tuple(call.result.shape[1:]), weight=matrix, bias=own)  # type: ignore[arg-type]
+        return call.node(Matrix(tuple(matrix.shape)), [x], tuple(call.result.shape[1:]), weight=matrix, bias=own)
     raise Unsupported(
-        f"a linear layer over tensors of shape {x.shape}", "flatten to (batch, features) first, or use a 1x1 convolution"
+        f"a linear layer over tensors of shape {x.shape}",
+        "flatten to (batch, features) first, or use a 1x1 convolution",
     )
 
 
@@ -126,7 +139,16 @@ def _batch_norm(call: Call) -> Node:
         x, mean, var, gamma, beta, eps = call.source_node, m.running_mean, m.running_var, m.weight, m.bias, m.eps
     else:
         x, mean, var, gamma, beta, training, _, eps = call.bound(
-            "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps", training=False, eps=1e-5
+            "input",
+            "running_mean",
+            "running_var",
+            "weight",
+            "bias",
+            "training",
+            "momentum",
+            "eps",
+            training=False,
+            eps=1e-5,
         )
         if training and m is None:
             raise Unsupported("batch norm with training=True", "pass training=self.training")
@@ -180,7 +202,8 @@ def _product(call: Call) -> Node:
     a, b = call.bound("input", "other")
     if isinstance(a, Node) and isinstance(b, Node):
         raise Unsupported(
-            "the product of two tensors that depend on the image", "gates such as squeeze-and-excitation have no linear form"
+            "the product of two tensors that depend on the image",
+            "gates such as squeeze-and-excitation have no linear form",
         )
     x, constant = (a, b) if isinstance(a, Node) else (b, a)
     return call.node(Affine(), [x], x.shape, weight=_constant(constant, x.shape))
@@ -230,7 +253,7 @@ def _windows(
     """Return per axis the window [start, end) of every output, cut to the padded map, and the length it counts as."""
     del ceil_mode  # the shape of PyTorch's own result says what it did
     kernels, pads = pair(kernel), pair(padding)
-    strides = kernels if stride in (None, [], ()) else pair(stride)
+    strides = kernels if not stride else pair(stride)
     spans, counts = [], []
     for axis in range(2):
         size, k, s, p = x.shape[1 + axis], kernels[axis], strides[axis], pads[axis]
@@ -283,7 +306,7 @@ def _max(call: Call) -> Node:
         raise Unsupported("max pooling that returns indices", "leave return_indices at False")
     if len(x.shape) != 3:
         raise Unsupported("pooling of something that is not a feature map")
-    strides = pair(kernel) if stride in (None, [], ()) else pair(stride)
+    strides = pair(kernel) if not stride else pair(stride)
     rows, columns = (
         [
             [a for a in (i * s - p + t * d for t in range(k)) if 0 <= a < size]
@@ -322,7 +345,10 @@ def movement(source: Node, moved: Tensor, call: Call) -> Node:
     Raises:
         Unsupported: if elements of one image reach another, or anything but a zero was put in.
     """
-    first, second = moved[0].reshape(-1).long().numpy(), moved[1].reshape(-1).long().numpy() if len(moved) == 2 else None
+    first, second = (
+        moved[0].reshape(-1).long().numpy(),
+        moved[1].reshape(-1).long().numpy() if len(moved) == 2 else None,
+    )
     agrees = second is not None and np.array_equal(second, np.where(first > 0, first + source.size, first))
     if not agrees or first.min(initial=0) < 0 or first.max(initial=0) > source.size:
         raise Unsupported("an operation that mixes images or fills in values other than zero")
@@ -334,7 +360,8 @@ def movement(source: Node, moved: Tensor, call: Call) -> Node:
 
 
 SHAPE_MODULES = (
-    nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, nn.UpsamplingNearest2d,
+    nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d,
+    nn.UpsamplingNearest2d,
 )  # fmt: skip
 SHAPE_FUNCTIONS: set[Any] = {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,

@@ -10,7 +10,7 @@ the ring in the middle. It is put where it saves AND gates in sum, or where the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,8 +74,10 @@ def weight_fraction(node: Node, settings: FormatSettings) -> int:
         return 0  # signs and the like are exact as they are
     rows = np.sqrt(np.mean(np.square(node.weight.reshape(node.weight.shape[0], -1)), axis=1))
     rows = rows[rows > 0]
-    typical = float(np.mean(np.log2(rows))) if rows.size else 0.0
-    return math.ceil(settings.weight_bits - typical)
+    if not rows.size:
+        return 0
+    magnitudes = np.log2(rows)  # folded batch norms spread them; the small ones must not drown in rounding
+    return math.ceil(settings.weight_bits - float(magnitudes.mean() - magnitudes.std()))
 
 
 def range_bits(limit: float, settings: FormatSettings) -> int:
@@ -123,7 +125,7 @@ def _narrow(fraction: int, limit: float, bits: int, settings: FormatSettings) ->
 
 
 def _rings(made: Formats, order: list[Node], output: Node, settings: FormatSettings) -> None:
-    ring = {node: 1 for node in order}
+    ring = dict.fromkeys(order, 1)
 
     def need(node: Node, bits: int) -> None:
         ring[node] = max(ring[node], bits)
@@ -183,7 +185,7 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings) -> None:
     made.cost = cost + _MESSAGE * max(depth.values())
 
 
-def plan(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> Formats:
+def plan(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> tuple[Formats, Callable[[], None]]:
     """Choose formats and insert the `rescale` circuits that pay or are needed; the graph is changed in place.
 
     Args:
@@ -191,11 +193,15 @@ def plan(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> F
         ranges: largest magnitude of every node in calibration; inserted nodes are added.
         settings: see `FormatSettings`.
 
+    Returns:
+        The formats, and what takes the inserted circuits out again.
+
     Raises:
         NetworkError: if no plan keeps the rings within `settings.max_ring_bits`.
     """
     fractions = {node: weight_fraction(node, settings) for node in graph.order()}
     best = choose(graph.order(), graph.output, ranges, fractions, settings)
+    done: list[_Undo] = []
     while True:
         found: tuple[Formats, Node] | None = None
         for node in _candidates(graph):
@@ -203,10 +209,10 @@ def plan(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> F
             trial = choose(graph.order(), graph.output, ranges, fractions, settings)
             if trial.cost < best.cost and (found is None or trial.cost < found[0].cost):
                 found = (trial, node)
-            undo(graph)
+            undo()
         if found is None:
             break
-        _refresh(graph, found[1], ranges, fractions)
+        done.append(_refresh(graph, found[1], ranges, fractions))
         best = choose(graph.order(), graph.output, ranges, fractions, settings)
     if best.excess:
         widest = max(graph.order(), key=lambda node: best.ring[node])
@@ -218,7 +224,12 @@ def plan(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> F
                 where=widest.place,
             )
         )
-    return best
+
+    def undo_all() -> None:
+        for undo in reversed(done):
+            undo()
+
+    return best, undo_all
 
 
 def _candidates(graph: Graph) -> Iterable[Node]:
@@ -265,7 +276,7 @@ class _Undo:
     fresh: Node | None
     moved: list[Node]
 
-    def __call__(self, graph: Graph) -> None:
+    def __call__(self) -> None:
         """Restore the graph."""
         if self.op is not None:
             self.node.op = self.op

@@ -28,9 +28,10 @@ def encode(values: NDArray[np.floating], *, fraction_bits: int, bits: int) -> Wo
     inside = (scaled >= -limit) & (scaled < limit)
     if not inside.all():
         worst = np.asarray(values, dtype=np.float64)[~inside].flat[0]
+        allowed = math.ldexp(limit, -fraction_bits)
         raise DataError(
             problem(
-                f"a value to encode lies within {-math.ldexp(limit, -fraction_bits):g} and {math.ldexp(limit, -fraction_bits):g}",
+                f"a value to encode lies within {-allowed:g} and {allowed:g}",
                 got=worst,
                 remedy="normalise the images as the network was trained, or calibrate with a larger margin",
             )

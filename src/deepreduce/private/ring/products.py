@@ -32,7 +32,7 @@ class _Exact:
         flat = np.abs(weight.reshape(weight.shape[0], -1).astype(np.float64))
         if not flat.size:
             raise UsageError(problem("a weight has elements", got=weight.shape, remedy="leave the layer out"))
-        # 53-bit sums of at most 2^24 exact integers; a float64 sum that reached 2^53 would be refused below anyway
+        # the sum is exact below 2^53, and anything near that is refused below
         heaviest = max(1, int(flat.sum(axis=1).max()))
         self.limb_bits = _EXACT_BITS - (heaviest - 1).bit_length()
         if self.limb_bits < 4:

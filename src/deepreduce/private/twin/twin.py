@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,9 @@ from ..program.evaluate import LinearEvaluator, circuit_function
 from ..program.operations import Circuit
 from ..program.program import Agreement, Program, Step
 from ..ring import Words, decode, drop_client, drop_server, encode, reduce, signed, split, unsigned
+
+_BATCH = 16
+"""Images at a time: bounds the memory of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +84,17 @@ class Twin:
         Raises:
             DataError: if the images do not fit, or a share is missing or of another shape.
         """
-        return self.run_encoded(self.encode(images), client_shares=client_shares)
+        values = self.encode(images)
+        parts = []
+        for start in range(0, len(values), _BATCH):
+            batch = slice(start, start + _BATCH)
+            shares = None if client_shares is None else {i: own[batch] for i, own in client_shares.items()}
+            parts.append(self._run(values[batch], shares))
+        if not parts:
+            raise DataError(problem("there is an image to run", got="none", remedy="pass at least one"))
+        return Answers(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Answers)))
 
-    def run_encoded(self, values: Words, *, client_shares: Mapping[int, Words] | None = None) -> Answers:
-        """Compute the program on encoded images; see `run`."""
+    def _run(self, values: Words, client_shares: Mapping[int, Words] | None) -> Answers:
         tensors, outside = self.trace(values, client_shares=client_shares)
         public = self.program.public
         form = public.tensors[public.logits]
@@ -121,9 +131,7 @@ class Twin:
             )
         return share
 
-    def _circuit(
-        self, step: Step, op: Circuit, y: Words, client: Words | None
-    ) -> tuple[Words, NDArray[np.int64]]:
+    def _circuit(self, step: Step, op: Circuit, y: Words, client: Words | None) -> tuple[Words, NDArray[np.int64]]:
         """Return a circuit's output and how many of its inputs wrapped, per image."""
         public = self.program.public
         before, after = public.tensors[step.inputs[0]], public.tensors[step.output]
@@ -135,7 +143,8 @@ class Twin:
         else:
             server = split(y, client, before.ring_bits)
             rounded = reduce(
-                drop_server(server, before.ring_bits, op.dropped) + drop_client(client, before.ring_bits, op.dropped), left
+                drop_server(server, before.ring_bits, op.dropped) + drop_client(client, before.ring_bits, op.dropped),
+                left,
             )
         flat = rounded.reshape(batch, -1)
         t = signed(reduce(flat, op.width), op.width)
@@ -149,9 +158,7 @@ class Twin:
         return out.reshape(batch, *after.shape), entered.sum(axis=1)
 
 
-def compare(
-    answers: Answers, logits: Float[NDArray[np.float64], "n classes"], *, margin: float
-) -> Agreement:
+def compare(answers: Answers, logits: Float[NDArray[np.float64], "n classes"], *, margin: float) -> Agreement:
     """Compare a program's answers with the float network's logits.
 
     Args:

@@ -1,21 +1,14 @@
-"""What a run will do, before any of it is done: jobs, their ReLUs, and how long they will take."""
+"""What a search will do: its jobs, its candidates and their counts, and whether the budget can be met."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ..census import Census
-from ..data import Dataset
 from ..errors import NetworkError, UsageError, problem
 from ..reduction import Base, Candidate, Criticality, Method, census_of, criticality_candidates, kept_layers
-from .batches import DeviceSplit, Normalisation
-from .config import TrainingConfig
 from .jobs import Job
-from .loop import make_accelerator, train
 from .settings import SearchSettings
 
 
@@ -52,10 +45,10 @@ def propose(
             continue
         reason = ""
         same = (candidate.alpha, candidate.rho, *sorted(kept_layers(base, candidate)))
-        if budget is not None and census.relus > budget:
-            reason = f"above the budget of {budget:,} ReLUs"
-        elif census.relus == 0:
+        if census.relus == 0:
             reason = "no ReLU would remain"
+        elif budget is not None and census.relus > budget:
+            reason = f"above the budget of {budget:,} ReLUs"
         elif same in seen:
             reason = f"the same network as {seen[same]}"
         else:
@@ -96,28 +89,29 @@ def check_budget(base: Base, method: Method, budget: int | None) -> None:
         (
             proposal.census.relus
             for last in base.census.stages
-            for proposal in propose(base, _keeping_longest(base.census, last.name), method)
+            for proposal in propose(base, _most_critical(base.census, last.name), method)
             if proposal.census is not None and not proposal.reason
         ),
-        default=0,
+        default=None,
     )
-    if budget < smallest:
+    if smallest is None or budget < smallest:
         raise UsageError(
             problem(
                 "the budget must be met by some candidate",
-                got=f"{budget:,}; the smallest candidate has {smallest:,} ReLUs",
+                got=f"{budget:,}; "
+                + ("there is no candidate" if smallest is None else f"the smallest candidate has {smallest:,} ReLUs"),
                 remedy="raise the budget, or start from a narrower network with --width",
                 where="--budget",
             )
         )
 
 
-def _keeping_longest(census: Census, stage: str) -> tuple[Criticality, ...]:
+def _most_critical(census: Census, stage: str) -> tuple[Criticality, ...]:
     return tuple(Criticality(s.name, s.relus, 0.0, None, float(s.name == stage)) for s in census.stages)
 
 
 def first_jobs(base: Base, settings: SearchSettings) -> tuple[list[Job], list[Job]]:
-    """Return the teacher's jobs and the criticality jobs."""
+    """Return the teacher's jobs and the criticality jobs; a network with a single stage needs no criticality."""
     teachers = [
         Job("teacher", None, seed, False, settings.training, given=settings.trained)
         for seed in range(1 if settings.trained else settings.seeds)
@@ -134,11 +128,11 @@ def first_jobs(base: Base, settings: SearchSettings) -> tuple[list[Job], list[Jo
 
 def candidate_jobs(proposals: Sequence[Proposal], settings: SearchSettings) -> list[Job]:
     """Return the jobs that train the proposals that are not skipped, the smallest networks first."""
-    chosen = sorted((p for p in proposals if not p.reason and p.census), key=lambda p: p.census.relus if p.census else 0)
+    chosen = [(p.census.relus, p.candidate) for p in proposals if not p.reason and p.census is not None]
     return [
-        Job("candidate", proposal.candidate, seed, True, settings.training)
+        Job("candidate", candidate, seed, True, settings.training)
         for seed in range(settings.seeds)
-        for proposal in chosen
+        for _, candidate in sorted(chosen, key=lambda pair: pair[0])
     ]
 
 
@@ -147,50 +141,5 @@ def job_work(job: Job, base: Base, images: int) -> float:
     if job.given:
         return 0.0
     macs = base.census.macs if job.candidate is None else census_of(base, job.candidate).macs
-    teaching = base.census.macs if job.distilled and job.config.distillation > 0 else 0
+    teaching = base.census.macs if job.teaches else 0
     return float((3 * macs + teaching) * images * job.config.epochs)
-
-
-def measure_rate(base: Base, data: Dataset, config: TrainingConfig, *, seconds: float = 3.0) -> float:
-    """Measure how many MACs per second training does here, by training the full network for a moment.
-
-    Args:
-        base: the full network; a copy is trained.
-        data: the images.
-        config: batch size and precision are taken from it.
-        seconds: how long to measure, after a warm-up step.
-    """
-    from dataclasses import replace
-
-    import deepreduce.census as census
-
-    accelerator = make_accelerator(config)
-    size = min(config.batch_size, len(data.train))
-    few = DeviceSplit(
-        data.train.images[:size].to(accelerator.device),
-        data.train.labels[:size].to(accelerator.device),
-        Normalisation(data.mean, data.std),
-    )
-    marks: list[float] = []
-
-    def enough() -> bool:
-        marks.append(time.monotonic())
-        return len(marks) > 2 and marks[-1] - marks[1] > seconds
-
-    from ..errors import Interrupted
-
-    threads = torch.get_num_threads()
-    try:
-        train(
-            census.trace(base.network),
-            few,
-            few,
-            replace(config, epochs=100_000, compile="off"),
-            accelerator=accelerator,
-            should_stop=enough,
-        )
-    except Interrupted:
-        pass
-    finally:
-        torch.set_num_threads(threads)
-    return 3 * base.census.macs * size * (len(marks) - 2) / (marks[-1] - marks[1])

@@ -1,0 +1,191 @@
+"""How long a run will take, before any of it is done: a few training steps of every shape of network, measured here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..errors import Interrupted
+from ..reduction import Base, build_candidate, census_of, make_base
+from .batches import DeviceSplit, Normalisation
+from .executors import threads_per_job
+from .jobs import Context, Job
+from .loop import looks, make_accelerator, train
+from .pareto_search import criticality_of
+from .proposals import Proposal, assumed_criticality, candidate_jobs, check_budget, first_jobs, propose
+from .run_folder import RunFolder, weights_hash
+from .settings import RunOptions, SearchSettings
+
+_MEASURE_SECONDS = 1.0  # for each shape of network
+_WORKER_START_SECONDS = 5.0  # a worker process imports PyTorch; once per worker and phase
+
+
+class Clock:
+    """Estimates the seconds of jobs; every shape of network is measured once, with the threads it will have."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._measured: dict[tuple[object, ...], tuple[float, float]] = {}
+
+    def seconds(self, job: Job, threads: int) -> float:
+        """Estimate a job from the time of one step of a network of its shape; removed ReLUs change little.
+
+        Args:
+            job: what would be trained.
+            threads: of the processor, for this job.
+        """
+        data = self._context.data
+        batch = min(job.config.batch_size, len(data.train))
+        shape = (1.0, 1.0) if job.candidate is None else (job.candidate.alpha, job.candidate.rho)
+        key = (*shape, job.teaches, threads, job.config.batch_size)
+        if key not in self._measured:
+            self._measured[key] = self._measure(job, batch, threads)
+        step, start = self._measured[key]
+        forward = step / (4 if job.teaches else 3) / batch
+        if job.given:
+            return start + forward * len(data.validation)
+        training = job.config.epochs * (len(data.train) // batch) * step
+        return start + training + (looks(job.config.epochs) + 1) * forward * len(data.validation)
+
+    def _measure(self, job: Job, batch: int, threads: int) -> tuple[float, float]:
+        """Return the seconds of one step, and those of all that comes before the first."""
+        before = torch.get_num_threads()
+        begun = time.monotonic()
+        marks: list[float] = []
+
+        def enough() -> bool:
+            marks.append(time.monotonic())
+            spent = marks[-1] - marks[0]
+            return len(marks) > 3 and spent > _MEASURE_SECONDS * (1 if len(marks) > 9 else 4)
+
+        try:
+            torch.set_num_threads(threads)
+            with torch.random.fork_rng(devices=[]):
+                # As a job does it, a network of its own and one to start from and to learn from.
+                base = make_base(self._context.spec, self._context.network)
+                taught = make_base(self._context.spec, self._context.network)
+                network = base.network if job.candidate is None else build_candidate(taught, job.candidate)
+                config = replace(job.config, epochs=100_000, compile="off", fade=0.0)
+                accelerator = make_accelerator(config)
+                few = DeviceSplit(
+                    self._context.data.train.images[:batch].to(accelerator.device),
+                    self._context.data.train.labels[:batch].to(accelerator.device),
+                    Normalisation(self._context.data.mean, self._context.data.std),
+                )
+                train(
+                    network,
+                    few,
+                    few,
+                    config,
+                    accelerator=accelerator,
+                    teacher=taught.network if job.teaches else None,
+                    should_stop=enough,
+                )
+        except Interrupted:
+            pass
+        finally:
+            torch.set_num_threads(before)
+        steps = sorted(later - earlier for earlier, later in itertools.pairwise(marks[1:]))
+        # Other programs make some steps longer, nothing makes one shorter.
+        return steps[len(steps) // 4], marks[0] - begun
+
+
+def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOptions()) -> dict[str, Any]:  # noqa: B008
+    """Say what `search` would do, and roughly how long it would take here; nothing is written.
+
+    Returns:
+        `jobs[]{id, label, kind, relus, macs, epochs, seeds, hours, status, reason}`, `hours` (wall clock, with these
+        workers), `workers`, and `note`.
+
+    Raises:
+        UsageError: if the budget is out of range.
+        RunError: if the folder belongs to another run.
+    """
+    base = make_base(context.spec, context.network)
+    check_budget(base, settings.proposer(), settings.budget)
+    teachers, critical = first_jobs(base, settings)
+    note = "Hours come from a few steps of each shape of network on this machine, without compilation."
+    folder = RunFolder(context.folder)
+    if context.folder.exists():
+        folder.claim(context, base.census, weights=weights_hash(base) if settings.trained else None)
+    finished = {job.place: found for job in (*teachers, *critical) if (found := folder.metrics(job)) is not None}
+    criticality = assumed_criticality(base.census)
+    if critical and all(job.place in finished for job in critical):
+        criticality = criticality_of([(job, finished[job.place], None) for job in critical], base, settings)
+    elif critical:
+        note += " The order of culling is not measured yet: here the stage with most ReLUs goes first."
+    proposals = propose(base, criticality, settings.proposer(), budget=settings.budget)
+    clock = Clock(context)
+    rows: dict[str, dict[str, Any]] = {}
+    total = 0.0
+    for phase in (teachers, critical, candidate_jobs(proposals, settings)):
+        threads = context.threads or threads_per_job(options, len(phase))
+        waiting: list[float] = []
+        for job in phase:
+            row = rows.setdefault(f"{job.kind}/{job.id}", _row(job, base))
+            row["seeds"] += 1
+            if folder.metrics(job) is None:
+                seconds = clock.seconds(job, threads)
+                waiting.append(seconds)
+                row["status"] = "to do"
+                row["hours"] += seconds / 3600
+        total += _wall_clock(waiting, options.workers)
+    return {
+        "jobs": [*rows.values(), *(_skipped(proposal) for proposal in proposals if proposal.reason)],
+        "hours": total / 3600,
+        "workers": options.workers,
+        "note": note,
+    }
+
+
+def _wall_clock(jobs: Sequence[float], workers: int) -> float:
+    """Return the seconds that a phase takes: each worker takes the next job when it is free."""
+    side_by_side = min(workers, len(jobs))
+    if side_by_side <= 1:
+        return math.fsum(jobs)
+    if torch.cuda.is_available():  # several workers on one GPU share it
+        shared = max(1.0, side_by_side / torch.cuda.device_count())
+        jobs = [seconds * shared for seconds in jobs]
+    busy_until = [_WORKER_START_SECONDS] * side_by_side
+    for seconds in jobs:
+        first_free = busy_until.index(min(busy_until))
+        busy_until[first_free] += seconds
+    return max(busy_until)
+
+
+def _row(job: Job, base: Base) -> dict[str, Any]:
+    census = base.census if job.candidate is None else census_of(base, job.candidate)
+    return {
+        "id": job.id,
+        "label": job.label,
+        "kind": job.kind,
+        "relus": census.relus,
+        "macs": census.macs,
+        "epochs": 0 if job.given else job.config.epochs,
+        "seeds": 0,
+        "hours": 0.0,
+        "status": "finished",
+        "reason": "",
+    }
+
+
+def _skipped(proposal: Proposal) -> dict[str, Any]:
+    census = proposal.census
+    return {
+        "id": proposal.candidate.id,
+        "label": proposal.candidate.label,
+        "kind": "candidate",
+        "relus": None if census is None else census.relus,
+        "macs": None if census is None else census.macs,
+        "epochs": 0,
+        "seeds": 0,
+        "hours": 0.0,
+        "status": "skipped",
+        "reason": proposal.reason,
+    }

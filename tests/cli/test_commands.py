@@ -1,0 +1,187 @@
+"""The contract of the command line: exit codes, JSON, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepreduce.cli import main
+
+NET = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10, in_channels=1):
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(in_channels, 4, 3, padding=1), nn.ReLU()
+        self.conv2, self.relu2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU()
+        self.conv3, self.relu3 = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        x = self.relu3(self.conv3(self.relu2(self.conv2(self.relu1(self.conv1(x))))))
+        return self.fc(torch.flatten(self.pool(x), 1))
+'''  # fmt: skip
+QUICK = ["--data", "digits", "--epochs", "1", "--threads", "1", "--per-class", "20"]
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A network in a file beside the user."""
+    (tmp_path / "tiny_user_network.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "tiny_user_network:Net"
+    sys.modules.pop("tiny_user_network", None)
+
+
+def test_example_train_reduce_report(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", net, "--out", "run", *QUICK, "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["validation"]["n"] > 0 and trained["folder"] == "run"
+    assert main(["reduce", net, "--out", "run", *QUICK, "--workers", "1", "--distilled-only", "--json"]) == 0
+    shown = capsys.readouterr()
+    front = json.loads(shown.out)
+    assert front == json.loads(Path("run/front.json").read_text())
+    assert front["teacher"]["validation"] == trained["validation"] and "already finished" in shown.err
+    assert main(["reduce", net, "--out", "run", *QUICK, "--workers", "1", "--distilled-only"]) == 0
+    shown = capsys.readouterr()
+    assert "Pareto front" in shown.out and "run/front.json" in shown.out.replace("\n", "")
+    assert "to train, " in shown.err  # progress goes to standard error alone
+    pytest.importorskip("plotly")
+    assert main(["report", "run", "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)
+    assert Path(files["page"]).stat().st_size > 1000 and all(Path(name).exists() for name in files["figures"])
+
+
+def test_profile_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["profile", "resnet18", "--input", "3x32x32", "--keep", "S2,S3,S4", "--thin", "--json"]
+    assert main(typed) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["relus"] == 114_688 and found["before"]["relus"] == 557_056
+    assert {"name", "relus", "macs", "layers"} <= found["stages"][0].keys()
+    assert main(typed[:-1]) == 0
+    assert "114,688" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_the_plan_and_trains_nothing(
+    net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepreduce.training.estimate._MEASURE_SECONDS", 0.02)
+    assert main(["reduce", net, "--out", "run", *QUICK, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {"jobs", "hours", "workers", "note"} == plan.keys() and plan["jobs"][0]["kind"] == "teacher"
+    assert main(["reduce", net, "--out", "run", *QUICK, "--dry-run"]) == 0
+    assert "Plan" in capsys.readouterr().out
+    assert not Path("run").exists()
+
+
+def test_env_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    assert "torch" in json.loads(capsys.readouterr().out)["versions"]
+    assert main(["env"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ([], "COMMAND"),
+        (["reduse"], "did you mean reduce"),
+        (["reduce", "resnet18"], "--data"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epo", "3"], "--epo"),
+        (["reduce", "resnet81", "--data", "digits", "--out", "run"], "did you mean resnet18"),
+        (["train", "resnet81", "--data", "digits", "--out", "run"], "did you mean resnet18"),
+        (["reduce", "resnet18", "--data", "digitz", "--out", "run"], "did you mean digits"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs", "0"], "--epochs"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs", "x"], "invalid int"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--fade", "1"], "--fade"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl2"], "--method"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--workers", "0"], "--workers"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--executor", "rya"], "did you mean ray"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--tracker", "tensorbord"], "did you mean tensorboard"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--weights", "none.safetensors"], "none.safetensors"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--trained"], "--trained"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--width", "0.125", "--crop", "8"], "--crop"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--width", "0.125", "--budget", "4352"], "below the network"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--width", "0.125", "--budget", "2"], "smallest candidate"),
+        (["profile", "resnet18", "--input", "3x32"], "3x32x32"),
+        (["profile", "resnet18", "--input", "3x32x32", "--keep", "S7"], "S1"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_ends_with_2_and_names_the_place(
+    typed: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(typed) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err and "Traceback" not in shown.err and shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_ends_with_1(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "nowhere"]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    hot = ["--learning-rate", "1e30", "--warmup", "0"]
+    assert main(["train", net, "--out", "hot", *QUICK, *hot]) == 1
+    assert "finite" in capsys.readouterr().err
+    assert main(["train", net, "--out", "run", *QUICK]) == 0
+    assert main(["train", "resnet18", "--width", "0.0625", "--out", "run", *QUICK]) == 1
+    assert "another network" in capsys.readouterr().err
+    assert main(["report", "run"]) == 1
+    assert "deepreduce reduce" in capsys.readouterr().err
+
+
+def test_digits_are_never_mirrored_and_folders_are(tmp_path: Path) -> None:
+    import argparse
+
+    from deepreduce.cli import _options
+
+    parser = argparse.ArgumentParser()
+    _options.add_data(parser)
+    _options.add_training(parser)
+    assert not _options.search_settings(parser.parse_args(["--data", "digits"])).training.flip
+    assert _options.search_settings(parser.parse_args(["--data", "./digits"])).training.flip
+    assert not _options.search_settings(parser.parse_args(["--data", "x", "--no-flip"])).training.flip
+
+
+def started(*typed: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "deepreduce", *typed],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def appears(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_1_and_the_same_command_goes_on(net: str, number: signal.Signals, tmp_path: Path) -> None:
+    typed = ["train", net, "--out", "run", "--data", "digits", "--threads", "1", "--checkpoint-seconds", "0"]
+    process = started(*typed, "--epochs", "3000")
+    appears(tmp_path / "run" / "teacher" / "seed0" / "checkpoint.safetensors", process)
+    os.killpg(process.pid, number)  # as a terminal does it
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "same command again" in said and "Traceback" not in said
+    assert (tmp_path / "run" / "teacher" / "seed0" / "checkpoint.safetensors").exists()
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    process = started("profile", "resnet18", "--input", "3x32x32", "--layers", "--json")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=120) == 1 and "Traceback" not in said and "BrokenPipe" not in said

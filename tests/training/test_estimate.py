@@ -1,0 +1,73 @@
+"""The plan: complete, honest about what is known, and free of side effects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepreduce.errors import RunError
+from deepreduce.training import Context, RunOptions, SearchSettings, estimate, plan, search
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_MEASURE_SECONDS", 0.02)
+
+
+def test_example_a_plan_before_anything_is_done(context: Context, settings: SearchSettings) -> None:
+    found = plan(context, settings, RunOptions(workers=2, threads=1))
+    kinds = [job["kind"] for job in found["jobs"]]
+    assert kinds[0] == "teacher" and kinds.count("criticality") == 4 and kinds.count("candidate") == 5
+    assert all(job["status"] == "to do" and job["hours"] > 0 for job in found["jobs"])
+    assert found["jobs"][0]["relus"] == 1280 and found["workers"] == 2
+    assert "not measured yet" in found["note"]
+    assert not context.folder.exists()
+
+
+def test_a_plan_of_a_finished_run_has_nothing_to_do(context: Context, settings: SearchSettings) -> None:
+    search(context, settings)
+    before = {path: path.stat().st_mtime_ns for path in context.folder.rglob("*")}
+    found = plan(context, settings)
+    assert {job["status"] for job in found["jobs"]} == {"finished"} and found["hours"] == 0
+    assert "not measured yet" not in found["note"]
+    victim = context.folder / "teacher" / "seed0" / "metrics.json"
+    victim.write_text("{")
+    assert plan(context, settings)["jobs"][0]["status"] == "to do"
+    assert {path for path in context.folder.rglob("*")} == set(before)  # not even damage is moved
+
+
+def test_a_budget_shows_what_is_skipped(context: Context, settings: SearchSettings) -> None:
+    from dataclasses import replace
+
+    found = plan(context, replace(settings, budget=100))
+    skipped = [job for job in found["jobs"] if job["status"] == "skipped"]
+    assert skipped and all(job["relus"] > 100 and "budget" in job["reason"] and job["hours"] == 0 for job in skipped)
+
+
+def test_twice_the_epochs_take_twice_as_long(context: Context, settings: SearchSettings, variant: Any) -> None:
+    clock = estimate.Clock(context)
+    from deepreduce.reduction import make_base
+    from deepreduce.training.proposals import first_jobs
+
+    base = make_base(context.spec, context.network)
+    short, long = (first_jobs(base, variant(settings, epochs=epochs))[0][0] for epochs in (1000, 2000))
+    assert clock.seconds(long, 1) / clock.seconds(short, 1) == pytest.approx(2, rel=0.2)
+
+
+def test_the_folder_of_another_run_is_refused(context: Context, settings: SearchSettings, one_stage: Any) -> None:
+    from dataclasses import replace
+
+    search(context, settings)
+    with pytest.raises(RunError, match="other layers"):
+        plan(replace(context, network=one_stage), settings)
+
+
+@given(st.lists(st.floats(0.1, 1000), min_size=1, max_size=30), st.integers(1, 8))
+def test_the_wall_clock_lies_between_its_bounds(jobs: list[float], workers: int) -> None:
+    found = estimate._wall_clock(jobs, workers)
+    start = estimate._WORKER_START_SECONDS if min(workers, len(jobs)) > 1 else 0
+    least = max(max(jobs), sum(jobs) / workers)
+    assert least - 1e-6 <= found <= sum(jobs) / min(workers, len(jobs)) + max(jobs) + start + 1e-6

@@ -1,0 +1,193 @@
+"""Executors: what they refuse, how many threads a job has, and the contract with Ray against a stand-in."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deepreduce.errors import Interrupted, MissingExtraError, TrainingError, UsageError
+from deepreduce.training import Context, Job, RunOptions, TrainingConfig, available_cores, default_workers, executors
+from deepreduce.training.executors import make_executor, threads_per_job
+
+
+def test_example_a_job_in_this_process(context: Context, config: TrainingConfig) -> None:
+    executor = make_executor("local", context, 1)
+    executor.submit(Job("teacher", None, 0, False, config)).result()
+    executor.close()
+    assert (context.folder / "teacher" / "seed0" / "metrics.json").exists()
+
+
+def test_stopping_ends_the_running_job_and_drops_the_waiting_ones(context: Context, config: TrainingConfig) -> None:
+    executor = make_executor("local", context, 1)
+    endless = TrainingConfig(epochs=100_000, batch_size=32, flip=False)
+    first = executor.submit(Job("teacher", None, 0, False, endless))
+    second = executor.submit(Job("teacher", None, 1, False, endless))
+    history = context.folder / "teacher" / "seed0" / "history.jsonl"
+    while not history.exists():
+        threading.Event().wait(0.02)
+    executor.stop()
+    assert isinstance(first.exception(), Interrupted) and second.cancelled()
+
+
+@pytest.mark.parametrize(("kind", "workers", "words"), [("rey", 1, "did you mean ray"), ("local", 0, "--workers")])
+def test_wrong_executors_are_named(kind: str, workers: int, words: str, context: Context) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_executor(kind, context, workers)
+
+
+def test_threads_depend_on_the_phase_and_not_on_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "available_cores", lambda: 8)
+    assert [threads_per_job(RunOptions(workers=4), jobs) for jobs in (1, 2, 3, 4, 20)] == [8, 4, 2, 2, 2]
+    assert threads_per_job(RunOptions(workers=100), 100) == 1
+    assert threads_per_job(RunOptions(workers=4, threads=3), 20) == 3
+
+
+def test_defaults_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available_cores() >= 1
+    assert default_workers() >= 1
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert default_workers() == 1
+
+
+def test_workers_under_torchrun_are_refused(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="torchrun"):
+        make_executor("local", context, 2)
+
+
+def test_a_network_that_cannot_be_sent_is_refused_here(context: Context, network: Any) -> None:
+    from dataclasses import replace
+
+    network.fc.register_parameter("weight", torch.nn.Parameter(network.fc.weight.detach().clone()))
+    network.fc.secret = threading.Lock()
+    try:
+        executors._portable(replace(context, network=network))
+    except UsageError as error:
+        assert "picklable" in str(error)
+
+
+def test_without_ray_the_missing_extra_is_named(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"deepreduce\[ray\]"):
+        make_executor("ray", context, 1)
+
+
+class RayTaskError(Exception):
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"a long remote traceback around {cause!r}")
+        self.cause = cause
+
+
+class WorkerCrashedError(Exception):
+    pass
+
+
+class StandIn:
+    """As much of Ray's interface as is used, with threads for machines."""
+
+    def __init__(self) -> None:
+        self.exceptions = SimpleNamespace(RayTaskError=RayTaskError, RayError=(RayTaskError, WorkerCrashedError))
+        self.pool = ThreadPoolExecutor(8)
+        self.stored: list[Any] = []
+        self.asked: dict[str, Any] = {}
+        self.most = self.now = 0
+        self.lock = threading.Lock()
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, value: Any) -> Any:
+        self.stored.append(value)
+        return value
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0}
+
+    def remote(self, **asked: Any) -> Any:
+        self.asked = asked
+
+        def wrap(function: Any) -> Any:
+            def run(*arguments: Any) -> Any:
+                with self.lock:
+                    self.now += 1
+                    self.most = max(self.most, self.now)
+                try:
+                    return function(*arguments)
+                finally:
+                    with self.lock:
+                        self.now -= 1
+
+            return SimpleNamespace(remote=lambda *arguments: self.pool.submit(run, *arguments))
+
+        return wrap
+
+    def get(self, reference: Any) -> Any:
+        try:
+            return reference.result()
+        except (TrainingError, ValueError) as error:
+            raise RayTaskError(error) from error
+
+    def cancel(self, reference: Any) -> None:
+        reference.cancel()
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    standing = StandIn()
+    monkeypatch.setitem(sys.modules, "ray", standing)  # type: ignore[arg-type]
+    return standing
+
+
+def test_ray_runs_jobs_with_an_absolute_folder_and_at_most_so_many_at_once(
+    ray: StandIn, context: Context, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    def job(job: Job, context: Context) -> str:
+        threading.Event().wait(0.05)
+        return f"{job.seed}"
+
+    monkeypatch.setattr(executors, "run_job", job)
+    monkeypatch.chdir(tmp_path)
+    executor = make_executor("ray", replace(context, folder=Path("run"), threads=3), 2)
+    futures = [executor.submit(Job("teacher", None, seed, False, config)) for seed in range(5)]
+    assert [future.result() for future in futures] == ["0", "1", "2", "3", "4"]
+    executor.close()
+    assert ray.most == 2
+    assert ray.stored[0].folder == tmp_path / "run"
+    assert ray.asked == {"num_cpus": 3, "num_gpus": 0, "max_retries": 0}
+
+
+def test_ray_hands_on_the_jobs_own_error(
+    ray: StandIn, context: Context, config: TrainingConfig, monkeypatch: Any
+) -> None:
+    def fails(job: Job, context: Context) -> str:
+        raise TrainingError("the loss")
+
+    monkeypatch.setattr(executors, "run_job", fails)
+    executor = make_executor("ray", context, 1)
+    error = executor.submit(Job("teacher", None, 0, False, config)).exception()
+    executor.close()
+    assert isinstance(error, TrainingError) and str(error) == "the loss"
+
+
+def test_a_machine_that_goes_away_breaks_the_executor(
+    ray: StandIn, context: Context, config: TrainingConfig, monkeypatch: Any
+) -> None:
+    def gone(job: Job, context: Context) -> str:
+        raise WorkerCrashedError("gone")
+
+    monkeypatch.setattr(executors, "run_job", gone)
+    executor = make_executor("ray", context, 1)
+    error = executor.submit(Job("teacher", None, 0, False, config)).exception()
+    executor.stop()
+    assert isinstance(error, BrokenExecutor)
