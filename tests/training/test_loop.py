@@ -21,14 +21,6 @@ from deepreduce.training.batches import DeviceSplit, Normalisation
 SPEC = NetworkSpec("Small", (1, 8, 8), 3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def splits(data: Dataset) -> tuple[DeviceSplit, DeviceSplit]:
     scale = Normalisation(data.mean, data.std)

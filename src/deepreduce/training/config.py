@@ -46,7 +46,7 @@ class TrainingConfig:
     distillation: float = 0.9
     temperature: float = 4.0
     warm_start: bool = True
-    fade: float = 0.0
+    fade: float = 0.4
     precision: str = "auto"
     compile: str = "auto"
 

@@ -237,6 +237,9 @@ def _portable(context: Context) -> Context:
         return context
     try:
         traced = trace(context.network)
+        for node in traced.graph.nodes:
+            node.type = None  # annotations that are texts cannot be pickled, and nothing needs them
+        traced.recompile()
         pickle.dumps(traced)  # what `multiprocessing` will do, where its error could not be told from others
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UsageError(

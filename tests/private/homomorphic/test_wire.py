@@ -181,6 +181,7 @@ def test_fuzzed_bytes_are_decrypted_or_refused_but_never_crash(keys: Keys, messa
         assert "Do:" in str(error)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.lists(st.integers(0, (1 << 64) - 1), max_size=20))
 def test_packing_keeps_the_low_bytes(size: int, values: list[int]) -> None:
     words = np.array(values, np.uint64)

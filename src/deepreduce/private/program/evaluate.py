@@ -136,7 +136,6 @@ def circuit_function(op: Circuit, t: NDArray[np.int64]) -> NDArray[np.int64]:
         t = padded[:, op.windows].max(axis=2)
     if op.kind in (MAX, RESCALE):
         return t
-    t = np.maximum(t, 0)
-    if op.kind in (RELU6, MAX_RELU6):
-        t = np.minimum(t, op.cap)
-    return t
+    highest = op.cap if op.kind in (RELU6, MAX_RELU6) else np.iinfo(np.int64).max
+    clipped: NDArray[np.int64] = np.clip(t, 0, highest)
+    return clipped

@@ -1,0 +1,105 @@
+"""What does not convert is refused with the place in the user's source and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from deepreduce.errors import DataError, NetworkError, UsageError
+from deepreduce.private.program import FormatSettings, convert, make_program
+
+from .small import Lambda, images
+
+REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
+    ("Sigmoid", lambda net, x: net.s(x).flatten(1), {"s": nn.Sigmoid()}),
+    ("softmax", lambda net, x: F.softmax(x.flatten(1), 1), {}),
+    ("product of two tensors", lambda net, x: (x * x.mean((2, 3), keepdim=True)).flatten(1), {}),
+    ("GroupNorm", lambda net, x: net.g(x).flatten(1), {"g": nn.GroupNorm(1, 3)}),
+    ("padding mode 'reflect'", lambda net, x: net.c(x).flatten(1), {"c": nn.Conv2d(3, 3, 3, 1, 1, padding_mode="reflect")}),
+    ("without running statistics", lambda net, x: net.b(x).flatten(1), {"b": nn.BatchNorm2d(3, track_running_stats=False)}),
+    ("values other than zero", lambda net, x: F.pad(x, (1, 1), value=1.0).flatten(1), {}),
+    ("ConvTranspose2d", lambda net, x: net.c(x).flatten(1), {"c": nn.ConvTranspose2d(3, 3, 2)}),
+    ("returns indices", lambda net, x: F.max_pool2d(x, 2, return_indices=True)[0].flatten(1), {}),
+    ("shapes", lambda net, x: (x + x.mean((2, 3), keepdim=True)).flatten(1), {}),
+    ("linear layer over", lambda net, x: net.f(x).flatten(1), {"f": nn.Linear(6, 2)}),
+    ("mean over dimensions", lambda net, x: x.mean(1).flatten(1), {}),
+]
+
+
+@pytest.mark.parametrize(("what", "function", "layers"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_operators_without_a_linear_form(
+    what: str, function: Callable[..., Tensor], layers: dict[str, nn.Module]
+) -> None:
+    with pytest.raises(NetworkError) as caught:
+        convert(Lambda(function, **layers), (3, 6, 6))
+    message = str(caught.value)
+    assert what in message
+    assert "Do: " in message
+    assert "Where: " in message
+    assert ".py:" in message
+
+
+def test_a_map_instead_of_logits() -> None:
+    with pytest.raises(NetworkError, match="one vector of logits"):
+        convert(Lambda(lambda net, x: F.relu(x)), (3, 6, 6))
+
+
+def test_an_operator_that_nothing_reads_is_no_obstacle() -> None:
+    def function(net: nn.Module, x: Tensor) -> Tensor:
+        torch.sigmoid(x)
+        return x.flatten(1)
+
+    convert(Lambda(function), (3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "mask", [np.ones((3, 6, 5), dtype=bool), np.zeros((3, 6, 6), dtype=bool), np.ones((3, 6, 6))]
+)
+def test_masks_that_do_not_fit(mask: np.ndarray) -> None:
+    with pytest.raises(NetworkError, match="keeps at least one element"):
+        convert(Lambda(lambda net, x: F.relu(x).flatten(1)), (3, 6, 6), masks={"net:relu": mask})
+
+
+def test_a_mask_for_a_relu_that_is_not_there() -> None:
+    with pytest.raises(NetworkError, match="did you mean net:relu"):
+        convert(Lambda(lambda net, x: F.relu(x).flatten(1)), (3, 6, 6), masks={"net:rely": np.ones((3, 6, 6), bool)})
+
+
+def test_values_that_are_not_finite() -> None:
+    net = Lambda(lambda net, x: net.f(x.flatten(1)), f=nn.Linear(12, 2))
+    with torch.no_grad():
+        net.f.weight[0, 0] = float("inf")
+    with pytest.raises(NetworkError, match="finite"):
+        make_program(net, images(4, 3, 2, 2))
+
+
+@pytest.mark.parametrize("batch", [torch.zeros(4, 3, 2), torch.zeros(1, 3, 2, 2), torch.zeros(4, 3, 2, 2).int()])
+def test_calibration_images_of_another_form(batch: Tensor) -> None:
+    with pytest.raises(DataError, match="normalised training images"):
+        make_program(Lambda(lambda net, x: x.flatten(1)), batch)
+
+
+def test_a_ring_beyond_the_limit() -> None:
+    settings = FormatSettings(max_ring_bits=20)
+    with pytest.raises(NetworkError, match="at most 20 bits"):
+        make_program(Lambda(lambda net, x: net.f(x.flatten(1)), f=nn.Linear(12, 2)), images(4, 3, 2, 2), settings=settings)
+
+
+def test_an_accuracy_out_of_reach() -> None:
+    settings = FormatSettings(weight_bits=2, activation_bits=4, tolerance=1e-6)
+    net = Lambda(lambda net, x: net.f(F.relu(x.flatten(1))), f=nn.Linear(12, 2))
+    with pytest.raises(NetworkError, match="raise tolerance"):
+        make_program(net, images(8, 3, 2, 2), settings=settings)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"margin": 0.5}, {"weight_bits": 1}, {"weight_bits": 2.5}, {"max_ring_bits": 63}, {"tolerance": 0}]
+)
+def test_settings_out_of_range(setting: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(setting))):
+        FormatSettings(**setting)
