@@ -11,7 +11,7 @@ demo: $(VENV)/.ready-demo
 	$(VENV)/bin/deepreduce demo --out demo
 
 test: $(VENV)/.ready-test lint
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.ready-test
 	$(VENV)/bin/ruff check .

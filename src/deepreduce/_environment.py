@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from ._version import __version__
+from .errors import MissingExtraError
 from .training import available_cores
 
 _PACKAGES = (
     "torch", "numpy", "safetensors", "accelerate", "torch-pruning", "pyarrow", "pillow", "scikit-learn", "rich",
-    "jaxtyping", "timm", "plotly", "matplotlib", "ray", "tensorboard",
+    "jaxtyping", "timm", "plotly", "matplotlib", "ray", "tensorboard", "seal-python",
+    "rbcl", "cryptography",
 )  # fmt: skip
 
 
@@ -42,9 +44,21 @@ def environment(*, command: list[str] | None = None) -> dict[str, Any]:
         "cores": available_cores(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": versions,
+        "kernels": _kernels(),
         "command": " ".join(typed),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _kernels() -> dict[str, str]:
+    """Name what the private engine computes with; empty where its packages are not installed."""
+    try:
+        from .private.garbling import describe
+        from .private.transfer import default_backend
+
+        return {"garbling": str(describe()["backend"]), "transfer": default_backend()}
+    except (ImportError, MissingExtraError):
+        return {}
 
 
 def _processor() -> str:

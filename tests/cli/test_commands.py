@@ -130,7 +130,7 @@ def test_wrong_usage_ends_with_2_and_names_the_place(
 def test_failure_ends_with_1(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 1
     assert "no such folder" in capsys.readouterr().err
-    hot = ["--learning-rate", "1e30", "--warmup", "0"]
+    hot = ["--learning-rate", "1e30", "--warmup", "0", "--epochs", "4"]
     assert main(["train", net, "--out", "hot", *QUICK, *hot]) == 1
     assert "finite" in capsys.readouterr().err
     assert main(["train", net, "--out", "run", *QUICK]) == 0
@@ -184,4 +184,5 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     said = process.stderr.read()
+    process.stderr.close()
     assert process.wait(timeout=120) == 1 and "Traceback" not in said and "BrokenPipe" not in said

@@ -45,7 +45,7 @@ def test_the_learning_rate_has_one_peak(warmup: float, a: float, b: float) -> No
 def test_fading_rises_evenly_and_ends_before_training_does() -> None:
     config = TrainingConfig(fade=0.5)
     assert [fade_at(config, progress) for progress in (0, 0.25, 0.5, 1)] == [0, 0.5, 1, 1]
-    assert fade_at(TrainingConfig(), 0.0) == 1  # removed at once
+    assert fade_at(TrainingConfig(fade=0), 0.0) == 1  # removed at once
     with pytest.raises(UsageError, match=r"from 0 to 0\.9"):
         TrainingConfig(fade=0.95)  # the network as it will be would hardly be trained
 

@@ -113,7 +113,7 @@ def test_other_settings_are_refused_except_of_the_teacher(context: Context, job:
 
 
 def test_one_command_at_a_time(context: Context) -> None:
-    with RunFolder(context.folder), pytest.raises(RunError, match="one command at a time"), RunFolder(context.folder):
+    with RunFolder(context.folder), pytest.raises(RunError, match="locked by another"), RunFolder(context.folder):
         pass
     with RunFolder(context.folder):
         pass

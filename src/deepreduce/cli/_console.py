@@ -62,10 +62,9 @@ def duration(seconds: float | None) -> str:
     minutes = round(seconds / 60)
     if minutes < 90:
         return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 36:
-        return f"{hours} h {minutes:02d} min"
-    days, hours = divmod(hours, 24)
+    if minutes < 36 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    days, hours = divmod(round(minutes / 60), 24)
     return f"{days} d {hours} h"
 
 

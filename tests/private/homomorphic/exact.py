@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from torch.nn.functional import conv2d
 
 import deepreduce
 from deepreduce.private.homomorphic import Keys, Layer
 from deepreduce.private.homomorphic.scheme import Form, scheme
+
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Hypothesis on a machine that does other work as well."""
 
 
 def layer(i: int, o: int, side: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> Layer:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, kstest
 
@@ -31,7 +31,7 @@ from deepreduce.private.homomorphic.scheme import Scheme, multiply_modulo, schem
 from deepreduce.private.homomorphic.server import blind, multiply
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
 
-from .exact import RESNET18, decrypt, layer, negacyclic, noise
+from .exact import CALM, RESNET18, decrypt, layer, negacyclic, noise
 
 SHAPE = layer(12, 3, 16)
 PLAN = plan_layer(SHAPE)
@@ -201,7 +201,7 @@ def test_flood_is_uniform_on_its_range(keys: Keys) -> None:
         assert 8 * UNIT << (bits - 1) <= modulus
 
 
-@settings(deadline=None)  # the machine may be busy
+@CALM
 @given(st.lists(st.integers(0, (1 << 48) - 1), min_size=1), st.data())
 def test_modular_product_is_exact(values: list[int], data) -> None:
     prime = data.draw(st.sampled_from([(1 << 56) - 5, 0xFFFFFFFFF78001, (1 << 60) - 93, (1 << 40) - 87, 65537]))

@@ -10,7 +10,7 @@ from deepreduce.private.homomorphic.errors import LayerError
 from deepreduce.private.homomorphic.packing import spread
 from deepreduce.private.homomorphic.tiling import DEGREE, _tilings
 
-from .exact import RESNET18, convolve, layer, negacyclic
+from .exact import CALM, RESNET18, convolve, layer, negacyclic
 
 
 def through_polynomials(plan: Plan, values, weights):
@@ -62,13 +62,13 @@ def layers(draw) -> Layer:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(CALM, max_examples=40)
 @given(layers(), st.sampled_from([512, 1024]), st.integers(0, 1 << 32))
 def test_every_shape_is_exact(shape: Layer, degree: int, seed: int) -> None:
     check(plan_layer(shape, degree=degree), seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(CALM, max_examples=40)
 @given(layers(), st.sampled_from([256, 512]), st.data())
 def test_every_tiling_is_exact_not_only_the_cheapest(shape: Layer, degree: int, data) -> None:
     tilings = list(_tilings(shape, degree))
@@ -76,7 +76,7 @@ def test_every_tiling_is_exact_not_only_the_cheapest(shape: Layer, degree: int, 
         check(Plan(shape, data.draw(st.sampled_from(tilings)), degree))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(CALM, max_examples=25)
 @given(layers(), st.data())
 def test_the_tightest_degree_is_exact(shape: Layer, data) -> None:
     """A polynomial cut off right after the last result wraps most; its degree need not be a power of two here."""

@@ -31,7 +31,7 @@ from deepreduce.private.homomorphic import (
 from deepreduce.private.homomorphic.scheme import pack, scheme, unpack
 from deepreduce.private.homomorphic.wire import HEADER_BYTES
 
-from .exact import layer
+from .exact import CALM, layer
 
 SHAPE = layer(2, 3, 8)
 PLAN = plan_layer(SHAPE)
@@ -155,7 +155,7 @@ def test_words_of_an_answer_that_are_not_below_the_prime(keys: Keys) -> None:
         receive(owner, Answer.from_bytes(parameters, PLAN, data))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(CALM, max_examples=40)
 @given(st.data())
 def test_fuzzed_bytes_are_decrypted_or_refused_but_never_crash(keys: Keys, messages, data) -> None:
     """Also a hostile request in good form is answered, and a hostile answer in good form decrypted, to garbage."""
@@ -181,7 +181,7 @@ def test_fuzzed_bytes_are_decrypted_or_refused_but_never_crash(keys: Keys, messa
         assert "Do:" in str(error)
 
 
-@settings(deadline=None)
+@CALM
 @given(st.integers(1, 8), st.lists(st.integers(0, (1 << 64) - 1), max_size=20))
 def test_packing_keeps_the_low_bytes(size: int, values: list[int]) -> None:
     words = np.array(values, np.uint64)

@@ -20,8 +20,16 @@ REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
     ("softmax", lambda net, x: F.softmax(x.flatten(1), 1), {}),
     ("product of two tensors", lambda net, x: (x * x.mean((2, 3), keepdim=True)).flatten(1), {}),
     ("GroupNorm", lambda net, x: net.g(x).flatten(1), {"g": nn.GroupNorm(1, 3)}),
-    ("padding mode 'reflect'", lambda net, x: net.c(x).flatten(1), {"c": nn.Conv2d(3, 3, 3, 1, 1, padding_mode="reflect")}),
-    ("without running statistics", lambda net, x: net.b(x).flatten(1), {"b": nn.BatchNorm2d(3, track_running_stats=False)}),
+    (
+        "padding mode 'reflect'",
+        lambda net, x: net.c(x).flatten(1),
+        {"c": nn.Conv2d(3, 3, 3, 1, 1, padding_mode="reflect")},
+    ),
+    (
+        "without running statistics",
+        lambda net, x: net.b(x).flatten(1),
+        {"b": nn.BatchNorm2d(3, track_running_stats=False)},
+    ),
     ("values other than zero", lambda net, x: F.pad(x, (1, 1), value=1.0).flatten(1), {}),
     ("ConvTranspose2d", lambda net, x: net.c(x).flatten(1), {"c": nn.ConvTranspose2d(3, 3, 2)}),
     ("returns indices", lambda net, x: F.max_pool2d(x, 2, return_indices=True)[0].flatten(1), {}),
@@ -57,9 +65,7 @@ def test_an_operator_that_nothing_reads_is_no_obstacle() -> None:
     convert(Lambda(function), (3, 6, 6))
 
 
-@pytest.mark.parametrize(
-    "mask", [np.ones((3, 6, 5), dtype=bool), np.zeros((3, 6, 6), dtype=bool), np.ones((3, 6, 6))]
-)
+@pytest.mark.parametrize("mask", [np.ones((3, 6, 5), dtype=bool), np.zeros((3, 6, 6), dtype=bool), np.ones((3, 6, 6))])
 def test_masks_that_do_not_fit(mask: np.ndarray) -> None:
     with pytest.raises(NetworkError, match="keeps at least one element"):
         convert(Lambda(lambda net, x: F.relu(x).flatten(1)), (3, 6, 6), masks={"net:relu": mask})
@@ -87,7 +93,9 @@ def test_calibration_images_of_another_form(batch: Tensor) -> None:
 def test_a_ring_beyond_the_limit() -> None:
     settings = FormatSettings(max_ring_bits=20)
     with pytest.raises(NetworkError, match="at most 20 bits"):
-        make_program(Lambda(lambda net, x: net.f(x.flatten(1)), f=nn.Linear(12, 2)), images(4, 3, 2, 2), settings=settings)
+        make_program(
+            Lambda(lambda net, x: net.f(x.flatten(1)), f=nn.Linear(12, 2)), images(4, 3, 2, 2), settings=settings
+        )
 
 
 def test_an_accuracy_out_of_reach() -> None:

@@ -20,9 +20,13 @@ def plain_convolution(
     """Convolve Python integers, by the definition."""
     top, bottom, left, right = padding
     n, _, height, width = x.shape
-    padded = np.zeros((n, x.shape[1], height + max(0, top) + max(0, bottom), width + max(0, left) + max(0, right)), object)
+    padded = np.zeros(
+        (n, x.shape[1], height + max(0, top) + max(0, bottom), width + max(0, left) + max(0, right)), object
+    )
     padded[:, :, max(0, top) : max(0, top) + height, max(0, left) : max(0, left) + width] = x
-    padded = padded[:, :, max(0, -top) : padded.shape[2] - max(0, -bottom), max(0, -left) : padded.shape[3] - max(0, -right)]
+    padded = padded[
+        :, :, max(0, -top) : padded.shape[2] - max(0, -bottom), max(0, -left) : padded.shape[3] - max(0, -right)
+    ]
     outputs, per_group, kh, kw = w.shape
     rows = (padded.shape[2] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     columns = (padded.shape[3] - dilation[1] * (kw - 1) - 1) // stride[1] + 1

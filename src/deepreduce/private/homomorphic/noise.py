@@ -35,10 +35,11 @@ flood with all the room they have, so the true f is mostly larger.
 
 *How large the noise is.* SEAL draws e from a centred binomial distribution on [-21, 21] with variance 10.5; the
 rounding of (q / t) m adds at most 1/2; it is uniform with mean 1 / (2 t) because x is a fresh uniform mask, which (ii)
-alone relies on. A coefficient of the answer adds up at most n weights below 2^(w-1) in size (n counts all output channels and groups that
-share the polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| <= 21.5 n 2^(w-1), and on average at
-most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) / t. The public-key encryption is drawn modulo q P and divided by the special
-prime P: (21 + 2 * 21 N) / P + (1 + N) / 2. One more unit covers the rounding of s.
+alone relies on. A coefficient of the answer adds up at most n weights of at most 2^(w-1) in size (n counts all output
+channels and groups that share the polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| is at most
+21.5 n 2^(w-1), and on average at most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) / t.
+The public-key encryption is drawn modulo q P and divided by the special prime P: (21 + 2 * 21 N) / P + (1 + N) / 2.
+One more unit covers the rounding of s.
 
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
 semi-honest model; it can get more out of the bracket than (i) and (ii) say. Running times are not equalised.

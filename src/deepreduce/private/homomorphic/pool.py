@@ -41,6 +41,9 @@ _START_SECONDS = 180.0
 _WATCH_SECONDS = 5.0
 """How often an idle worker looks whether its owner still lives; a broken pipe mostly tells it sooner."""
 
+_reaping = threading.Lock()
+"""Starting a process also looks after all others; two threads that wait for one process disturb each other."""
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -55,7 +58,7 @@ class _State:
 
     deadline_seconds: float
     jobs: queue.SimpleQueue[_Job | None] = field(default_factory=queue.SimpleQueue)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)  # the garbage collector may close us anywhere
     processes: set[BaseProcess] = field(default_factory=set)
     closed: bool = False
 
@@ -178,7 +181,7 @@ def _feed(state: _State) -> None:
         if not job.future.set_running_or_notify_cancel():
             continue
         try:
-            if worker is not None and (worker.doomed or not worker.process.is_alive()):
+            if worker is not None and worker.is_gone():
                 worker.discard()
                 worker = None
             if worker is None:
@@ -218,7 +221,8 @@ class _Worker:
         with theirs, state.lock:
             if state.closed:
                 raise _WorkerGone(_closed())
-            self.process.start()
+            with _reaping:
+                self.process.start()
             state.processes.add(self.process)
         try:
             with self._limit(_START_SECONDS, "start"):
@@ -226,6 +230,10 @@ class _Worker:
         except _WorkerGone:
             self.discard()
             raise
+
+    def is_gone(self) -> bool:
+        """Tell whether the process has ended; an idle one sends nothing, so that only the end makes its pipe ready."""
+        return self.doomed or self.pipe.poll()
 
     def call(self, job: _Job) -> Any:
         """Send a job and wait for what comes of it."""
@@ -250,11 +258,13 @@ class _Worker:
         try:
             yield
         except (EOFError, OSError) as error:
-            self.process.join(timeout=5)
+            with _reaping:
+                self.process.join(timeout=5)
+                code = self.process.exitcode
             if self.doomed:
                 got, remedy = f"more than {seconds:g} seconds", "give the pool a longer deadline, or fewer jobs at once"
             else:
-                got = f"it ended with exit code {self.process.exitcode}"
+                got = f"it ended with exit code {code}"
                 remedy = "run again; -9 mostly means that memory ran out, 1 at the start that the script lacks its "
                 remedy += "'if __name__ == \"__main__\"'"
             reason = PoolError(problem(f"a worker must live to {what}", got=got, remedy=remedy))
@@ -265,8 +275,9 @@ class _Worker:
 
     def discard(self) -> None:
         """Make sure that the process is gone."""
-        self.process.kill()
-        self.process.join(timeout=5)
+        with _reaping:
+            self.process.kill()
+            self.process.join(timeout=5)
         self.pipe.close()
         with self.state.lock:
             self.state.processes.discard(self.process)

@@ -1,0 +1,181 @@
+"""Programs as bytes: they come back as they were, and nothing that was changed is taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+from torch import nn
+
+from deepreduce.errors import RecipeError
+from deepreduce.private.program import (
+    Circuit,
+    FormatSettings,
+    Program,
+    PublicProgram,
+    Reshape,
+    Step,
+    Sum,
+    TensorFormat,
+    check_public,
+    make_program,
+    program_from_bytes,
+    public_from_bytes,
+    public_to_bytes,
+    weights_to_bytes,
+)
+from deepreduce.private.program.files import MAX_STRUCTURE_BYTES
+
+from .small import Lambda, images
+
+TINY = PublicProgram(
+    (TensorFormat((1, 1, 2), 3, 9), TensorFormat((2,), 3, 9), TensorFormat((2,), 2, 9), TensorFormat((1,), 0, 1)),
+    (
+        Step(Reshape(), (0,), 1, "flat"),
+        Step(Circuit("relu", 8, 1), (1,), 2, "relu"),
+        Step(Circuit("argmax", 8, 1), (2,), 3, "argmax"),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    torch.manual_seed(0)
+    net = Lambda(
+        lambda net, x: net.f(F.max_pool2d(F.relu(net.c(x)) + F.pad(x[:, :, :, 1:], (1, 0)), 2).flatten(1)),
+        c=nn.Conv2d(3, 3, 3, padding=1),
+        f=nn.Linear(12, 3),
+    )
+    mask = np.zeros((3, 4, 4), dtype=bool)
+    mask[0] = True
+    settings = FormatSettings(tolerance=1.0)
+    return make_program(net, images(8, 3, 4, 4), settings=settings, masks={"net:relu": mask})
+
+
+def test_both_parts_come_back(program: Program) -> None:
+    public, secret = public_to_bytes(program.public), weights_to_bytes(program)
+    assert public_from_bytes(public) == program.public
+    assert program_from_bytes(public, secret) == program
+    assert public_to_bytes(public_from_bytes(public)) == public
+
+
+def test_golden_bytes() -> None:
+    check_public(TINY)
+    blob = public_to_bytes(TINY)
+    assert load(blob)["structure"].tobytes().decode() == (
+        '{"format":"deepreduce.program","version":1,"tensors":[[[1,1,2],3,9],[[2],3,9],[[2],2,9],[[1],0,1]],"steps":['
+        '{"op":"reshape","inputs":[0],"name":"flat"},'
+        '{"op":"circuit","inputs":[1],"name":"relu","kind":"relu","width":8,"dropped":1,"cap":0,"rest_in_circuit":false},'
+        '{"op":"circuit","inputs":[2],"name":"argmax","kind":"argmax","width":8,"dropped":1,"cap":0,'
+        '"rest_in_circuit":false}]}'
+    )
+    assert public_from_bytes(blob) == TINY
+
+
+def changed(blob: bytes, change: dict[str, Any] | None = None, **arrays: np.ndarray) -> bytes:
+    """Return a blob with another structure or other arrays."""
+    found = load(blob)
+    structure = json.loads(found["structure"].tobytes())
+    structure.update(change or {})
+    found["structure"] = np.frombuffer(json.dumps(structure).encode(), dtype=np.uint8)
+    return save({**found, **arrays})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"format": "other"},
+        {"more": 1},
+        {"steps": []},
+        {"steps": 7},
+        {"tensors": [[[1, 1, 2], 3, 9]]},
+        {"tensors": [[[1, 1, 2.0], 3, 9], [[2], 3, 9], [[2], 2, 9], [[1], 0, 1]]},
+        {"tensors": [[[1, 1, True], 3, 9], [[2], 3, 9], [[2], 2, 9], [[1], 0, 1]]},
+        {"tensors": [[[1, 1, 2], 3, "9"], [[2], 3, 9], [[2], 2, 9], [[1], 0, 1]]},
+        {"tensors": [[[1, 1, 2], 3, 63], [[2], 3, 9], [[2], 2, 9], [[1], 0, 1]]},
+        {"tensors": [[[1, 1, 1 << 40], 3, 9], [[2], 3, 9], [[2], 2, 9], [[1], 0, 1]]},
+        {"tensors": [[[1, 1, 2], 3, 9], [[2], 3, 9], [[2], 2, 7], [[1], 0, 1]]},
+        {"tensors": [[[1, 1, 2], 3, 8], [[2], 3, 9], [[2], 2, 9], [[1], 0, 1]]},
+    ],
+)
+def test_changed_structures_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"Do: "):
+        public_from_bytes(changed(public_to_bytes(TINY), change))
+
+
+def test_steps_that_do_not_fit_are_refused() -> None:
+    relu = TINY.steps[1]
+    assert relu.circuit is not None
+    broken = [
+        replace(relu, inputs=(2,)),
+        replace(relu, inputs=(0, 1)),
+        replace(relu, output=1),
+        replace(relu, has_bias=True),
+        replace(relu, op=replace(relu.circuit, kind="sigmoid")),
+        replace(relu, op=replace(relu.circuit, width=9)),
+        replace(relu, op=replace(relu.circuit, dropped=0)),
+        replace(relu, op=replace(relu.circuit, cap=3)),
+        replace(relu, op=replace(relu.circuit, kept=np.array([2], dtype=np.int32))),
+        replace(relu, op=replace(relu.circuit, kept=np.array([0], dtype=np.int64))),
+        replace(relu, op=replace(relu.circuit, rest_in_circuit=True)),
+        replace(relu, op=replace(relu.circuit, kind="max", windows=np.array([[0], [-1]], dtype=np.int32))),
+        replace(relu, op=Sum((0,), (2,))),
+        replace(relu, op=Sum((1,), (1,))),
+        replace(relu, op=Circuit("argmax", 8, 1)),
+    ]
+    for step in broken:
+        with pytest.raises(RecipeError, match="consistent"):
+            check_public(replace(TINY, steps=(TINY.steps[0], step, TINY.steps[2])))
+
+
+def test_weights_of_another_program_are_refused(program: Program) -> None:
+    other = replace(program.public, steps=(replace(program.public.steps[0], name="x"), *program.public.steps[1:]))
+    with pytest.raises(RecipeError, match="another program"):
+        program_from_bytes(public_to_bytes(other), weights_to_bytes(program))
+
+
+def test_weights_that_do_not_fit_are_refused(program: Program) -> None:
+    public, secret = public_to_bytes(program.public), weights_to_bytes(program)
+    name = next(name for name in load(secret) if name.endswith(".weight"))
+    own = load(secret)[name]
+    for arrays in (
+        {name: own[:1].copy()},
+        {name: own.astype(np.float32)},
+        {"99.weight": own},
+        {"0.other": own},
+        {"00.weight": own},
+    ):
+        with pytest.raises(RecipeError):
+            program_from_bytes(public, changed(secret, None, **arrays))
+
+
+def test_foreign_bytes_are_refused() -> None:
+    blob = public_to_bytes(TINY)
+    long = save({"structure": np.full(MAX_STRUCTURE_BYTES + 1, 32, dtype=np.uint8)})
+    deep = save({"structure": np.frombuffer(b"[" * 100_000, dtype=np.uint8)})
+    header = (1 << 62).to_bytes(8, "little") + b"{}"
+    for data in (b"", b"\x00" * 64, blob[:-3], blob + b"x", header, long, deep, save({}), hashlib.sha256(b"").digest()):
+        with pytest.raises(RecipeError):
+            public_from_bytes(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_flipped_bytes_never_do_anything_but_refuse_or_read(data: st.DataObject) -> None:
+    blob = bytearray(public_to_bytes(TINY))
+    for _ in range(data.draw(st.integers(1, 3))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        public_from_bytes(bytes(blob))
+    except RecipeError:
+        return

@@ -1,0 +1,159 @@
+"""One map in place of several: exact at the borders, and only where it is cheaper."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from deepreduce.private.program import Circuit, Convolution, Matrix, convert
+from deepreduce.private.program.compose import Region, constant, matrix_weight, plan
+from deepreduce.private.program.fold import fold
+from deepreduce.private.program.graph import Graph
+from deepreduce.private.program.merge import Cost, _compose, merge, node_cost
+from deepreduce.private.program.operations import Weighted
+
+from .small import Lambda, images
+
+
+def weighted(graph: Graph) -> list[str]:
+    return [node.name for node in graph.order() if isinstance(node.op, Weighted)]
+
+
+def macs(graph: Graph) -> float:
+    return sum((node_cost(node) for node in graph.order()), Cost()).macs
+
+
+def forced(graph: Graph) -> Graph:
+    """Merge everything between the image and the last feature map into one region, whatever it costs."""
+    output = graph.output.inputs[0]  # in front of the flattening
+    inside = [node for node in graph.order() if node not in (graph.input, graph.output)]
+    graph.replace(output, _compose(Region(output, tuple(inside), (graph.input,))))
+    return graph
+
+
+def test_a_tail_without_relu_becomes_one_matrix() -> None:
+    torch.manual_seed(0)
+    net = Lambda(
+        lambda net, x: net.fc(F.adaptive_avg_pool2d(net.c2(net.c1(F.relu(x)) + x), 1).flatten(1)),
+        c1=nn.Conv2d(8, 8, 3, padding=1),
+        c2=nn.Conv2d(8, 32, 3, padding=1),
+        fc=nn.Linear(32, 4),
+    )
+    graph = convert(net, (8, 8, 8))
+    batch = images(3, 8, 8, 8).double()
+    fold(graph, batch)
+    before, expected = macs(graph), graph.run(batch)[graph.output]
+    merge(graph)
+    assert macs(graph) < before / 10
+    assert all(isinstance(node.op, Matrix) for node in graph.order() if isinstance(node.op, Weighted))
+    assert torch.allclose(graph.run(batch)[graph.output], expected, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_chain_of_padded_convolutions_is_exact_at_the_borders(data: st.DataObject) -> None:
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    layers = {}
+    for number in range(draw(st.integers(2, 3))):
+        kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        layers[f"c{number}"] = nn.Conv2d(
+            2,
+            2,
+            kernel,
+            stride=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+            padding=(draw(st.integers(0, kernel[0])), draw(st.integers(0, kernel[1]))),
+            dilation=draw(st.integers(1, 2)),
+            groups=draw(st.integers(1, 2)),
+        )
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        for name in layers:
+            x = getattr(net, name)(x)
+        return x.flatten(1)
+
+    graph = convert(Lambda(run, **layers), (2, 16, 13))
+    batch = images(2, 2, 16, 13).double()
+    expected = graph.run(batch)[graph.output]
+    assert torch.allclose(forced(graph).run(batch)[graph.output], expected, rtol=1e-11, atol=1e-11)
+    assert len(weighted(graph)) <= 9
+
+
+def test_a_residual_region_with_pooling_and_concatenation_is_exact() -> None:
+    torch.manual_seed(0)
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = net.c2(net.c1(x)) + x
+        return torch.cat([F.avg_pool2d(y, 2), net.c3(y)], 1).flatten(1)
+
+    net = Lambda(
+        run,
+        c1=nn.Conv2d(2, 4, 3, padding=1),
+        c2=nn.Conv2d(4, 2, 3, padding=1),
+        c3=nn.Conv2d(2, 3, 3, stride=2, padding=1),
+    )
+    graph = convert(net, (2, 12, 12))
+    batch = images(2, 2, 12, 12).double()
+    expected = graph.run(batch)[graph.output]
+    assert torch.allclose(forced(graph).run(batch)[graph.output], expected, rtol=1e-11, atol=1e-11)
+
+
+def test_convolutions_whose_border_needs_no_care_stay_one_convolution() -> None:
+    """A pointwise one before or behind a padded one, and one without padding behind any other."""
+    torch.manual_seed(0)
+    for first, second in (((1, 0), (3, 1)), ((3, 1), (1, 0)), ((3, 1), (3, 0))):
+        net = Lambda(
+            lambda net, x: net.c2(net.c1(x)).flatten(1),
+            c1=nn.Conv2d(3, 4, first[0], padding=first[1]),
+            c2=nn.Conv2d(4, 3, second[0], padding=second[1]),
+        )
+        graph = convert(net, (3, 9, 9))
+        batch = images(2, 3, 9, 9).double()
+        expected = graph.run(batch)[graph.output]
+        assert torch.allclose(forced(graph).run(batch)[graph.output], expected, rtol=1e-12, atol=1e-12)
+        assert len(weighted(graph)) == 1
+
+
+def test_the_matrix_of_a_region_is_the_region() -> None:
+    net = Lambda(
+        lambda net, x: net.c2(net.c1(x)).flatten(1), c1=nn.Conv2d(2, 2, 3, padding=2), c2=nn.Conv2d(2, 2, 3, 2, 1)
+    )
+    graph = convert(net, (2, 3, 3))
+    inside = tuple(node for node in graph.order() if node is not graph.input)
+    region = Region(graph.output, inside, (graph.input,))
+    batch = images(4, 2, 3, 3).double()
+    assert plan(region, graph.input) is None
+    got = batch.flatten(1).numpy() @ matrix_weight(region, graph.input).T + constant(region)
+    assert np.allclose(got, graph.run(batch)[graph.output].numpy(), atol=1e-12)
+
+
+def test_wide_convolutions_in_a_row_stay_apart() -> None:
+    """Their composition would have 25/18 of the MACs, and pieces at the borders besides."""
+    net = Lambda(
+        lambda net, x: F.relu(net.c2(net.c1(F.relu(x)))).flatten(1),
+        c1=nn.Conv2d(64, 8, 1),
+        c2=nn.Conv2d(8, 64, 3, padding=1),
+    )
+    graph = convert(net, (64, 32, 32))
+    fold(graph, images(1, 64, 32, 32).double())
+    merge(graph)
+    assert weighted(graph) == ["c1", "c2"]
+
+
+def test_what_another_layer_reads_is_not_merged_away() -> None:
+    net = Lambda(
+        lambda net, x: (net.c2(y := net.c1(x)) + F.relu(y)).flatten(1),
+        c1=nn.Conv2d(3, 3, 1),
+        c2=nn.Conv2d(3, 3, 1),
+    )
+    graph = convert(net, (3, 8, 8))
+    batch = images(2, 3, 8, 8).double()
+    expected = graph.run(batch)[graph.output]
+    merge(graph)
+    relu = next(node for node in graph.order() if isinstance(node.op, Circuit))
+    assert isinstance(relu.inputs[0].op, Convolution)
+    assert torch.allclose(graph.run(batch)[graph.output], expected, atol=1e-12)

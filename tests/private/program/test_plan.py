@@ -1,0 +1,187 @@
+"""Formats: widths, rings, and where rings are refreshed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from deepreduce.private.program import (
+    Circuit,
+    Convolution,
+    FormatSettings,
+    Program,
+    Sum,
+    check_public,
+    make_program,
+)
+from deepreduce.private.twin import Twin
+
+from .small import Lambda, images, photographs, settle
+
+
+def circuits(program: Program) -> list[tuple[str, Circuit, int, int]]:
+    """Return (name, circuit, ring bits in, ring bits out) of every circuit but the arg-max."""
+    public = program.public
+    return [
+        (step.name, step.circuit, public.tensors[step.inputs[0]].ring_bits, public.tensors[step.output].ring_bits)
+        for step in public.steps[:-1]
+        if step.circuit is not None
+    ]
+
+
+def plain(depth: int) -> nn.Module:
+    """Make a network of convolutions and ReLUs in a row."""
+    torch.manual_seed(0)
+    layers = {f"c{i}": nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(depth)}
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        for name in layers:
+            x = F.relu(getattr(net, name)(x))
+        return net.fc(x.mean((2, 3)))
+
+    return Lambda(run, **layers, fc=nn.Linear(8, 5))
+
+
+def test_a_ring_is_the_preactivation_and_the_weight_bits_on_the_way() -> None:
+    program = make_program(plain(3), images(16, 3, 8, 8), settings=FormatSettings(tolerance=1.0))
+    made = circuits(program)
+    assert [name for name, *_ in made] == ["net:relu", "net:relu#2", "net:relu#3"]
+    for _, op, ring_in, ring_out in made:
+        assert op.width == 16  # 15 bits and a sign
+        assert op.width + op.dropped == ring_in
+        assert 16 <= ring_out <= 32
+    # what leaves a circuit has the ring of what enters the next one
+    assert made[0][3] == made[1][2]
+    assert made[1][3] == made[2][2]
+    check_public(program.public)
+
+
+def test_the_range_comes_from_calibration_and_the_margin() -> None:
+    batch = images(16, 3, 8, 8)
+    for margin, more in ((1.0, 0), (2.0, 1), (8.0, 3)):
+        program = make_program(plain(1), batch, settings=FormatSettings(margin=margin, tolerance=1.0))
+        assert program.report is not None
+        row = next(row for row in program.report.to_json()["formats"] if row["kind"] == "relu")
+        assert row["seen"] * margin < row["allowed"] <= 2.001 * row["seen"] * margin
+        if more:
+            assert Twin(program).run((1.5 * batch).numpy()).outside.sum() == 0
+    wild = Twin(make_program(plain(1), batch, settings=FormatSettings(margin=1.0, tolerance=1.0)))
+    kernel = wild.program.public
+    assert kernel.input.shape == (3, 8, 8)
+
+
+def test_a_value_beyond_its_range_is_noticed_by_the_twin() -> None:
+    net = Lambda(lambda net, x: F.relu(10 * net.c(x)).flatten(1), c=nn.Conv2d(1, 1, 1, bias=False))
+    with torch.no_grad():
+        net.c.weight.fill_(1.0)
+    batch = torch.rand(4, 1, 2, 2) * 0.4 + 0.1
+    twin = Twin(make_program(net, torch.cat([batch, torch.full_like(batch, 1.0)]), settings=FormatSettings(margin=1.0)))
+    inside, beyond = twin.run(np.full((1, 1, 2, 2), 1.0)), twin.run(np.full((1, 1, 2, 2), 1.9))
+    assert inside.outside.tolist() == [0]
+    assert beyond.outside.tolist() == [4]
+
+
+def test_a_residual_branch_carries_the_larger_ring_of_its_readers() -> None:
+    torch.manual_seed(0)
+    net = Lambda(
+        lambda net, x: net.fc(F.relu(net.c2(F.relu(net.c1(y := F.relu(net.c0(x))))) + y).mean((2, 3))),
+        c0=nn.Conv2d(3, 8, 3, padding=1),
+        c1=nn.Conv2d(8, 8, 3, padding=1),
+        c2=nn.Conv2d(8, 8, 3, padding=1),
+        fc=nn.Linear(8, 5),
+    )
+    program = make_program(net, images(16, 3, 8, 8), settings=FormatSettings(tolerance=1.0))
+    public = program.public
+    joined = next(step for step in public.steps if isinstance(step.op, Sum))
+    branch = next(i for i in joined.inputs if public.steps[i - 1].circuit is not None)
+    readers = [step for step in public.steps if branch in step.inputs]
+    needed = []
+    for step in readers:
+        shift = step.op.shifts[step.inputs.index(branch)] if isinstance(step.op, Sum) else 0
+        assert shift > 0 or not isinstance(step.op, Sum)  # the branch is aligned by an exact left shift
+        needed.append(public.tensors[step.output].ring_bits - shift)
+    assert public.tensors[branch].ring_bits == max(needed)
+
+
+def test_a_long_stretch_is_refreshed_where_it_is_smallest_or_merged_away() -> None:
+    """Ten convolutions in a row would need far more than 59 bits."""
+    torch.manual_seed(0)
+    layers = {f"c{i}": nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1, bias=False) for i in range(10)}
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        for i, name in enumerate(layers):
+            x = getattr(net, name)(x)
+            if i == 5:
+                x = F.avg_pool2d(x, 2)
+        return net.fc(F.relu(x).mean((2, 3)))
+
+    net = Lambda(run, **layers, fc=nn.Linear(16, 5))
+    batch = photographs(8, 16)
+    for merge in (False, True):
+        program = make_program(net, batch, settings=FormatSettings(merge=merge, tolerance=1.0))
+        assert max(tensor.ring_bits for tensor in program.public.tensors) <= 59
+        check_public(program.public)
+        refreshed = [
+            step for step in program.public.steps if step.circuit is not None and step.circuit.kind == "rescale"
+        ]
+        assert bool(refreshed) or merge
+        if not merge:
+            smallest = min(program.public.tensors[step.output].size for step in refreshed)
+            assert smallest == 16 * 8 * 8
+
+
+def test_a_refresh_is_not_inserted_where_it_costs_more_than_it_saves() -> None:
+    program = make_program(plain(3), images(16, 3, 8, 8), settings=FormatSettings(tolerance=1.0))
+    assert all(op.kind == "relu" for _, op, _, _ in circuits(program))
+
+
+def test_masked_layers_keep_the_rest_out_of_the_circuit_until_the_ring_is_full() -> None:
+    torch.manual_seed(0)
+    generator = np.random.default_rng(0)
+    net = plain(6)
+    names = ["net:relu", *(f"net:relu#{i}" for i in range(2, 7))]
+    masks = {name: generator.random((8, 8, 8)) < 0.3 for name in names}
+    batch = images(24, 3, 8, 8)
+    program = make_program(net, batch, settings=FormatSettings(merge=False, tolerance=1.0), masks=masks)
+    made = [op for _, op, _, _ in circuits(program) if op.kept is not None]
+    assert len(made) == 6
+    assert any(not op.rest_in_circuit for op in made)
+    assert program.public.relus == sum(int(mask.sum()) for mask in masks.values())
+    check_public(program.public)
+    assert program.report is not None
+    assert program.report.agreement.rms_error < 0.02 * program.report.agreement.spread
+
+
+def test_relu6_has_its_constant_and_becomes_relu_where_the_range_stays_below_it() -> None:
+    torch.manual_seed(0)
+    net = Lambda(lambda net, x: net.f(F.relu6(net.s * x).flatten(1)), f=nn.Linear(12, 3))
+    for scale, kind in ((4.0, "relu6"), (0.1, "relu")):
+        net.s = scale
+        program = make_program(net, images(16, 3, 2, 2), settings=FormatSettings(tolerance=1.0))
+        (_, op, _, _) = circuits(program)[0]
+        assert op.kind == kind
+        output = next(step.output for step in program.public.steps if step.circuit is op)
+        six = 6 * 2.0 ** program.public.tensors[output].fraction_bits
+        assert op.cap == (six if kind == "relu6" else 0)
+
+
+def test_a_network_that_needs_more_bits_gets_them() -> None:
+    coarse = FormatSettings(weight_bits=5, activation_bits=8, tolerance=0.003)
+    program = make_program(plain(3), images(32, 3, 8, 8), settings=coarse)
+    assert program.report is not None
+    assert program.report.settings.weight_bits > 5
+    agreement = program.report.agreement
+    assert agreement.rms_error <= 0.003 * agreement.spread
+    assert agreement.bound == 2 * agreement.max_error
+
+
+def test_the_public_part_holds_no_weights() -> None:
+    net = settle(plain(2), images(16, 3, 8, 8))
+    program = make_program(net, images(16, 3, 8, 8), settings=FormatSettings(tolerance=1.0))
+    weights = [step for step in program.public.steps if isinstance(step.op, Convolution)]
+    assert all(step.output in program.weights for step in weights)
+    public = repr(program.public)
+    largest = max(int(np.abs(own.weight).max()) for own in program.weights.values() if own.weight is not None)
+    assert str(largest) not in public

@@ -1,0 +1,141 @@
+"""The verbs of the package, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepreduce
+import numpy as np
+import pytest
+import torch
+from deepreduce import RunOptions, SearchSettings, TrainingConfig
+from deepreduce.errors import DataError, RecipeError, RunError, UsageError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()
+        self.conv2, self.relu2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU()
+        self.conv3, self.relu3 = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu3(self.conv3(self.relu2(self.conv2(self.relu1(self.conv1(x))))))
+        return self.fc(torch.flatten(self.pool(x), 1))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from threads, and on a busy machine lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data() -> Any:
+    random = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    images = (random.integers(0, 100, (80, 8, 8)) + 120 * labels[:, None, None]).astype(np.uint8)
+    return deepreduce.from_arrays(images, labels)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return Net()
+
+
+QUICK = SearchSettings(training=TrainingConfig(epochs=1, flip=False), criticality_plain=False)
+ONE = RunOptions(threads=1)
+
+
+def test_example_reduce_then_ask_the_front(network: nn.Module, data: Any, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    front = deepreduce.reduce(network, data, out=tmp_path / "run", settings=QUICK, options=ONE)
+    entry = front.best(relus=400)
+    reduced, recipe = front.load(entry, network=network)
+    assert recipe.relus == entry["relus"] <= 400
+    assert reduced(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
+    assert json.loads((tmp_path / "run" / "front.json").read_text()) == front.content
+    assert deepreduce.Front.read(tmp_path / "run").content == front.content
+    assert front.content["teacher"]["latency"]["delphi"] > entry["latency"]["delphi"] > 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_profile_counts_before_and_after() -> None:
+    full = deepreduce.profile("resnet18", input=(3, 32, 32))
+    assert full["relus"] == 557_056  # the paper's count
+    cut = deepreduce.profile("resnet18", input=(3, 32, 32), keep=["S2", "S3", "S4"], thin=True)
+    assert cut["relus"] == 114_688 and cut["before"]["relus"] == 557_056
+    with pytest.raises(UsageError):
+        deepreduce.profile("resnet18", input=(3, 32, 32), keep=["S9"])
+
+
+def test_a_module_brings_its_weights_unless_it_is_trained_here(network: nn.Module, data: Any, tmp_path: Path) -> None:
+    outcome = deepreduce.train(network, data, out=tmp_path / "trained", settings=QUICK, options=ONE)
+    assert outcome.runs[0]["epochs"] == 1
+    defaults = deepreduce._api._Order(network, data, tmp_path, None, 1.0, None, ONE)  # type: ignore[attr-defined]
+    assert defaults.search_settings().trained and defaults.search_settings().training.flip
+
+
+def test_weights_come_from_a_safetensors_file_and_the_module_stays(network: nn.Module, data: Any, tmp_path: Path) -> None:
+    other = Net()
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    kept = network.fc.weight.detach().clone()  # type: ignore[union-attr]
+    front = deepreduce.reduce(
+        network, data, out=tmp_path / "run", settings=QUICK, options=ONE, weights=tmp_path / "w.safetensors"
+    )
+    teacher, _ = front.load(front.content["teacher"], network=network)
+    assert torch.equal(teacher.fc.weight, other.fc.weight)  # type: ignore[union-attr]
+    assert torch.equal(network.fc.weight, kept)  # type: ignore[union-attr,arg-type]
+    with pytest.raises(RunError, match="other weights"):
+        deepreduce.reduce(network, data, out=tmp_path / "run", settings=QUICK, options=ONE)
+
+
+def test_weights_that_do_not_fit_are_refused(network: nn.Module, data: Any, tmp_path: Path) -> None:
+    save_file(Net(classes=5).state_dict(), tmp_path / "w.safetensors")
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        with pytest.raises(RecipeError):
+            deepreduce.reduce(network, data, out=tmp_path / "run", settings=QUICK, weights=tmp_path / name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_trained_needs_a_network_that_brings_weights(data: Any, tmp_path: Path) -> None:
+    trained = SearchSettings(training=QUICK.training, trained=True)
+    for name in ("resnet18", "timm:resnet18"):
+        with pytest.raises(UsageError, match="random weights"):
+            deepreduce.reduce(name, data, out=tmp_path / "run", settings=trained)
+    with pytest.raises(UsageError, match="leave the width at 1"):
+        deepreduce.reduce(Net(), data, out=tmp_path / "run", width=0.5)
+
+
+def test_names_are_checked_before_images_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="resnet18"):
+        deepreduce.reduce("resnet81", "no/such-data", out=tmp_path / "run")
+    with pytest.raises((UsageError, DataError), match="digits"):
+        deepreduce.reduce("resnet18", "digitz", out=tmp_path / "run")
+    with pytest.raises(UsageError, match="tensorboard"):
+        deepreduce.reduce("resnet18", "digitz", out=tmp_path / "run", options=RunOptions(tracker="tensorbord"))
+
+
+def test_a_plan_writes_nothing(network: nn.Module, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepreduce.training.estimate._MEASURE_SECONDS", 0.02)
+    found = deepreduce.plan_reduce(network, data, out=tmp_path / "run", settings=QUICK, options=ONE, workers=3)
+    assert found["workers"] == 3 and found["hours"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_environment_names_versions_and_device() -> None:
+    found = deepreduce.environment()
+    assert found["deepreduce"] == deepreduce.__version__
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"]
+    assert found["cores"] >= 1 and isinstance(found["devices"], list)

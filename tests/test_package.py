@@ -1,0 +1,59 @@
+"""The package from outside: what it offers, and that looking at it costs nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import deepreduce
+import deepreduce.training
+import pytest
+
+
+def loaded_after(code: str) -> set[str]:
+    """Run code in a fresh interpreter; return the modules it has loaded."""
+    program = f"{code}\nimport sys\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "numpy", "accelerate", "rich", "plotly", "matplotlib", "sklearn", "ray", "torch_pruning", "pyarrow"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import deepreduce",
+        "from deepreduce.cli import main; main(['--help'])",
+        "from deepreduce.cli import main; assert main(['reduse']) == 2",
+    ],
+)
+def test_example_a_look_at_the_package_is_cheap(code: str) -> None:
+    assert not loaded_after(code) & HEAVY
+
+
+@pytest.mark.parametrize("command", ["reduce", "train", "profile", "report", "demo"])
+def test_help_and_wrong_usage_need_no_pytorch(command: str) -> None:
+    code = f"from deepreduce.cli import main; main(['{command}', '--help']); assert main(['{command}', '--bogus']) == 2"
+    assert not loaded_after(code) & (HEAVY - {"rich"})
+
+
+@pytest.mark.parametrize("package", [deepreduce, deepreduce.training])
+def test_every_public_name_is_there_and_listed(package: object) -> None:
+    names = package.__all__  # type: ignore[attr-defined]
+    assert names == sorted(names, key=lambda name: (name.startswith("_"), name)) or len(set(names)) == len(names)
+    for name in names:
+        assert getattr(package, name) is not None
+        assert name in dir(package)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        package.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_functions_are_not_hidden_by_modules_of_the_same_name() -> None:
+    for package in (deepreduce, deepreduce.training):
+        for name in package.__all__:
+            assert type(getattr(package, name)).__name__ != "module", name
+
+
+def test_the_version_is_one_string() -> None:
+    assert deepreduce.__version__.count(".") == 2
