@@ -107,6 +107,7 @@ def prepare_weights(
         return PreparedWeights(parameters, plan, used, words)
     if not _is_current(file, header, _offset(count) + 8 * count * size):
         with replacing(file) as temporary:
+            temporary.chmod(0o600)  # still empty: nobody else has read a weight
             with temporary.open("r+b") as output:
                 output.truncate(_offset(count) + 8 * count * size)
                 output.write(header)
