@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deepreduce
 import numpy as np
 import pytest
 import torch
-from deepreduce import RunOptions, SearchSettings, TrainingConfig
-from deepreduce.errors import DataError, RecipeError, RunError, UsageError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+import deepreduce
+from deepreduce import RunOptions, SearchSettings, TrainingConfig
+from deepreduce.errors import DataError, RecipeError, RunError, UsageError
 
 
 class Net(nn.Module):
@@ -86,7 +87,9 @@ def test_a_module_brings_its_weights_unless_it_is_trained_here(network: nn.Modul
     assert defaults.search_settings().trained and defaults.search_settings().training.flip
 
 
-def test_weights_come_from_a_safetensors_file_and_the_module_stays(network: nn.Module, data: Any, tmp_path: Path) -> None:
+def test_weights_come_from_a_safetensors_file_and_the_module_stays(
+    network: nn.Module, data: Any, tmp_path: Path
+) -> None:
     other = Net()
     save_file(other.state_dict(), tmp_path / "w.safetensors")
     kept = network.fc.weight.detach().clone()  # type: ignore[union-attr]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import deepreduce
 import deepreduce.training
-import pytest
 
 
 def loaded_after(code: str) -> set[str]:

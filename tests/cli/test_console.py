@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from deepreduce.cli._console import Estimate, Watcher, duration
 from deepreduce.reduction import Candidate
 from deepreduce.training import Job, TrainingConfig
-from hypothesis import given
-from hypothesis import strategies as st
 
 CONFIG = TrainingConfig(epochs=4)
 TEACHER = Job("teacher", None, 0, False, CONFIG)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepreduce.training import distributed
 from safetensors.torch import load_file
+
+from deepreduce.training import distributed
 
 NET = """
 import torch

@@ -36,7 +36,7 @@ def test_a_plan_of_a_finished_run_has_nothing_to_do(context: Context, settings: 
     victim = context.folder / "teacher" / "seed0" / "metrics.json"
     victim.write_text("{")
     assert plan(context, settings)["jobs"][0]["status"] == "to do"
-    assert {path for path in context.folder.rglob("*")} == set(before)  # not even damage is moved
+    assert set(context.folder.rglob("*")) == set(before)  # not even damage is moved
 
 
 def test_a_budget_shows_what_is_skipped(context: Context, settings: SearchSettings) -> None:

@@ -25,7 +25,7 @@ def is_first() -> bool:
 
 
 def on_processors() -> bool:
-    """Tell whether processes that train together do so without a GPU: accelerate must be told, or each would be alone."""
+    """Tell whether processes train together without a GPU: accelerate must be told, or each would be alone."""
     return process_count() > 1 and not torch.accelerator.is_available()
 
 

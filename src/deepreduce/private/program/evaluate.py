@@ -130,7 +130,8 @@ def circuit_function(op: Circuit, t: NDArray[np.int64]) -> NDArray[np.int64]:
         [n, outputs], for `argmax` [n, 1].
     """
     if op.kind == ARGMAX:
-        return np.argmax(t, axis=1).astype(np.int64)[:, None]
+        winners: NDArray[np.int64] = np.argmax(t, axis=1).astype(np.int64)[:, None]
+        return winners
     if op.windows is not None:
         padded = np.concatenate([t, np.full((t.shape[0], 1), _LOWEST)], axis=1)
         t = padded[:, op.windows].max(axis=2)

@@ -200,7 +200,11 @@ def _before_relu(graph: Graph, node: Node, values: dict[Node, Tensor]) -> bool:
     ):
         return False
     scale = _flat(node.weight, node.shape)
-    if scale is None or bool(np.isin(np.abs(scale), (0, 1)).all()) or (relu.op.kind == MAX_RELU and bool((scale <= 0).any())):
+    if (
+        scale is None
+        or bool(np.isin(np.abs(scale), (0, 1)).all())
+        or (relu.op.kind == MAX_RELU and bool((scale <= 0).any()))
+    ):
         return False
     size = np.where(scale == 0, 1.0, np.abs(scale))
     form = (-1, *[1] * (len(node.shape) - 1))
