@@ -158,6 +158,7 @@ def started(*typed: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "deepreduce", *typed],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )  # fmt: skip
 
 
