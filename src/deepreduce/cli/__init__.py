@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _stopping_on_request(), _only_first_speaks():
             code = int(options.run(options))
             sys.stdout.flush()
+            if "LOCAL_RANK" in os.environ:
+                from ..training.distributed import part
+
+                part()
             return code
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

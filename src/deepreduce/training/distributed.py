@@ -46,3 +46,10 @@ def agree(decide: Callable[[], T]) -> T:
     box = [decide() if is_first() else None]
     broadcast_object_list(box)
     return box[0]  # type: ignore[return-value]
+
+
+def part() -> None:
+    """Wait for all processes and take the group down, so that none ends while another still talks to it."""
+    if process_count() > 1 and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -31,7 +31,8 @@ def gone(pid: int) -> bool:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            ended = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            if ended and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1:  # else a thread still holds its files
                 return True
         except (FileNotFoundError, ProcessLookupError):
             return True

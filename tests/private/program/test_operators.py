@@ -68,6 +68,7 @@ def test_a_user_network_with_functions_and_shared_relus_agrees() -> None:
     assert kinds[-1] == "argmax"
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_convolutions(data: st.DataObject) -> None:

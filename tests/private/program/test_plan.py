@@ -64,12 +64,9 @@ def test_the_range_comes_from_calibration_and_the_margin() -> None:
         program = make_program(plain(1), batch, settings=FormatSettings(margin=margin, tolerance=1.0))
         assert program.report is not None
         row = next(row for row in program.report.to_json()["formats"] if row["kind"] == "relu")
-        assert row["seen"] * margin < row["allowed"] <= 2.001 * row["seen"] * margin
-        if more:
-            assert Twin(program).run((1.5 * batch).numpy()).outside.sum() == 0
-    wild = Twin(make_program(plain(1), batch, settings=FormatSettings(margin=1.0, tolerance=1.0)))
-    kernel = wild.program.public
-    assert kernel.input.shape == (3, 8, 8)
+        assert row["seen"] * margin < row["allowed"] <= 4.002 * row["seen"] * margin
+        assert bool(Twin(program).run((1.5 * batch).numpy()).outside.any()) <= (more == 0)
+        assert Twin(program).run((20 * batch).numpy()).outside.any()
 
 
 def test_a_value_beyond_its_range_is_noticed_by_the_twin() -> None:
@@ -168,10 +165,10 @@ def test_relu6_has_its_constant_and_becomes_relu_where_the_range_stays_below_it(
 
 
 def test_a_network_that_needs_more_bits_gets_them() -> None:
-    coarse = FormatSettings(weight_bits=5, activation_bits=8, tolerance=0.003)
+    coarse = FormatSettings(weight_bits=3, activation_bits=6, tolerance=0.003)
     program = make_program(plain(3), images(32, 3, 8, 8), settings=coarse)
     assert program.report is not None
-    assert program.report.settings.weight_bits > 5
+    assert program.report.settings.weight_bits > 3
     agreement = program.report.agreement
     assert agreement.rms_error <= 0.003 * agreement.spread
     assert agreement.bound == 2 * agreement.max_error

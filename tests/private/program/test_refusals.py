@@ -32,7 +32,7 @@ REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
     ),
     ("values other than zero", lambda net, x: F.pad(x, (1, 1), value=1.0).flatten(1), {}),
     ("ConvTranspose2d", lambda net, x: net.c(x).flatten(1), {"c": nn.ConvTranspose2d(3, 3, 2)}),
-    ("returns indices", lambda net, x: F.max_pool2d(x, 2, return_indices=True)[0].flatten(1), {}),
+    ("max_pool2d_with_indices", lambda net, x: F.max_pool2d(x, 2, return_indices=True)[0].flatten(1), {}),
     ("shapes", lambda net, x: (x + x.mean((2, 3), keepdim=True)).flatten(1), {}),
     ("linear layer over", lambda net, x: net.f(x).flatten(1), {"f": nn.Linear(6, 2)}),
     ("mean over dimensions", lambda net, x: x.mean(1).flatten(1), {}),

@@ -125,7 +125,8 @@ def _finer(used: FormatSettings, agreement: Agreement, first: FormatSettings) ->
                 remedy="raise tolerance if the labels agree well enough, or start from more bits",
             )
         )
-    return replace(used, weight_bits=weight_bits, activation_bits=activation_bits)
+    input_bits = min(30, used.input_bits + more)
+    return replace(used, weight_bits=weight_bits, activation_bits=activation_bits, input_bits=input_bits)
 
 
 def _name_uniquely(graph: Graph) -> None:
@@ -168,9 +169,9 @@ def _logits(graph: Graph, images: Tensor) -> Array:
 
 def _check_same(before: Array, after: Array) -> None:
     """Hold logits after a rewriting against those before it."""
-    difference = float(np.abs(before - after).max())
-    if not math.isfinite(float(np.abs(before).max())):
+    if not np.isfinite(before).all():
         return  # calibration names the layer
+    difference = float(np.abs(before - after).max())
     if not difference <= _SAME * max(float(np.abs(before).max()), 1e-30):
         raise NetworkError(
             problem(
@@ -196,7 +197,8 @@ def _quantise(
             weights[ids[node]] = own
         step = Step(op, tuple(ids[before] for before in node.inputs), ids[node], node.name, has_bias)
         steps.append(step)
-        rows.append(_row(node, step, tensors, formats, ranges[node], own))
+        seen = ranges[node.inputs[0]] if step.circuit is not None else ranges[node]
+        rows.append(_row(node, step, tensors, formats, seen, own))
     width, dropped = formats.logits
     tensors.append(argmax_format(tensors[ids[graph.output]].size))
     steps.append(Step(Circuit(ARGMAX, width, dropped), (ids[graph.output],), len(order), "argmax"))

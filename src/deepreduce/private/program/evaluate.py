@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ring import ExactConvolution, ExactMatrix, Words, reduce, shift_left, unsigned
+from ..ring import MAX_RING_BITS, ExactConvolution, ExactMatrix, Words, reduce, shift_left, unsigned
 from .operations import (
     ARGMAX,
     MAX,
@@ -59,18 +59,20 @@ class LinearEvaluator:
             elif own.weight is not None:
                 self._products[step.output] = ExactMatrix(own.weight)
 
-    def __call__(self, step: Step, inputs: list[Words], *, bias: bool) -> Words:
+    def __call__(self, step: Step, inputs: list[Words], *, bias: bool, headroom: int = 0) -> Words:
         """Compute one linear step.
 
         Args:
             step: any but a circuit.
             inputs: [n, *shape] of each input tensor.
             bias: add the step's bias: true for values and for the server's share, false for the client's.
+            headroom: compute in a ring of so many bits more, up to 62; the inputs must have them too. For values only:
+                what leaves the ring is then seen.
 
         Returns:
             [n, *shape] of the output, mod 2^k for its ring.
         """
-        bits = self._public.tensors[step.output].ring_bits
+        bits = min(MAX_RING_BITS, self._public.tensors[step.output].ring_bits + headroom)
         out = self._linear(step, inputs, bits)
         if bias and step.output in self._biases:
             out = reduce(out + unsigned(self._biases[step.output], bits), bits)

@@ -419,6 +419,7 @@ FUNCTIONS: dict[Any, Callable[[Call], Node]] = {
     F.avg_pool2d: _average,
     F.adaptive_avg_pool2d: _adaptive,
     F.max_pool2d: _max,
+    F.max_pool2d_with_indices: _max,
     torch.max_pool2d: _max,
     F.adaptive_max_pool2d: _adaptive_max,
     F.dropout: _same_place,

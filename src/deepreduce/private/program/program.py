@@ -195,7 +195,8 @@ class FormatReport:
         """Return `settings`, `agreement` and `formats`.
 
         A row has `name`, `source`, `kind`, `elements` (of the output), `seen` and `allowed` (largest magnitude in
-        calibration, and the range that the format allows), `fraction_bits`, `ring_bits` (of the output); circuits
+        calibration, and the range that the format allows; of a circuit's input, of another step's output),
+        `fraction_bits`, `ring_bits` (of the output); circuits
         also `width`, `dropped`, `ring_bits_in`; layers with weights also `weight_fraction_bits`, `weight_max`, `macs`.
         """
         return {

@@ -22,8 +22,9 @@ class FormatSettings:
         logit_bits: magnitude bits of the logits that enter the arg-max, 4 to 40.
         max_ring_bits: largest ring, 16 to 62; 59 is the largest power of two that SEAL takes as a plaintext modulus.
         tolerance: largest root mean square error of the logits on the calibration images, in units of the standard
-            deviation of the logits, above 0. A program beyond it gets up to six more weight and activation bits, and is
-            refused if that does not do. At 0.003 an untrained network, whose largest logits lie as close together as
+            deviation of the logits, above 0. A program beyond it gets up to six more weight, activation and input bits,
+            and is refused if that does not do. At 0.003 an untrained network, whose largest logits lie as close
+            together as
             chance has it, keeps about 99.5 % of its labels; trained ones keep more.
         merge: whether neighbouring linear layers are merged where that is cheaper.
     """
@@ -55,7 +56,11 @@ class FormatSettings:
                 or not low <= value <= high
             ):
                 raise UsageError(
-                    problem(f"{name} lies between {low:g} and {high:g}", got=value, remedy="leave it at its default")
+                    problem(
+                        f"the setting {name} lies between {low:g} and {high:g}",
+                        got=value,
+                        remedy="leave it at its default",
+                    )
                 )
 
     def to_json(self) -> dict[str, Any]:

@@ -13,10 +13,13 @@ from ...errors import DataError, problem
 from ..program.evaluate import LinearEvaluator, circuit_function
 from ..program.operations import Circuit
 from ..program.program import Agreement, Program, Step
-from ..ring import Words, decode, drop_client, drop_server, encode, reduce, signed, split, unsigned
+from ..ring import MAX_RING_BITS, Words, decode, drop_client, drop_server, encode, reduce, signed, split, unsigned
 
 _BATCH = 16
 """Images at a time: bounds the memory of a run."""
+
+_HEADROOM = 6
+"""Bits beyond the ring that the twin computes with, so that it sees values up to 64 times beyond their range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,16 +109,21 @@ class Twin:
     ) -> tuple[dict[int, Words], NDArray[np.int64]]:
         """Compute all tensors of the program on encoded images, by id, and `outside` as in `Answers`."""
         public = self.program.public
-        tensors = {0: reduce(values, public.input.ring_bits)}
+        wide = {0: unsigned(signed(reduce(values, public.input.ring_bits), public.input.ring_bits), self._bits(0))}
         outside = np.zeros(values.shape[0], dtype=np.int64)
         for step in public.steps:
             if step.circuit is None:
-                tensors[step.output] = self._linear(step, [tensors[i] for i in step.inputs], bias=True)
+                inputs = [wide[i] for i in step.inputs]
+                wide[step.output] = self._linear(step, inputs, bias=True, headroom=_HEADROOM)
             else:
                 client = None if client_shares is None else self._share(client_shares, step, values.shape[0])
-                tensors[step.output], wrapped = self._circuit(step, step.circuit, tensors[step.inputs[0]], client)
-                outside += wrapped
-        return tensors, outside
+                wide[step.output], left = self._circuit(step, step.circuit, wide[step.inputs[0]], client)
+                outside += left
+        return {i: reduce(own, public.tensors[i].ring_bits) for i, own in wide.items()}, outside
+
+    def _bits(self, tensor: int) -> int:
+        """Return the bits in which the twin holds a tensor: its ring and some more, to see what leaves it."""
+        return min(MAX_RING_BITS, self.program.public.tensors[tensor].ring_bits + _HEADROOM)
 
     def _share(self, shares: Mapping[int, Words], step: Step, batch: int) -> Words:
         form = self.program.public.tensors[step.inputs[0]]
@@ -132,28 +140,26 @@ class Twin:
         return share
 
     def _circuit(self, step: Step, op: Circuit, y: Words, client: Words | None) -> tuple[Words, NDArray[np.int64]]:
-        """Return a circuit's output and how many of its inputs wrapped, per image."""
+        """Return a circuit's output and how many of its inputs left their range, per image."""
         public = self.program.public
-        before, after = public.tensors[step.inputs[0]], public.tensors[step.output]
-        batch, left = y.shape[0], before.ring_bits - op.dropped
-        if client is None:
-            half = np.int64((1 << op.dropped) >> 1)
-            exact = (signed(y, before.ring_bits) + half) >> np.int64(op.dropped)
-            rounded = unsigned(exact, left)
-        else:
-            server = split(y, client, before.ring_bits)
-            rounded = reduce(
-                drop_server(server, before.ring_bits, op.dropped) + drop_client(client, before.ring_bits, op.dropped),
-                left,
-            )
-        flat = rounded.reshape(batch, -1)
-        t = signed(reduce(flat, op.width), op.width)
-        wraps = t != signed(flat, left)
+        ring, after = public.tensors[step.inputs[0]].ring_bits, public.tensors[step.output]
+        bits, batch, left = self._bits(step.output), y.shape[0], ring - op.dropped
+        half = np.int64((1 << op.dropped) >> 1)
+        exact = (signed(y, self._bits(step.inputs[0])) + half) >> np.int64(op.dropped)
+        if client is not None:
+            server = split(y, client, ring)
+            shared = drop_server(server, ring, op.dropped) + drop_client(client, ring, op.dropped)
+            exact = exact + signed(
+                reduce(shared - unsigned(exact, left), left), left
+            )  # one more, one less, or as it is
+        exact = exact.reshape(batch, -1)
+        t = signed(unsigned(exact, op.width), op.width)
+        wraps = t != exact
         if op.kept is None:
-            out = unsigned(circuit_function(op, t), after.ring_bits)
+            out = unsigned(circuit_function(op, t), bits)
             return out.reshape(batch, *after.shape), wraps.sum(axis=1)
-        out = reduce(unsigned(t, after.ring_bits) if op.rest_in_circuit else flat, after.ring_bits)
-        out[:, op.kept] = unsigned(circuit_function(op, t[:, op.kept]), after.ring_bits)
+        out = unsigned(t if op.rest_in_circuit else exact, bits)
+        out[:, op.kept] = unsigned(circuit_function(op, t[:, op.kept]), bits)
         entered = wraps if op.rest_in_circuit else wraps[:, op.kept]
         return out.reshape(batch, *after.shape), entered.sum(axis=1)
 
