@@ -13,7 +13,7 @@ from deepreduce.private.program import Circuit, Convolution, Matrix, convert
 from deepreduce.private.program.compose import Region, constant, matrix_weight, plan
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.graph import Graph
-from deepreduce.private.program.merge import Cost, _compose, merge, node_cost
+from deepreduce.private.program.merge import Cost, compose, merge, node_cost
 from deepreduce.private.program.operations import Weighted
 
 from .small import Lambda, images
@@ -31,7 +31,7 @@ def forced(graph: Graph) -> Graph:
     """Merge everything between the image and the last feature map into one region, whatever it costs."""
     output = graph.output.inputs[0]  # in front of the flattening
     inside = [node for node in graph.order() if node not in (graph.input, graph.output)]
-    graph.replace(output, _compose(Region(output, tuple(inside), (graph.input,))))
+    graph.replace(output, compose(Region(output, tuple(inside), (graph.input,))))
     return graph
 
 

@@ -45,6 +45,7 @@ from .program import (
     argmax_format,
 )
 from .settings import FormatSettings
+from .tune import tune
 
 _BATCH = 8
 _SAME = 1e-6
@@ -100,14 +101,20 @@ def make_program(
     if chosen.merge:
         merge(graph)
     ranges, means, logits = _calibrate(graph, calibration)
+    if chosen.merge and tune(graph, ranges, chosen):
+        ranges, means, logits = _calibrate(graph, calibration)
     _check_same(converted, logits[:_BATCH])
+    trim = True
     while True:
-        formats, undo = plan(graph, ranges, chosen)
-        program, rows = _quantise(graph, formats, ranges, means)
+        made = plan(graph, ranges, chosen, trim=trim)
+        program, rows = _quantise(graph, made.formats, ranges, means)
         agreement = _measure(program, calibration, logits, chosen)
         if agreement.rms_error <= chosen.tolerance * agreement.spread:
             return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
-        undo()
+        made.undo()
+        if made.trimmed:
+            trim = False
+            continue
         chosen = _finer(chosen, agreement, settings or FormatSettings())
 
 

@@ -36,7 +36,8 @@ CIPHERTEXT = 2.3e6
 """Cost, in MACs, of one ciphertext that travels: 3.5 ms of encryption and decryption, weighed the same way."""
 
 SLOTS = 8192
-_LARGEST_WEIGHTS = 1 << 26
+LARGEST_WEIGHTS = 1 << 26
+"""No more weights than these come out of one merging."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,20 @@ def merge(graph: Graph) -> None:
     simplify(graph)
     while True:
         best: tuple[float, Region] | None = None
-        for region in _regions(graph):
+        for region in regions(graph):
             before = sum((node_cost(node) for node in region.inside), Cost())
-            after = _merged_cost(region)
+            after = merged_cost(region)
             saved = before.total - after.total
-            small = after.weights <= max(_LARGEST_WEIGHTS, before.weights)
+            small = after.weights <= max(LARGEST_WEIGHTS, before.weights)
             if small and saved > 0.02 * before.total and (best is None or saved > best[0]):
                 best = (saved, region)
         if best is None:
             return
-        graph.replace(best[1].output, _compose(best[1]))
+        graph.replace(best[1].output, compose(best[1]))
         simplify(graph)
 
 
-def _regions(graph: Graph) -> list[Region]:
+def regions(graph: Graph) -> list[Region]:
     """Return, for every linear node, the nested regions that grow backwards from it."""
     order = graph.order()
     position = {node: index for index, node in enumerate(order)}
@@ -139,7 +140,8 @@ def _in_a_row(members: list[Node]) -> bool:
     return False
 
 
-def _merged_cost(region: Region) -> Cost:
+def merged_cost(region: Region) -> Cost:
+    """Return what a region would cost as one map."""
     total = Cost()
     for entry in region.entries:
         if arm_sign(region, entry) is not None:
@@ -158,8 +160,13 @@ def _raw_shape(piece: Piece) -> tuple[int, int, int]:
     return (piece.op.weight_shape[0], height, width)
 
 
-def _compose(region: Region) -> Node:
-    """Build the nodes that take a region's place."""
+def compose(region: Region, *, empty: bool = False) -> Node:
+    """Build the nodes that take a region's place.
+
+    Args:
+        region: what they stand for.
+        empty: leave weights and bias out: to plan with, not to compute with.
+    """
     output = region.output
     arms: list[Node] = []
     signs: list[int] = []
@@ -171,8 +178,11 @@ def _compose(region: Region) -> Node:
             continue
         bands = plan(region, entry)
         name = _name(region) + (f" of {entry.name}" if len(region.entries) > 1 else "")
-        arms.append(_as_matrix(region, entry, name) if bands is None else _as_pieces(region, entry, bands, name))
-    bias = compact(constant(region))
+        if bands is None:
+            arms.append(_as_matrix(region, entry, name, empty))
+        else:
+            arms.append(_as_pieces(region, entry, bands, name, empty))
+    bias = None if empty else compact(constant(region))
     if len(arms) == 1 and isinstance(arms[0].op, Weighted) and signs == [1]:
         arms[0].bias = bias
         return arms[0]
@@ -187,19 +197,19 @@ def _name(region: Region) -> str:
     return f"{names[0]}..{names[-1]}"
 
 
-def _as_matrix(region: Region, entry: Node, name: str) -> Node:
+def _as_matrix(region: Region, entry: Node, name: str, empty: bool) -> Node:
     output, source = region.output, region.output.source
     x = entry
     if len(entry.shape) != 1:
         x = Node(Reshape(), [entry], (entry.size,), f"{name}:flat", source)
-    weight = matrix_weight(region, entry)
+    weight = None if empty else matrix_weight(region, entry)
     product = Node(Matrix((output.size, entry.size)), [x], (output.size,), name, source, weight)
     if len(output.shape) == 1:
         return product
     return Node(Reshape(), [product], output.shape, f"{name}:map", source)
 
 
-def _as_pieces(region: Region, entry: Node, bands: list[list[Piece]], name: str) -> Node:
+def _as_pieces(region: Region, entry: Node, bands: list[list[Piece]], name: str, empty: bool) -> Node:
     output, source = region.output, region.output.source
     channels = output.shape[0]
     several = len(bands) > 1 or len(bands[0]) > 1
@@ -209,7 +219,8 @@ def _as_pieces(region: Region, entry: Node, bands: list[list[Piece]], name: str)
         for j, piece in enumerate(band):
             own = f"{name}[{i},{j}]" if several else name
             raw = _raw_shape(piece)
-            node = Node(piece.op, [entry], raw, own, source, piece_weight(region, entry, piece))
+            weight = None if empty else piece_weight(region, entry, piece)
+            node = Node(piece.op, [entry], raw, own, source, weight)
             shape = (channels, piece.rows[1] - piece.rows[0], piece.columns[1] - piece.columns[0])
             pieces.append(_unfold(node, piece, shape))
         made.append(_stack(pieces, 2, f"{name}[{i}]", source))

@@ -10,8 +10,8 @@ the ring in the middle. It is put where it saves AND gates in sum, or where the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,11 @@ _EXCESS = 1000.0
 
 _MESSAGE = 100_000.0
 """What one more message each way costs, in AND gates: 0.2 ms of work at each side, without the link's latency."""
+
+
+_MOST_TRIMMED = 3
+_TRIMMED = 200_000.0
+"""What one bit less in the layers of a stretch is worth, in AND gates."""
 
 
 @dataclass
@@ -63,13 +68,14 @@ class Formats:
 
 
 def weight_fraction(node: Node, settings: FormatSettings) -> int:
-    """Return the fraction bits of a node's weights (or of a pool's factor)."""
+    """Return the fraction bits of a node's weights (or of a pool's factor); 0 for the image and for other nodes."""
     if isinstance(node.op, SumPool):
         mantissa, exponent = math.frexp(node.factor)
         return 1 - exponent if mantissa == 0.5 else settings.weight_bits + 1 - exponent
     if not isinstance(node.op, (Convolution, Matrix)):
         return 0
-    assert node.weight is not None
+    if node.weight is None:  # planned, not yet computed
+        return settings.weight_bits + 4
     if bool((node.weight == np.rint(node.weight)).all()) and float(np.abs(node.weight).max()) < 2**16:
         return 0  # signs and the like are exact as they are
     rows = np.sqrt(np.mean(np.square(node.weight.reshape(node.weight.shape[0], -1)), axis=1))
@@ -102,7 +108,7 @@ def choose(
     for node in order:
         op = node.op
         if isinstance(op, Input):
-            f[node] = settings.input_bits - range_bits(ranges[node], settings)
+            f[node] = settings.input_bits + fractions[node] - range_bits(ranges[node], settings)
         elif isinstance(op, Circuit):
             narrowed = _narrow(f[node.inputs[0]], ranges[node.inputs[0]], settings.activation_bits, settings)
             made.width[node], made.dropped[node] = narrowed
@@ -185,51 +191,143 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings) -> None:
     made.cost = cost + _MESSAGE * max(depth.values())
 
 
-def plan(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> tuple[Formats, Callable[[], None]]:
+@dataclass
+class Plan:
+    """A choice of formats, and what it took.
+
+    Attributes:
+        formats: by node, for the graph with the inserted circuits in it.
+        trimmed: by how many bits layers in too long stretches were made coarser.
+        refreshes: the circuits that were inserted.
+    """
+
+    formats: Formats
+    trimmed: int
+    refreshes: list[_Refresh]
+
+    @property
+    def cost(self) -> float:
+        """AND gates, messages and lost bits together, in AND gates."""
+        return self.formats.cost + _TRIMMED * self.trimmed
+
+    def undo(self) -> None:
+        """Take the inserted circuits out of the graph again."""
+        for refresh in reversed(self.refreshes):
+            refresh.undo()
+
+
+def plan(
+    graph: Graph,
+    ranges: dict[Node, float],
+    settings: FormatSettings,
+    *,
+    fractions: dict[Node, int] | None = None,
+    trim: bool = True,
+) -> Plan:
     """Choose formats and insert the `rescale` circuits that pay or are needed; the graph is changed in place.
 
     Args:
         graph: folded and merged.
         ranges: largest magnitude of every node in calibration; inserted nodes are added.
         settings: see `FormatSettings`.
-
-    Returns:
-        The formats, and what takes the inserted circuits out again.
+        fractions: `weight_fraction` of nodes where it is known; filled up.
+        trim: whether layers of a stretch whose ring is too large may be up to three bits coarser, if that is cheaper
+            than refreshing the ring.
 
     Raises:
         NetworkError: if no plan keeps the rings within `settings.max_ring_bits`.
     """
-    fractions = {node: weight_fraction(node, settings) for node in graph.order()}
-    best = choose(graph.order(), graph.output, ranges, fractions, settings)
-    done: list[_Undo] = []
-    while True:
-        found: tuple[Formats, Node] | None = None
-        for node in _candidates(graph):
-            undo = _refresh(graph, node, ranges, fractions)
-            trial = choose(graph.order(), graph.output, ranges, fractions, settings)
-            if trial.cost < best.cost and (found is None or trial.cost < found[0].cost):
-                found = (trial, node)
-            undo()
-        if found is None:
-            break
-        done.append(_refresh(graph, found[1], ranges, fractions))
-        best = choose(graph.order(), graph.output, ranges, fractions, settings)
-    if best.excess:
-        widest = max(graph.order(), key=lambda node: best.ring[node])
+    known = {} if fractions is None else fractions
+    for node in graph.order():
+        if node not in known:
+            known[node] = weight_fraction(node, settings)
+    first = choose(graph.order(), graph.output, ranges, known, settings)
+    coarse = _too_long(graph, first, known, settings) if first.excess and trim else set()
+    best: Plan | None = None
+    for bits in range(_MOST_TRIMMED + 1 if coarse else 1):
+        trial = _refreshed(graph, ranges, {n: f - bits * (n in coarse) for n, f in known.items()}, settings, bits)
+        trial.undo()
+        if best is None or trial.cost < best.cost:
+            best = trial
+    assert best is not None
+    for refresh in best.refreshes:
+        refresh.do()
+    if best.formats.excess:
+        widest = max(graph.order(), key=lambda node: best.formats.ring[node])
+        best.undo()
         raise NetworkError(
             problem(
                 f"every ring of a private program has at most {settings.max_ring_bits} bits",
-                got=f"{best.ring[widest]} bits",
+                got=f"{best.formats.ring[widest]} bits",
                 remedy="lower weight_bits or activation_bits, or keep a ReLU layer in that stretch",
                 where=widest.place,
             )
         )
+    return best
 
-    def undo_all() -> None:
-        for undo in reversed(done):
-            undo()
 
-    return best, undo_all
+def _refreshed(
+    graph: Graph, ranges: dict[Node, float], fractions: dict[Node, int], settings: FormatSettings, trimmed: int
+) -> Plan:
+    """Insert refreshes one by one, the one that saves most first, and take out what no longer pays, while it saves."""
+
+    def formats() -> Formats:
+        return choose(graph.order(), graph.output, ranges, fractions, settings)
+
+    done: list[_Refresh] = []
+    best = formats()
+    while True:
+        found: tuple[Formats, _Refresh] | None = None
+        for refresh in [_Refresh(graph, node) for node in list(_candidates(graph))]:
+            refresh.do()
+            if refresh.fresh is not None:
+                ranges[refresh.fresh], fractions[refresh.fresh] = ranges[refresh.node], 0
+            trial = formats()
+            refresh.undo()
+            if trial.cost < (best if found is None else found[0]).cost:
+                found = (trial, refresh)
+        if found is None:
+            return Plan(best, trimmed, done)
+        best = found[0]
+        done.append(found[1])
+        found[1].do()
+        for refresh in list(done[:-1]):
+            kept = [other for other in done if other is not refresh]
+            _swap(done, kept)
+            trial = formats()
+            if trial.cost < best.cost:
+                best, done = trial, kept
+            else:
+                _swap(kept, done)
+
+
+def _swap(old: list[_Refresh], new: list[_Refresh]) -> None:
+    """Change the graph from one list of refreshes to another."""
+    for refresh in reversed(old):
+        refresh.undo()
+    for refresh in new:
+        refresh.do()
+
+
+def _too_long(graph: Graph, made: Formats, fractions: dict[Node, int], settings: FormatSettings) -> set[Node]:
+    """Return the layers (and the image) of the stretches in which a ring is too large."""
+    readers = graph.readers()
+    pending = [node for node in graph.order() if made.ring[node] > settings.max_ring_bits]
+    seen: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        pending += [reader for reader in readers[node] if not isinstance(reader.op, Circuit)]
+        if not isinstance(node.op, Circuit):
+            pending += [before for before in node.inputs if not isinstance(before.op, Circuit)]
+    small = 2 * _MOST_TRIMMED  # signs and other whole numbers have no bits to lose
+    return {
+        node
+        for node in seen
+        if isinstance(node.op, Input) or (isinstance(node.op, (Convolution, Matrix)) and fractions[node] >= small)
+    }
 
 
 def _candidates(graph: Graph) -> Iterable[Node]:
@@ -245,40 +343,38 @@ def _candidates(graph: Graph) -> Iterable[Node]:
                 yield node
 
 
-def _refresh(graph: Graph, node: Node, ranges: dict[Node, float], fractions: dict[Node, int]) -> _Undo:
-    """Refresh the ring behind a node (or in a masked ReLU layer); returns what takes it back.
+class _Refresh:
+    """One refresh of a ring: a `rescale` circuit behind a node, or the rest of a masked ReLU layer in the circuit.
 
     ReLUs that read the node itself go on reading it: they refresh on their own.
     """
-    op = node.op
-    if isinstance(op, Circuit):
-        node.op = Circuit(op.kind, 0, 0, kept=op.kept, rest_in_circuit=True)
-        return _Undo(node, op, None, [])
-    moved = [
-        reader
-        for reader in dict.fromkeys(graph.readers()[node])
-        if not (isinstance(reader.op, Circuit) and reader.op.kept is None)
-    ]
-    fresh = Node(Circuit(RESCALE, 0, 0), [node], node.shape, f"{node.name}:rescale", node.source)
-    for reader in moved:
-        reader.inputs = [fresh if before is node else before for before in reader.inputs]
-    ranges[fresh] = ranges[node]
-    fractions[fresh] = 0
-    return _Undo(node, None, fresh, moved)
 
+    def __init__(self, graph: Graph, node: Node) -> None:
+        self.node = node
+        self._op = node.op
+        self._moved: list[Node] = []
+        self.fresh: Node | None = None
+        if not isinstance(node.op, Circuit):
+            self.fresh = Node(Circuit(RESCALE, 0, 0), [node], node.shape, f"{node.name}:rescale", node.source)
+            self._moved = [
+                reader
+                for reader in dict.fromkeys(graph.readers()[node])
+                if not (isinstance(reader.op, Circuit) and reader.op.kept is None)
+            ]
 
-@dataclass
-class _Undo:
-    """Takes one refresh back."""
+    def do(self) -> None:
+        """Change the graph."""
+        if isinstance(self._op, Circuit):
+            self.node.op = replace(self._op, rest_in_circuit=True)
+        if self.fresh is not None:
+            self._redirect(self.node, self.fresh)
 
-    node: Node
-    op: Circuit | None
-    fresh: Node | None
-    moved: list[Node]
+    def undo(self) -> None:
+        """Change it back."""
+        self.node.op = self._op
+        if self.fresh is not None:
+            self._redirect(self.fresh, self.node)
 
-    def __call__(self) -> None:
-        """Restore the graph."""
-        if self.op is not None:
-            self.node.op = self.op
-        for reader in self.moved:
-            reader.inputs = [self.node if before is self.fresh else before for before in reader.inputs]
+    def _redirect(self, old: Node, new: Node) -> None:
+        for reader in self._moved:
+            reader.inputs = [new if before is old else before for before in reader.inputs]
