@@ -81,12 +81,12 @@ def network_layers(name: str) -> list[Layer]:
 
 
 def phases(keys: Keys, words: NDArray[np.uint64], form: Form) -> NDArray[np.object_]:
-    """Return c_0 + c_1 S modulo all primes of a ciphertext in coefficients, as integers."""
+    """Return c_0 + c_1 S modulo all primes of a ciphertext in coefficients (polynomial, prime, ...), as integers."""
     context = scheme(keys.parameters)
     secret, primes = context.secret_weights(keys), context.primes
     if form == "answer":
-        secret = context.evaluator.mod_switch_to(secret, context.context.last_parms_id())
-        primes = primes[:1]
+        secret = context.evaluator.mod_switch_to(secret, context.answer_level)
+        primes = context.answer_primes
     both = context.ciphertext(np.stack([words[1], words[1]]), form)  # SEAL refuses one that is zero
     product = context.evaluator.multiply_plain(context.evaluator.transform_to_ntt(both), secret)
     masked = context.words(context.evaluator.transform_from_ntt(product))[0]
@@ -99,8 +99,8 @@ def phases(keys: Keys, words: NDArray[np.uint64], form: Form) -> NDArray[np.obje
 
 def noise(keys: Keys, words: NDArray[np.uint64], form: Form = "coefficients") -> NDArray[np.object_]:
     """Return the exact noise of a ciphertext, in units of 1 / t: the phase minus (q / t) m, times t."""
-    primes = scheme(keys.parameters).primes
-    modulus = primes[0] if form == "answer" else math.prod(primes)
+    context = scheme(keys.parameters)
+    modulus = math.prod(context.answer_primes if form == "answer" else context.primes)
     scaled = phases(keys, words, form) << keys.parameters.ring_bits
     return (scaled + modulus // 2) % modulus - modulus // 2
 

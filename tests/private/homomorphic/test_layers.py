@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_one_answer_of_every_full_layer_of_resnet18(name: str, shape: Layer, key
     places, indices = plan.results[answer]
     received = read_answer(parameters, body, places)
     # Only the sent coefficients count; the noise of the others is that of the zeros put in their place.
-    left = noise(keys, received[:, None], "answer")[places]
+    left = noise(keys, received, "answer")[places]
     assert number == answer
     assert 2 * abs(left).max() * 2 <= context.primes[0], "less than one bit of noise budget is left"
     expected = np.zeros(shape.outputs, np.uint64)
@@ -124,7 +125,11 @@ def test_one_answer_of_every_full_layer_of_resnet18(name: str, shape: Layer, key
 
 
 @pytest.mark.parametrize(
-    "ring_bits,weight_bits,primes", [(2, 2, 0), (32, 8, 1), (35, 10, 1), (37, 13, 2), (40, 13, 3), (43, 16, 3)]
+    "ring_bits,weight_bits,primes",
+    [
+        *((2, 2, 0), (32, 8, 1), (35, 10, 1), (37, 13, 2), (40, 13, 3), (43, 16, 3)),
+        *((44, 8, 2), (44, 16, 3), (48, 12, 3), (55, 12, 3), (59, 16, 4), (59, 32, 4)),
+    ],
 )
 def test_every_prime_set_is_exact_and_keeps_a_bit_of_budget(ring_bits: int, weight_bits: int, primes: int) -> None:
     shape = layer(40, 12, 8)
@@ -139,8 +144,32 @@ def test_every_prime_set_is_exact_and_keeps_a_bit_of_budget(ring_bits: int, weig
     total = (receive(keys, response.answer) + response.share) & ring(keys)
     assert np.array_equal(total, convolve(shape, share, weights) & ring(keys))
     for body, (places, _) in zip(response.answer.bodies, plan.results, strict=True):
-        left = noise(keys, read_answer(parameters, body, places)[:, None], "answer")[places]
-        assert 4 * abs(left).max() <= scheme(parameters).primes[0]
+        left = noise(keys, read_answer(parameters, body, places), "answer")[places]
+        assert 4 * abs(left).max() <= math.prod(scheme(parameters).answer_primes)
+
+
+def test_wide_rings_with_workers_and_a_file(tmp_path: Path) -> None:
+    """The sum of negative weights, in the largest ring, through every path that ciphertexts and weights can take."""
+    keys, shape = generate_keys(Parameters(59, (60, 60, 60))), layer(9, 17, 16)
+    weights = np.random.default_rng(4).integers(-(1 << 20), 0, shape.weight_shape)
+    with Pool(2) as pool:
+        share, total = both_parties(keys, shape, weights, weight_bits=21, pool=pool, file=tmp_path / "layer")
+    assert np.array_equal(total, convolve(shape, share, weights) & ring(keys))
+
+
+@pytest.mark.parametrize("primes", PRIME_SETS, ids=str)
+@pytest.mark.parametrize("ring_bits", [33, 39, 44, 50, 59])
+def test_weights_are_lifted_with_their_sign(ring_bits: int, primes: tuple[int, ...]) -> None:
+    """Also modulo primes below t, where SEAL cannot subtract t from single words."""
+    keys = generate_keys(Parameters(ring_bits, primes))
+    context, n = scheme(keys.parameters), keys.parameters.degree
+    weights = np.random.default_rng(5).integers(-(1 << 31), 1 << 31, n)
+    weights[:5] = [-1, 1, 0, -(1 << 31), (1 << 31) - 1]
+    transformed = np.frombuffer(context.transform(weights.astype(np.uint64) & ring(keys)), "<u8").reshape(-1, n)
+    both = context.ciphertext(np.stack([transformed, transformed]), "transformed")
+    found = context.words(context.evaluator.transform_from_ntt(both))[0]
+    for line, prime in zip(found, context.primes, strict=True):
+        assert np.array_equal(line.astype(np.int64), weights % prime)
 
 
 def test_zero_weights_are_answered_like_others(keys: Keys) -> None:

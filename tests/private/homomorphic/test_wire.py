@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import pickle
 
@@ -28,8 +30,9 @@ from deepreduce.private.homomorphic import (
     request_size,
     respond,
 )
-from deepreduce.private.homomorphic.scheme import pack, scheme, unpack
-from deepreduce.private.homomorphic.wire import HEADER_BYTES
+from deepreduce.private.homomorphic.residues import pack, unpack
+from deepreduce.private.homomorphic.scheme import scheme
+from deepreduce.private.homomorphic.wire import HEADER_BYTES, read_answer, write_answer
 
 from .exact import CALM, layer
 
@@ -38,6 +41,16 @@ PLAN = plan_layer(SHAPE)
 PARAMETERS = Parameters(27, (56, 56))
 GOLDEN = ("97e99f0bdae0be900d0e0ffc45ef653b", "da265e9635f8415410da01dcfac37296")
 """SHA-256 of 'deepreduce bfv 1 N=8192 t=2^27 q=(56, 56) P=30' and of the plan, cut to 16 bytes."""
+
+ANSWERS = {
+    (2, (56, 56)): "8ed0f38bf80995f285526cb66a69a06a",
+    (27, (56, 56)): "d1424953bf34f54a4077129ba0dca62f",
+    (39, (56, 56)): "819d5e915a1f47397155fb0b4460b176",
+    (43, (60, 60)): "d319d17eec58cd3a69a4de30f0567ef4",
+    (43, (60, 48, 48)): "44efb475a3dfc189fd5ebc7110b66892",
+    (35, (56, 40, 40)): "ddd923c218b814f2ad89e6042e37b0d9",
+}
+"""SHA-256, cut to 16 bytes, of the body of the answer of `some_words`."""
 
 OTHERS = [Parameters(28, (56, 56)), Parameters(27, (60, 60)), Parameters(27, (56, 40, 40))]
 
@@ -86,6 +99,66 @@ def test_golden_headers(messages: dict[str, bytes]) -> None:
         "request": "44524845" + "02010000" + parameters + plan,
         "answer": "44524845" + "03010000" + parameters + plan,
     }
+
+
+def some_words(parameters: Parameters) -> np.ndarray:
+    """Return both polynomials of an answer with one prime, many numbers close to zero and to the prime."""
+    rng, prime, n = np.random.default_rng(parameters.ring_bits), scheme(parameters).primes[0], parameters.degree
+    words = rng.integers(0, prime, (2, n), dtype=np.uint64)
+    words[:, ::7] = prime - 1 - rng.integers(0, 1 << 12, words[:, ::7].shape, dtype=np.uint64)
+    words[:, :3] = [0, 1, prime - 1]
+    return words[:, None]
+
+
+@pytest.mark.parametrize("of", ANSWERS, ids=str)
+def test_golden_answers(of: tuple[int, tuple[int, ...]]) -> None:
+    parameters = Parameters(*of)
+    body = write_answer(parameters, some_words(parameters), PLAN.results[0][0])
+    assert hashlib.sha256(body).hexdigest()[:32] == ANSWERS[of]
+
+
+@pytest.mark.parametrize(
+    "of", [(27, (56, 56)), (44, (56, 40, 40)), (47, (60, 60)), (48, (60, 48, 48)), (59, (60, 60, 60))], ids=str
+)
+def test_answers_come_back_but_for_their_low_bits(of: tuple[int, tuple[int, ...]]) -> None:
+    """The bytes of every coefficient, and the sizes, by integers without limbs."""
+    parameters = Parameters(*of)
+    primes, rng, places = scheme(parameters).answer_primes, np.random.default_rng(8), PLAN.results[0][0]
+    modulus = math.prod(primes)
+    words = np.stack([rng.integers(0, prime, (2, parameters.degree), dtype=np.uint64) for prime in primes], 1)
+    for column, value in enumerate((0, 1, modulus - 1, modulus // 2, primes[0], modulus - primes[-1])):
+        words[:, :, places[column]] = [value % prime for prime in primes]
+    body = write_answer(parameters, words, places)
+    back = read_answer(parameters, body, places)
+    first, second = parameters.answer_bytes
+    sizes = (-(-(of[0] + 4) // 8), -(-(of[0] + 17) // 8))
+    assert (first, second) == sizes and len(body) == 8192 * second + len(places) * first
+    at = 0
+    for line, size, where in ((1, second, np.arange(8192)), (0, first, places)):
+        drop = max(0, modulus.bit_length() - 8 * size)
+        half = (1 << drop) >> 1
+        for place in where:
+            sent = int.from_bytes(body[at : at + size], "little")
+            at += size
+            value, found = (_chinese(kind[line, :, place].tolist(), primes) for kind in (words, back))
+            assert found == sent << drop
+            assert (found - value + half) % modulus <= 2 * half
+    assert not np.delete(back[0], places, axis=1).any()
+
+
+def _chinese(residues: list[int], primes: tuple[int, ...]) -> int:
+    """Return the number below the product of the primes that has these residues."""
+    modulus = math.prod(primes)
+    parts = (r * (modulus // p) * pow(modulus // p, -1, p) for r, p in zip(residues, primes, strict=True))
+    return sum(parts) % modulus
+
+
+def test_a_wide_ring_takes_longer_numbers_and_no_second_set_of_them() -> None:
+    plan = plan_layer(layer(64, 64, 32))
+    outputs, wide = 64 * 32 * 32, Parameters(59, (60, 60, 60))
+    assert answer_size(wide, plan) == 40 + plan.answers * 8192 * 10 + outputs * 8
+    assert request_size(wide, plan) == 40 + plan.requests * (64 + 8192 * 24)
+    assert answer_size(Parameters(44, (56, 40, 40)), plan) == answer_size(Parameters(43, (60, 48, 48)), plan)
 
 
 def test_an_answer_is_at_most_half_of_what_seal_would_send() -> None:
@@ -145,8 +218,9 @@ def test_words_that_are_not_below_their_prime(kind: str, messages: dict[str, byt
                 read(kind, bytes(data))
 
 
-def test_words_of_an_answer_that_are_not_below_the_prime(keys: Keys) -> None:
-    parameters = Parameters(39, (56, 56))  # here nothing of the second polynomial is dropped
+@pytest.mark.parametrize("of", [(39, (56, 56)), (44, (56, 40, 40)), (59, (60, 60, 60))], ids=str)
+def test_words_of_an_answer_that_are_not_below_the_prime(of: tuple[int, tuple[int, ...]]) -> None:
+    parameters = Parameters(*of)  # of the first, nothing of the second polynomial is dropped
     owner = generate_keys(parameters)
     size = answer_size(parameters, PLAN)
     header = Answer(parameters, PLAN, []).to_bytes()
@@ -187,7 +261,7 @@ def test_packing_keeps_the_low_bytes(size: int, values: list[int]) -> None:
     words = np.array(values, np.uint64)
     data = pack(words, size)
     assert data == b"".join((v % (1 << 8 * size)).to_bytes(size, "little") for v in values)
-    assert unpack(data, size, 1 << 64, what="a test").tolist() == [v % (1 << 8 * size) for v in values]
+    assert unpack(data, size, 1 << 64, what="a test")[0].tolist() == [v % (1 << 8 * size) for v in values]
 
 
 def test_keys_show_no_secret_and_survive_a_worker(keys: Keys) -> None:

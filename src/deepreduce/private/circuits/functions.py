@@ -77,25 +77,7 @@ def clip(width: int, out_bits: int, ceiling: int, *, places: int = 0, ending: En
     """
     b = Builder()
     (x,) = _shared(b, width, 1, out_bits, places, ending)
-    if not 1 <= ceiling < 2 ** (width - 1):
-        raise UsageError(
-            problem(
-                f"the ceiling is between 1 and {2 ** (width - 1) - 1} for shares of {width} bits",
-                got=ceiling,
-                remedy="give the ceiling in the fixed-point format of the shares",
-            )
-        )
-    magnitude, positive = x[:-1], negative(x) ^ 1
-    over = b.and_(positive, less_than(b, constant(ceiling, width - 1), magnitude))
-    within = b.xor(positive, over)
-    if ending == "word":
-        top = ceiling << places if places >= 0 else ceiling >> -places
-        b.word(OUTPUT, out_bits, [*_terms(magnitude, within, places), (over, TRUE, top)])
-    else:
-        # Both cases exclude each other, so their sum is an XOR: free.
-        top_bits = [over if ceiling >> i & 1 else FALSE for i in range(width - 1)]
-        clipped = [b.xor(low, high) for low, high in zip(gate_bits(b, within, magnitude), top_bits, strict=True)]
-        _finish(b, clipped, TRUE, out_bits, places, ending)
+    _clip(b, x, ceiling, out_bits, places, ending)
     return b.build()
 
 
@@ -125,7 +107,14 @@ def rescale(width: int, out_bits: int, *, places: int = 0, ending: Ending = "wor
 
 @functools.lru_cache(maxsize=256)
 def max_pool(
-    count: int, width: int, out_bits: int, *, places: int = 0, rectify: bool = False, ending: Ending = "word"
+    count: int,
+    width: int,
+    out_bits: int,
+    *,
+    places: int = 0,
+    rectify: bool = False,
+    ceiling: int | None = None,
+    ending: Ending = "word",
 ) -> Circuit:
     """The largest of `count` shared numbers, times 2^places modulo 2^out_bits; with `rectify` the ReLU of it.
 
@@ -138,20 +127,25 @@ def max_pool(
         out_bits: the ring of the result, 1 to 64.
         places: shift to the left; negative: to the right, rounding down.
         rectify: cut negative results to 0.
+        ceiling: with `rectify`, cut results to this at most, as `clip` does; None for no ceiling.
         ending: how the result is shared, see the module.
 
     Returns:
         A circuit with the inputs of `relu`, the shares with `count` numbers each, and the output "out".
 
     Raises:
-        UsageError: a size is out of range.
+        UsageError: a size is out of range, or a ceiling without `rectify`.
     """
+    if ceiling is not None and not rectify:
+        raise UsageError(problem("a ceiling belongs to a rectified maximum", got=ceiling, remedy="pass rectify=True"))
     b = Builder()
     numbers = _shared(b, width, count, out_bits, places, ending)
     largest = next(numbers)
     for x in numbers:
         largest = select(b, less_than(b, largest, x, signed=True), x, largest)
-    if rectify:
+    if ceiling is not None:
+        _clip(b, largest, ceiling, out_bits, places, ending)
+    elif rectify:
         _finish(b, largest[:-1], negative(largest) ^ 1, out_bits, places, ending)
     else:
         _finish(b, largest, TRUE, out_bits, places, ending, signed=True)
@@ -242,6 +236,30 @@ def _terms(x: Number, selector: int, places: int, *, signed: bool = False) -> li
         if i + places >= 0:
             terms.append((bit, selector, shifted))
     return terms
+
+
+def _clip(b: Builder, x: Number, ceiling: int, out_bits: int, places: int, ending: Ending) -> None:
+    """Share min(max(x, 0), ceiling), shifted, modulo 2^out_bits."""
+    width = len(x)
+    if not 1 <= ceiling < 2 ** (width - 1):
+        raise UsageError(
+            problem(
+                f"the ceiling is between 1 and {2 ** (width - 1) - 1} for shares of {width} bits",
+                got=ceiling,
+                remedy="give the ceiling in the fixed-point format of the shares",
+            )
+        )
+    magnitude, positive = x[:-1], negative(x) ^ 1
+    over = b.and_(positive, less_than(b, constant(ceiling, width - 1), magnitude))
+    within = b.xor(positive, over)
+    if ending == "word":
+        top = ceiling << places if places >= 0 else ceiling >> -places
+        b.word(OUTPUT, out_bits, [*_terms(magnitude, within, places), (over, TRUE, top)])
+    else:
+        # Both cases exclude each other, so their sum is an XOR: free.
+        top_bits = [over if ceiling >> i & 1 else FALSE for i in range(width - 1)]
+        clipped = [b.xor(low, high) for low, high in zip(gate_bits(b, within, magnitude), top_bits, strict=True)]
+        _finish(b, clipped, TRUE, out_bits, places, ending)
 
 
 def _finish(

@@ -2,7 +2,7 @@
 
 The parts: `layer` (shapes), `packing` (convolution as products of polynomials), `tiling` (which cut is cheapest),
 `noise` (why the answer hides the weights), `parameters`, `scheme` (the edge to SEAL), `wire` (messages), `client`,
-`server`, `weights`, `pool`.
+`server`, `weights`, `pool`, `steps` (the steps of a program as layers).
 
     plan = plan_layer(Layer(64, 64, 32, 32, (3, 3), (1, 1), (1, 1)))
     parameters = choose_parameters([plan], ring_bits=27, weight_bits=8)
@@ -30,6 +30,7 @@ from .parameters import Parameters, check_budget, choose_parameters
 from .pool import Pool
 from .scheme import Keys
 from .server import Response, respond
+from .steps import StepPlan, plan_step
 from .tiling import plan_layer
 from .weights import PreparedWeights, prepare_weights
 from .wire import Answer, PublicKey, Request, answer_size, key_size, request_size
@@ -50,6 +51,7 @@ __all__ = [
     "PublicKey",
     "Request",
     "Response",
+    "StepPlan",
     "WeightsError",
     "answer_size",
     "check_budget",
@@ -59,6 +61,7 @@ __all__ = [
     "generate_keys",
     "key_size",
     "plan_layer",
+    "plan_step",
     "prepare_weights",
     "receive",
     "request",

@@ -23,7 +23,7 @@ from .packing import Plan, Words
 from .parameters import Parameters
 from .pool import Pool, run, shares
 from .scheme import Keys, scheme
-from .wire import Answer, Request, read_answer, write_ciphertext
+from .wire import Answer, Indices, Request, read_answer, write_ciphertext
 
 
 def generate_keys(parameters: Parameters) -> Keys:
@@ -118,7 +118,7 @@ def _encrypt(keys: Keys, polynomials: Words) -> list[bytes]:
     return [write_ciphertext(keys.parameters, *seal.encrypt(one, encryptor, secret)) for one in polynomials]
 
 
-def _decrypt(keys: Keys, bodies: list[bytes], places: list[np.ndarray[tuple[int], np.dtype[np.int32]]]) -> list[Words]:
+def _decrypt(keys: Keys, bodies: list[bytes], places: list[Indices]) -> list[Words]:
     """Decrypt some answers and return their results in the order of `Plan.results`; one worker's job."""
     seal = scheme(keys.parameters)
     decryptor = seal.decryptor(keys)

@@ -21,7 +21,8 @@ the client's public key, S its secret key, F the flood. Up to SEAL's rounding th
 So the answer is simulated from the client's output alone: draw d_1 uniformly, F uniformly, set d_0 by the equation
 without the bracket. The simulation is off by the ring-LWE advantage plus the sum of |b| / 2^f over all coefficients
 sent. Switching to a smaller modulus, dropping low bits and leaving coefficients out are functions of what is already
-simulated; they lose nothing.
+simulated; they lose nothing, however many primes the smaller modulus keeps (`parameters.py`: one, or two for rings
+beyond 43 bits). All bounds here are of integers modulo q, before the switch, and hold for every prime set.
 
 *How much flooding.* `flood_bits_needed` returns the least f that satisfies both
 
@@ -42,7 +43,10 @@ The public-key encryption is drawn modulo q P and divided by the special prime P
 One more unit covers the rounding of s.
 
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
-semi-honest model; it can get more out of the bracket than (i) and (ii) say. Running times are not equalised.
+semi-honest model; it can get more out of the bracket than (i) and (ii) say. 3.3 sqrt(n) takes the roundings of the
+messages as independent, as they are for independent masks; where elements of a share repeat, because a linear step
+copied them, (ii) can lose log2(1 + 0.08 sqrt(n)) bits in the worst case (2.7 of 40 for n = 4608), unless the parameters
+have them to spare; (i) holds as it is. Running times are not equalised.
 
 Sources: flooding for circuit privacy: Gentry, "A fully homomorphic encryption scheme", 2009, section 8.1, and Asharov
 et al., "Multiparty computation with low communication, computation and interaction via threshold FHE", Eurocrypt 2012,

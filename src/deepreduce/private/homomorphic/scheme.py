@@ -16,15 +16,16 @@ import numpy as np
 
 from ...errors import problem
 from ._seal import seal
-from .errors import MessageError, ParameterError
+from .errors import ParameterError
 from .packing import Words
 from .parameters import Parameters
+from .residues import add_modulo, combine_modulo
 
 SEED_BYTES = 64
 """SEAL's generator takes a seed of eight words; the second polynomial of a request is expanded from it."""
 
 Form = Literal["coefficients", "transformed", "answer"]
-"""Of a ciphertext: coefficients or NTT values modulo all data primes, or coefficients modulo the first."""
+"""Of a ciphertext: coefficients or NTT values modulo all data primes, or coefficients modulo those of an answer."""
 
 _LIMB_BITS = 48
 
@@ -69,6 +70,11 @@ class Scheme:
         self.primes = self.key_primes[:-1]
         self.evaluator = seal.Evaluator(self.context)
         self.first = self.context.first_parms_id()
+        self.answer_primes = self.primes[: len(parameters.answer_prime_bits)]
+        level = self.context.first_context_data()
+        for _ in self.primes[len(self.answer_primes) :]:
+            level = level.next_context_data()
+        self.answer_level = level.parms_id()
         self._read_formats()
 
     def _read_formats(self) -> None:
@@ -79,12 +85,12 @@ class Scheme:
         self._secret_header = secret.to_string()[: -8 * n * (count + 1)]
         self._public_header = public.to_string()[: -16 * n * (count + 1)]
         fresh = seal.Encryptor(self.context, public).encrypt_zero()
-        last = self.evaluator.mod_switch_to(fresh, self.context.last_parms_id())
+        switched = self.evaluator.mod_switch_to(fresh, self.answer_level)
         transformed = self.evaluator.transform_to_ntt(fresh)
         self._headers: dict[Form, bytes] = {
             "coefficients": _raw(fresh)[: -16 * n * count],
             "transformed": _raw(transformed)[: -16 * n * count],
-            "answer": _raw(last)[: -16 * n],
+            "answer": _raw(switched)[: -16 * n * len(self.answer_primes)],
         }
         plain = seal.Plaintext(n)
         self._plain_header = _raw(plain)[: -8 * n]
@@ -210,14 +216,9 @@ class Scheme:
             octets = np.zeros((n, 8), np.uint8)
             octets[:, :6] = np.frombuffer(os.urandom(6 * n), np.uint8).reshape(n, 6)
             limbs.append(octets.view("<u8").ravel() & np.uint64((1 << min(_LIMB_BITS, bits - low)) - 1))
-        found = np.empty((len(self.primes), n), np.uint64)
-        for line, prime in zip(found, self.primes, strict=True):
-            line[:] = (-(1 << (bits - 1))) % prime
-            for place, limb in enumerate(limbs):
-                scaled = multiply_modulo(limb, pow(2, _LIMB_BITS * place, prime), prime)
-                line += scaled
-                line -= np.uint64(prime) * (line >= prime)
-        return found
+        lowest = np.array([(-(1 << (bits - 1))) % prime for prime in self.primes], np.uint64)[:, None]
+        drawn = np.stack([combine_modulo(limbs, 1, prime) for prime in self.primes])
+        return add_modulo(drawn, lowest, self.primes)
 
 
 @functools.lru_cache(maxsize=8)
@@ -228,54 +229,6 @@ def scheme(parameters: Parameters) -> Scheme:
         ParameterError: SEAL does not take them.
     """
     return Scheme(parameters)
-
-
-def add_modulo(a: Words, b: Words, primes: tuple[int, ...]) -> Words:
-    """Add residues below their primes; the primes run along the first axis."""
-    modulus = np.array(primes, np.uint64)[:, None]
-    total = a + b
-    total -= modulus * (total >= modulus)
-    return total
-
-
-def multiply_modulo(a: Words, factor: int, prime: int) -> Words:
-    """Multiply numbers below 2^48 by a constant below a prime of at most 60 bits, modulo that prime.
-
-    The quotient comes from a double: a is exact in it, factor / prime and the product are each rounded once, so its
-    error is below 2^48 2^-52, and the remainder, computed modulo 2^64, is off by one prime at most.
-    """
-    quotient = (a.astype(np.float64) * (factor / prime)).astype(np.uint64)
-    rest = (a * np.uint64(factor) - quotient * np.uint64(prime)).view(np.int64)
-    rest += prime * (rest < 0)
-    rest -= prime * (rest >= prime)
-    return rest.view(np.uint64)
-
-
-def pack(words: Words, size: int) -> bytes:
-    """Return the low `size` bytes of every word, little endian."""
-    octets = words.astype("<u8", copy=False).reshape(-1, 1).view(np.uint8)
-    return np.ascontiguousarray(octets[:, :size]).tobytes()
-
-
-def unpack(data: bytes | memoryview, size: int, bound: int, *, what: str) -> Words:
-    """Return the words that `pack` wrote, all of which must be below a bound.
-
-    Raises:
-        MessageError: a word is not below the bound.
-    """
-    octets = np.frombuffer(data, np.uint8).reshape(-1, size)
-    words = np.zeros((octets.shape[0], 8), np.uint8)
-    words[:, :size] = octets
-    found = words.view("<u8").ravel().astype(np.uint64, copy=False)
-    if found.size and int(found.max()) >= bound:
-        raise MessageError(
-            problem(
-                f"every word of {what} must be below its modulus",
-                got=f"a word of {int(found.max()).bit_length()} bits",
-                remedy="drop the connection: the other party is broken or hostile",
-            )
-        )
-    return found
 
 
 def _raw(thing: seal.Plaintext | seal.Ciphertext) -> bytes:

@@ -96,9 +96,9 @@ def _answer(
     found = []
     for answer in answers:
         blinded, mask = blind(context, encryptor, multiply(prepared, inputs, answer))
-        smallest = context.evaluator.mod_switch_to(blinded, context.context.last_parms_id())
+        smallest = context.evaluator.mod_switch_to(blinded, context.answer_level)
         places = plan.results[answer][0]
-        body = write_answer(parameters, context.words(smallest)[:, 0], places)
+        body = write_answer(parameters, context.words(smallest), places)
         found.append((answer, body, mask[places]))
     return found
 

@@ -8,7 +8,8 @@ parameters and plan, so a message is refused by its length before anything of it
 * Request, per ciphertext: the seed of the second polynomial (64 bytes), then the NTT values of the first, prime by
   prime.
 * Answer, per ciphertext: the high bits of the N coefficients of the second polynomial, then of those coefficients of
-  the first that are results (`Plan.results`), all modulo the first prime.
+  the first that are results (`Plan.results`), all modulo the first prime, for rings beyond 43 bits modulo the product
+  of the first two.
 
 Bytes per number: `Parameters.word_bytes`, `Parameters.answer_bytes`. A parsed message holds numbers
 below their primes and nothing else: SEAL never parses a byte that a stranger sent.
@@ -16,16 +17,21 @@ below their primes and nothing else: SEAL never parses a byte that a stranger se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import problem
 from .errors import MessageError
 from .packing import Plan, Words
 from .parameters import Parameters
-from .scheme import SEED_BYTES, Keys, pack, scheme, unpack
+from .residues import compose, decompose, pack, round_away, shift_up, unpack
+from .scheme import SEED_BYTES, Keys, scheme
+
+Indices = npt.NDArray[np.int32]
 
 VERSION = 1
 HEADER_BYTES = 40
@@ -87,7 +93,7 @@ class PublicKey:
         body = _body(_KEY, parameters, None, data, key_size(parameters))
         n, sizes, place, words = parameters.degree, _key_sizes(parameters), 0, []
         for size, prime in [*zip(sizes, scheme(parameters).key_primes, strict=True)] * 2:
-            words.append(unpack(body[place : place + n * size], size, prime, what="a public key"))
+            words.append(unpack(body[place : place + n * size], size, prime, what="a public key")[0])
             place += n * size
         return cls(parameters, np.concatenate(words).astype("<u8", copy=False).tobytes())
 
@@ -173,55 +179,49 @@ def read_ciphertext(parameters: Parameters, body: bytes) -> tuple[Words, bytes]:
     """
     n, place, lines = parameters.degree, SEED_BYTES, []
     for size, prime in zip(parameters.word_bytes, scheme(parameters).primes, strict=True):
-        lines.append(unpack(body[place : place + n * size], size, prime, what="a request"))
+        lines.append(unpack(body[place : place + n * size], size, prime, what="a request")[0])
         place += n * size
     return np.stack(lines), body[:SEED_BYTES]
 
 
-def write_answer(parameters: Parameters, words: Words, places: np.ndarray[tuple[int], np.dtype[np.int32]]) -> bytes:
+def write_answer(parameters: Parameters, words: Words, places: Indices) -> bytes:
     """Return the body of an answer: high bits of the second polynomial, and of the first at some coefficients.
 
     Args:
         parameters: the parameters.
-        words: both polynomials modulo the first prime, shape (2, coefficient).
+        words: both polynomials modulo the primes that an answer keeps, shape (2, prime, coefficient).
         places: the coefficients that are results.
     """
-    prime = scheme(parameters).primes[0]
-    (first, second), (drop_first, drop_second) = parameters.answer_bytes, _dropped(parameters)
-    return pack(_truncate(words[1], drop_second, prime), second) + pack(
-        _truncate(words[0][places], drop_first, prime), first
-    )
+    primes = scheme(parameters).answer_primes
+    modulus, (first, second), (drop_first, drop_second) = _answer_numbers(parameters)
+    high = round_away(compose(words[1], primes), drop_second, modulus)
+    results = round_away(compose(words[0][:, places], primes), drop_first, modulus)
+    return pack(high, second) + pack(results, first)
 
 
-def read_answer(parameters: Parameters, body: bytes, places: np.ndarray[tuple[int], np.dtype[np.int32]]) -> Words:
-    """Return both polynomials of the body of an answer, shape (2, coefficient); zero where nothing was sent.
+def read_answer(parameters: Parameters, body: bytes, places: Indices) -> Words:
+    """Return both polynomials of the body of an answer, shape (2, prime, coefficient); zero where nothing was sent.
 
     Raises:
-        MessageError: a word is not below the prime.
+        MessageError: a number is not below the modulus.
     """
-    n, prime = parameters.degree, scheme(parameters).primes[0]
-    (first, second), (drop_first, drop_second) = parameters.answer_bytes, _dropped(parameters)
-    words = np.zeros((2, n), np.uint64)
-    high = unpack(body[: n * second], second, -(-prime >> drop_second), what="an answer")
-    words[1] = high << np.uint64(drop_second)
-    high = unpack(body[n * second :], first, -(-prime >> drop_first), what="an answer")
-    words[0, places] = high << np.uint64(drop_first)
+    n, primes = parameters.degree, scheme(parameters).answer_primes
+    modulus, (first, second), (drop_first, drop_second) = _answer_numbers(parameters)
+    words = np.zeros((2, len(primes), n), np.uint64)
+    for start, end, size, drop, line, where in (
+        (0, n * second, second, drop_second, 1, slice(None)),
+        (n * second, None, first, drop_first, 0, places),
+    ):
+        high = unpack(body[start:end], size, -(-modulus >> drop), what="an answer", limbs=len(primes))
+        words[line][:, where] = decompose(shift_up(high, drop), primes)
     return words
 
 
-def _truncate(words: Words, drop: int, prime: int) -> Words:
-    """Round away the low bits; what would round up to the prime or past it becomes zero, which is the same."""
-    half = (1 << drop) >> 1
-    high: Words = (words + np.uint64(half)) >> np.uint64(drop)
-    high[high << np.uint64(drop) >= prime] = 0
-    return high
-
-
-def _dropped(parameters: Parameters) -> tuple[int, int]:
-    """Return how many low bits an answer leaves out of its first and of its second polynomial."""
-    bits = parameters.prime_bits[0]
-    first, second = parameters.answer_bytes
-    return max(0, bits - 8 * first), max(0, bits - 8 * second)
+def _answer_numbers(parameters: Parameters) -> tuple[int, tuple[int, int], tuple[int, int]]:
+    """Return the modulus of an answer, and of both polynomials the bytes kept and the low bits dropped."""
+    bits, (first, second) = sum(parameters.answer_prime_bits), parameters.answer_bytes
+    dropped = max(0, bits - 8 * first), max(0, bits - 8 * second)
+    return math.prod(scheme(parameters).answer_primes), (first, second), dropped
 
 
 def _key_sizes(parameters: Parameters) -> list[int]:

@@ -91,6 +91,14 @@ def make_program(
     traced = trace(network)
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     graph = convert(traced, shape, masks=masks)
+    if graph.output.size < 2:
+        raise NetworkError(
+            problem(
+                "a private inference chooses among at least two classes",
+                got=graph.output.size,
+                remedy="give the network one output per class",
+            )
+        )
     _name_uniquely(graph)
     converted = _logits(graph, calibration[:_BATCH])
     if not masks:  # the network itself knows no masks

@@ -1,0 +1,40 @@
+"""The protocol: four functions, offline and online, client and server, and what they agree on before.
+
+    layout.py    who does what in which order, and every size, from the public program alone
+    session.py   the set-up of a connection: base transfers, offset, keys
+    offline.py   prepare_client, prepare_server: one bundle at each party
+    online.py    infer_client, infer_server: images to labels, a bundle per image
+    packing.py   ring elements as bytes
+
+Nothing here knows of files, sockets or clocks beyond a `wire.Channel`, and a place to which bundles are written.
+"""
+
+from .layout import Job, Layout, OnlineRound, Unit, make_layout
+from .offline import Sections, Sink, client_sections, prepare_client, prepare_server, server_sections
+from .online import Material, Result, Reveal, Seconds, Source, infer_client, infer_server
+from .session import ClientSession, ServerSession, setup_client, setup_server
+
+__all__ = [
+    "ClientSession",
+    "Job",
+    "Layout",
+    "Material",
+    "OnlineRound",
+    "Result",
+    "Reveal",
+    "Seconds",
+    "Sections",
+    "ServerSession",
+    "Sink",
+    "Source",
+    "Unit",
+    "client_sections",
+    "infer_client",
+    "infer_server",
+    "make_layout",
+    "prepare_client",
+    "prepare_server",
+    "server_sections",
+    "setup_client",
+    "setup_server",
+]

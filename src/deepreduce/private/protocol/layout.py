@@ -1,0 +1,316 @@
+"""The layout of a program: who does what in which order, and how many bytes travel. All of it is public.
+
+Both parties compute it from the public program, so no message carries a number that decides a size.
+
+    layout.jobs      linear layers with weights, in the order of their homomorphic messages
+    layout.units     circuits in portions, in the order of their garbled tables; a unit's number is the tweak's layer
+    layout.rounds    the online phase: linear steps, then units, one message each way
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import NetworkError, problem
+from ..circuits import Circuit, arg_max, clip, max_pool, relu, rescale
+from ..circuits.functions import CLIENT_SHARE, SERVER_SHARE
+from ..garbling.types import LABEL_BYTES, MAX_LAYERS
+from ..homomorphic import Parameters, StepPlan, answer_size, check_total, choose_parameters, plan_step, request_size
+from ..program import Convolution, Matrix, PublicProgram, Step, is_argmax
+from ..program import Circuit as CircuitOp
+from ..program.operations import MAX, MAX_RELU, RELU, RELU6, RESCALE
+from ..transfer import corrections_bytes
+from .packing import packed_bytes, word_type
+
+Indices = NDArray[np.int32]
+
+PORTION = 16_384
+"""Most instances of a unit: it bounds the memory of both parties, and is a multiple of the hash's block of 64."""
+
+_SMALL_RING = 39
+"""Rings up to this share one set of parameters with primes of 56 bits; larger ones share another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Some instances of one circuit, garbled together.
+
+    Attributes:
+        number: the layer in the tweak; unique in the program.
+        step: the program's step that it belongs to.
+        circuit: what is garbled.
+        reads: flat elements of the step's input that an instance takes, [instances, numbers].
+        writes: flat elements of the step's output that the words fill, [instances]; none for the arg-max.
+    """
+
+    number: int
+    step: Step
+    circuit: Circuit
+    reads: Indices
+    writes: Indices
+
+    @property
+    def instances(self) -> int:
+        """How many circuits."""
+        return len(self.reads)
+
+    @property
+    def transfers(self) -> int:
+        """Oblivious transfers: input bits of the client."""
+        return self.instances * self.circuit.wires_of("evaluator")
+
+    @property
+    def corrections_bytes(self) -> int:
+        """Client to server, offline."""
+        return corrections_bytes(self.transfers)
+
+    @property
+    def tables_bytes(self) -> int:
+        """Server to client, offline."""
+        return self.instances * self.circuit.table_bytes
+
+    @property
+    def labels_bytes(self) -> int:
+        """Server to client, online."""
+        return self.instances * self.circuit.wires_of("garbler") * LABEL_BYTES
+
+    @property
+    def own_labels_bytes(self) -> int:
+        """What the client keeps of the transfers."""
+        return self.transfers * LABEL_BYTES
+
+    @property
+    def words_bytes(self) -> int:
+        """Client to server, online."""
+        return sum(packed_bytes(self.instances, word.bits) for word in self.circuit.words)
+
+    @property
+    def word_type(self) -> np.dtype[np.unsignedinteger]:
+        """The smallest type that holds a word."""
+        return word_type(self.circuit.words[0].bits if self.circuit.words else 1)
+
+    def garbler_values(self, dropped: NDArray[np.uint64]) -> dict[str, NDArray[np.uint64]]:
+        """Return the server's inputs from its share [elements] without the dropped bits."""
+        return {SERVER_SHARE: dropped[self.reads]}
+
+    def evaluator_values(self, dropped: NDArray[np.uint64]) -> dict[str, NDArray[np.uint64]]:
+        """Return the client's inputs from its share [elements] without the dropped bits."""
+        return {CLIENT_SHARE: dropped[self.reads]}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A linear layer with weights, for the homomorphic phase.
+
+    Attributes:
+        step: the program's step.
+        plan: how it is packed.
+        parameters: of the encryption; their ring is at least the step's.
+    """
+
+    step: Step
+    plan: StepPlan
+    parameters: Parameters
+
+    @property
+    def request_bytes(self) -> int:
+        """Client to server."""
+        return request_size(self.parameters, self.plan.plan)
+
+    @property
+    def answer_bytes(self) -> int:
+        """Server to client."""
+        return answer_size(self.parameters, self.plan.plan)
+
+
+@dataclass(frozen=True)
+class OnlineRound:
+    """One round trip of the online phase.
+
+    Attributes:
+        linear: steps that the server computes first.
+        circuits: steps whose units travel, the arg-max left out.
+        units: theirs, in order.
+    """
+
+    linear: tuple[Step, ...]
+    circuits: tuple[Step, ...]
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """See the module.
+
+    Attributes:
+        public: the program.
+        weight_bits: bits of the integer weights with their sign, the same bound for all layers; public.
+        schedule: all steps but the arg-max, so that homomorphic messages that do not depend on one another stand
+            side by side.
+        jobs: in the order of `schedule`.
+        rounds: without the arg-max: `tail` and `ending` follow them.
+        tail: linear steps after the last round.
+        ending: the units of the arg-max: one.
+        parameters: the different sets of `jobs`; the client draws one pair of keys for each.
+    """
+
+    public: PublicProgram
+    weight_bits: int
+    schedule: tuple[Step, ...]
+    jobs: tuple[Job, ...]
+    rounds: tuple[OnlineRound, ...]
+    tail: tuple[Step, ...]
+    ending: Unit
+    parameters: tuple[Parameters, ...]
+
+    @functools.cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """All units, in the order of their numbers."""
+        return (*(unit for one in self.rounds for unit in one.units), self.ending)
+
+    @property
+    def input_bytes(self) -> int:
+        """The masked image on the wire."""
+        return packed_bytes(self.public.input.size, self.public.input.ring_bits)
+
+    @property
+    def logits_bytes(self) -> int:
+        """The server's share of the logits on the wire."""
+        form = self.public.tensors[self.public.logits]
+        return packed_bytes(form.size, form.ring_bits)
+
+
+def make_layout(public: PublicProgram, *, weight_bits: int) -> Layout:
+    """Lay a checked program out.
+
+    Args:
+        public: the program.
+        weight_bits: every integer weight is in [-2^(w-1), 2^(w-1)).
+
+    Raises:
+        NetworkError: there are fewer than two classes, or too many circuits.
+        LayerError, ParameterError: a linear layer is beyond what the encryption carries.
+    """
+    if public.classes < 2:
+        raise NetworkError(
+            problem(
+                "a private inference chooses among at least two classes",
+                got=public.classes,
+                remedy="give the network two outputs",
+            )
+        )
+    schedule = _schedule(public)
+    jobs = _jobs(public, schedule, weight_bits)
+    rounds: list[OnlineRound] = []
+    tail: tuple[Step, ...] = ()
+    number = 0
+    for one in public.rounds():
+        steps = tuple(step for step in one.circuits if not is_argmax(step))
+        if not steps:
+            tail = one.linear
+            continue
+        units: list[Unit] = []
+        for step in steps:
+            units += _units(public, step, number + len(units))
+        number += len(units)
+        rounds.append(OnlineRound(one.linear, steps, tuple(units)))
+    (ending,) = _units(public, public.steps[-1], number)
+    if number >= MAX_LAYERS:
+        raise NetworkError(
+            problem(
+                f"a program has at most {MAX_LAYERS * PORTION:,} circuits",
+                got=f"more than {number * PORTION:,}",
+                remedy="reduce the network further, or its input",
+            )
+        )
+    parameters = tuple(dict.fromkeys(job.parameters for job in jobs))
+    return Layout(public, weight_bits, schedule, jobs, tuple(rounds), tail, ending, parameters)
+
+
+def _schedule(public: PublicProgram) -> tuple[Step, ...]:
+    """Order the steps by how many homomorphic answers in a row they wait for."""
+    level = {0: 0}
+    for step in public.steps:
+        op = step.circuit
+        fresh = op is not None and (op.kept is None or op.rest_in_circuit)
+        before = 0 if fresh else max(level[tensor] for tensor in step.inputs)
+        level[step.output] = before + step.weighted
+    return tuple(sorted(public.steps[:-1], key=lambda step: level[step.output]))
+
+
+def _jobs(public: PublicProgram, schedule: Sequence[Step], weight_bits: int) -> tuple[Job, ...]:
+    """Plan the linear layers; those with rings of a size share parameters and so keys."""
+    weighted = [step for step in schedule if step.weighted]
+    rings = [public.tensors[step.output].ring_bits for step in weighted]
+    plans = []
+    for step in weighted:
+        assert isinstance(step.op, (Convolution, Matrix))
+        plans.append(plan_step(step.op, public.tensors[step.inputs[0]].shape, public.tensors[step.output].shape))
+    check_total([plan.plan for plan in plans])
+    chosen: dict[bool, Parameters] = {}
+    for large in (False, True):
+        members = [(plan.plan, ring) for plan, ring in zip(plans, rings, strict=True) if (ring > _SMALL_RING) == large]
+        if members:
+            ring = max(ring for _, ring in members)
+            chosen[large] = choose_parameters([plan for plan, _ in members], ring_bits=ring, weight_bits=weight_bits)
+    return tuple(
+        Job(step, plan, chosen[ring > _SMALL_RING]) for step, plan, ring in zip(weighted, plans, rings, strict=True)
+    )
+
+
+def _units(public: PublicProgram, step: Step, number: int) -> list[Unit]:
+    """Cut a step's circuits into units."""
+    op = step.circuit
+    assert op is not None
+    size, out_bits = public.tensors[step.inputs[0]].size, public.tensors[step.output].ring_bits
+    nothing = np.zeros(0, np.int32)
+    if is_argmax(step):
+        everything = np.arange(size, dtype=np.int32)[None]
+        return [Unit(number, step, arg_max(size, op.width), everything, nothing)]
+    found: list[Unit] = []
+
+    def cut(circuit: Circuit, reads: Indices, writes: Indices) -> None:
+        for start in range(0, len(reads), PORTION):
+            part = slice(start, start + PORTION)
+            found.append(Unit(number + len(found), step, circuit, reads[part], writes[part]))
+
+    if op.windows is not None:
+        # A window cut short at the border repeats its first element: the maximum stays the same.
+        first = op.windows[np.arange(len(op.windows)), np.argmax(op.windows >= 0, axis=1)]
+        reads = np.where(op.windows < 0, first[:, None], op.windows).astype(np.int32)
+        cut(_pooling(op, reads.shape[1], out_bits), reads, np.arange(len(reads), dtype=np.int32))
+        return found
+    kept = np.arange(size, dtype=np.int32) if op.kept is None else op.kept
+    if len(kept):
+        cut(_activation(op, out_bits), kept[:, None], kept)
+    if op.kept is not None and op.rest_in_circuit:
+        rest = np.setdiff1d(np.arange(size, dtype=np.int32), kept)
+        if len(rest):
+            cut(rescale(op.width, out_bits), rest[:, None], rest)
+    return found
+
+
+def _activation(op: CircuitOp, out_bits: int) -> Circuit:
+    if op.kind == RESCALE:
+        return rescale(op.width, out_bits)
+    if op.kind == RELU or _never_capped(op):
+        return relu(op.width, out_bits)
+    assert op.kind == RELU6
+    return clip(op.width, out_bits, op.cap)
+
+
+def _pooling(op: CircuitOp, count: int, out_bits: int) -> Circuit:
+    if op.kind == MAX:
+        return max_pool(count, op.width, out_bits)
+    capped = op.kind != MAX_RELU and not _never_capped(op)
+    return max_pool(count, op.width, out_bits, rectify=True, ceiling=op.cap if capped else None)
+
+
+def _never_capped(op: CircuitOp) -> bool:
+    """Tell whether no number of the circuit's width is above its cap."""
+    return op.cap >= (1 << (op.width - 1)) - 1

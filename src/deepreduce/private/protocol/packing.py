@@ -1,0 +1,56 @@
+"""Ring elements on the wire and on disk: whole bytes, as few as the ring needs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import DeepReduceError, problem
+from ..ring import Words
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Return the bytes that `count` elements of a ring of `bits` bits take: whole bytes each, little endian."""
+    return count * -(-bits // 8)
+
+
+def pack(values: Words, bits: int) -> NDArray[np.uint8]:
+    """Write ring elements, row-major.
+
+    Args:
+        values: any shape, each below 2^bits.
+        bits: of the ring, 1 to 64.
+
+    Returns:
+        `packed_bytes` bytes.
+    """
+    width = -(-bits // 8)
+    flat = np.ascontiguousarray(values, dtype="<u8").reshape(-1).view(np.uint8).reshape(-1, 8)
+    return np.ascontiguousarray(flat[:, :width]).reshape(-1)
+
+
+def unpack(data: NDArray[np.uint8] | bytes | bytearray | memoryview, shape: tuple[int, ...], bits: int) -> Words:
+    """Read what `pack` wrote; bits beyond the ring, which an honest sender leaves 0, are cleared.
+
+    Raises:
+        DeepReduceError: the length does not fit the shape.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    width, count = -(-bits // 8), int(np.prod(shape, dtype=np.int64))
+    if raw.size != packed_bytes(count, bits):
+        raise DeepReduceError(
+            problem(
+                f"{count} elements of {bits} bits take {packed_bytes(count, bits)} bytes",
+                got=raw.size,
+                remedy="both parties must use the same program",
+            )
+        )
+    wide = np.zeros((count, 8), np.uint8)
+    wide[:, :width] = raw.reshape(count, width)
+    values: Words = wide.view("<u8").reshape(shape) & np.uint64((1 << bits) - 1)
+    return values.astype(np.uint64, copy=False)
+
+
+def word_type(bits: int) -> np.dtype[np.unsignedinteger]:
+    """Return the smallest unsigned type that holds a ring of `bits` bits."""
+    return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if kind().itemsize * 8 >= bits))

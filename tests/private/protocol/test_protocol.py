@@ -1,0 +1,136 @@
+"""Both phases against the twin that replays the run, and every byte against the layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from deepreduce.errors import NetworkError
+from deepreduce.private.program import Program, make_program
+from deepreduce.private.protocol import make_layout
+from deepreduce.private.ring import decode, signed
+from deepreduce.private.twin import Twin
+from deepreduce.private.wire import HEADER_BYTES
+
+from ..program.small import Lambda, images, settle
+from .harness import Run, replayed, residual, run, weight_bits
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return residual()
+
+
+def exact_logits(program: Program, got: Run, values: np.ndarray) -> np.ndarray:
+    """The logits of the twin with the masks of the run, as signed integers."""
+    logits = program.public.logits
+    tensors = replayed(program, values, got.shares)
+    return signed(tensors[logits], program.public.tensors[logits].ring_bits)
+
+
+def check(program: Program, batch: torch.Tensor) -> Run:
+    """Run images privately with both endings, and hold them against the twin."""
+    values = Twin(program).encode(batch.numpy())
+    got = run(program, values, reveal="logits")
+    exact = exact_logits(program, got, values)
+    form = program.public.tensors[program.public.logits]
+    assert got.result.logits is not None
+    expected = decode(exact.view(np.uint64), fraction_bits=form.fraction_bits, bits=form.ring_bits)
+    assert np.array_equal(got.result.logits, expected)
+    labelled = run(program, values)
+    assert labelled.result.logits is None
+    assert np.array_equal(labelled.result.labels, Twin(program).run(batch.numpy()).labels)
+    return labelled
+
+
+def test_a_batch_gives_the_logits_of_the_twin_bit_by_bit(program: Program) -> None:
+    check(program, images(3, 3, 8, 8, seed=5))
+
+
+def test_every_byte_is_in_the_layout(program: Program) -> None:
+    values = Twin(program).encode(images(2, 3, 8, 8, seed=6).numpy())
+    got, layout = run(program, values), make_layout(program.public, weight_bits=weight_bits(program))
+    rounds, units, frame = len(layout.rounds), layout.units, HEADER_BYTES
+    client, server = got.online
+    words = sum(unit.words_bytes for one in layout.rounds for unit in one.units)
+    assert client.sent_bytes == 2 * (layout.input_bytes + words) + frame * (1 + rounds) == server.received_bytes
+    labels = sum(unit.labels_bytes for unit in units)
+    decoding = layout.ending.instances * layout.ending.circuit.output_bits
+    expected = 2 * (labels + decoding + frame * len(units)) + frame
+    assert client.received_bytes == expected == server.sent_bytes
+    assert client.turns == rounds + 1
+    client, _ = got.offline
+    per_bundle = sum(job.request_bytes + frame for job in layout.jobs)
+    per_bundle += sum(unit.corrections_bytes + frame for unit in units)
+    setup = client.sent_bytes - 2 * per_bundle
+    assert 0 < setup < 2_000_000  # the base transfers and the public keys
+    per_bundle = sum(job.answer_bytes + frame for job in layout.jobs) + sum(u.tables_bytes + frame for u in units)
+    assert client.received_bytes == 2 * per_bundle + 4136 + 16 + frame
+
+
+def branches(net: Lambda, x: torch.Tensor) -> torch.Tensor:
+    """ReLU6 of two kinds of input, concatenation, average pooling, and a stretch without ReLU."""
+    a = F.relu6(3 * net.first(x))
+    b = F.relu6(F.max_pool2d(net.second(x), 2))
+    x = torch.cat([F.avg_pool2d(a, 2), b], dim=1)
+    return net.last(net.third(net.depthwise(x)).flatten(1))
+
+
+def test_relu6_depthwise_branches_and_long_stretches() -> None:
+    torch.manual_seed(2)
+    network = settle(
+        Lambda(
+            branches,
+            first=nn.Conv2d(3, 4, 3, padding=1),
+            second=nn.Conv2d(3, 4, 3, padding=1),
+            depthwise=nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            third=nn.Conv2d(8, 6, 3, stride=2, padding=1),
+            last=nn.Linear(24, 5),
+        ),
+        images(64, 3, 8, 8),
+    )
+    check(make_program(network, images(64, 3, 8, 8)), images(3, 3, 8, 8, seed=3))
+
+
+def plain(net: Lambda, x: torch.Tensor) -> torch.Tensor:
+    return net.fc(net.relu(net.conv(x)).flatten(1))
+
+
+@pytest.mark.parametrize("kept", ["all", "some", "one"])
+def test_element_masks(kept: str) -> None:
+    torch.manual_seed(3)
+    layers = {"conv": nn.Conv2d(1, 6, 3, padding=1), "relu": nn.ReLU(), "fc": nn.Linear(6 * 36, 4)}
+    network = settle(Lambda(plain, **layers), images(64, 1, 6, 6))
+    mask = np.ones((6, 6, 6), bool)
+    if kept != "all":
+        mask = np.random.default_rng(0).random((6, 6, 6)) < (0.4 if kept == "some" else 0)
+        mask[2, 3, 1] = True
+    made = make_program(network, images(64, 1, 6, 6), masks={"relu": mask})
+    assert made.public.relus == mask.sum()
+    check(made, images(3, 1, 6, 6, seed=4))
+
+
+def test_a_network_without_any_relu() -> None:
+    torch.manual_seed(4)
+    network = settle(Lambda(lambda net, x: net.fc(x.flatten(1)), fc=nn.Linear(48, 3)), images(64, 3, 4, 4))
+    got = check(make_program(network, images(64, 3, 4, 4)), images(2, 3, 4, 4, seed=1))
+    assert got.online[0].turns == 1
+
+
+def test_units_are_cut_at_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepreduce.private.protocol.layout.PORTION", 64)
+    program = residual()
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    assert len(layout.units) > 5
+    assert [unit.number for unit in layout.units] == list(range(len(layout.units)))
+    check(program, images(2, 3, 8, 8, seed=8))
+
+
+def test_one_class_is_refused() -> None:
+    torch.manual_seed(4)
+    network = settle(Lambda(lambda net, x: net.fc(x.flatten(1)), fc=nn.Linear(48, 1)), images(64, 3, 4, 4))
+    with pytest.raises(NetworkError, match=r"two classes.*Got: .*Do: "):
+        make_program(network, images(64, 3, 4, 4))
