@@ -20,6 +20,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._api import plan_reduce, profile, reduce, train
     from ._environment import environment
+    from ._export import Exported, export
     from .census import Census, take_census
     from .data import Dataset, from_arrays
     from .data import load as load_data
@@ -38,6 +39,8 @@ _HOMES = {
     "plan_reduce": ("_api", "plan_reduce"),
     "train": ("_api", "train"),
     "environment": ("_environment", "environment"),
+    "Exported": ("_export", "Exported"),
+    "export": ("_export", "export"),
     "Census": ("census", "Census"),
     "take_census": ("census", "take_census"),
     "Dataset": ("data", "Dataset"),
@@ -75,6 +78,7 @@ __all__ = [
     "Census",
     "Dataset",
     "DeepReduceError",
+    "Exported",
     "Front",
     "NetworkSpec",
     "Recipe",
@@ -84,6 +88,7 @@ __all__ = [
     "__version__",
     "build",
     "environment",
+    "export",
     "from_arrays",
     "load",
     "load_data",

@@ -17,7 +17,7 @@ from rich.table import Column
 if TYPE_CHECKING:
     from ..training import Job
 
-_PHASES = {"teacher": "Teacher", "criticality": "Criticality", "candidate": "Candidates"}
+_PHASES = {"teacher": "Teacher", "criticality": "Criticality", "masks": "Masks", "candidate": "Candidates"}
 
 
 def console() -> Console:

@@ -30,6 +30,14 @@ def stages(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Read `50000` or `50000,12000`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write whole numbers like 50000 or 50000,12000, not {text!r}") from None
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Read `0.5,0.5,0.5`."""
     try:

@@ -15,9 +15,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="RUN", help="run folder; the same command continues it"
     )
-    parser.add_argument("--budget", type=int, metavar="N", help="train only networks with at most N ReLUs")
     parser.add_argument(
-        "--method", default="deepreduce", metavar="NAME", help="how candidates are found (default deepreduce)"
+        "--budget",
+        type=_options.counts,
+        metavar="N[,N]",
+        help="train only networks with at most N ReLUs; several for methods that make a network for each",
+    )
+    parser.add_argument(
+        "--method",
+        default="deepreduce",
+        metavar="NAME",
+        help="deepreduce (default), snl, senet, relupruner, or channel-pruning",
+    )
+    parser.add_argument(
+        "--granularity",
+        default="element",
+        metavar="NAME",
+        help="what snl, senet and relupruner keep or remove as a whole: element (default), channel or layer",
+    )
+    parser.add_argument(
+        "--search-epochs", type=int, metavar="N", help="epochs in which they find masks (default: those of --epochs)"
     )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train teacher and candidates N times (default 1)"
@@ -47,8 +64,11 @@ def run(options: argparse.Namespace) -> int:
 
     settings = _options.search_settings(
         options,
-        budget=options.budget,
+        budget=max(options.budget) if options.budget else None,
+        budgets=options.budget if options.budget and len(options.budget) > 1 else (),
         method=options.method,
+        granularity=options.granularity,
+        search_epochs=options.search_epochs,
         seeds=options.seeds,
         exponent=DEFAULT_EXPONENT if options.exponent is None else options.exponent,
         criticality_epochs=options.criticality_epochs,

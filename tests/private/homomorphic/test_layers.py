@@ -128,7 +128,7 @@ def test_one_answer_of_every_full_layer_of_resnet18(name: str, shape: Layer, key
     "ring_bits,weight_bits,primes",
     [
         *((2, 2, 0), (32, 8, 1), (35, 10, 1), (37, 13, 2), (40, 13, 3), (43, 16, 3)),
-        *((44, 8, 2), (44, 16, 3), (48, 12, 3), (55, 12, 3), (59, 16, 4), (59, 32, 4)),
+        *((44, 8, 2), (48, 12, 2), (48, 20, 3), (59, 20, 3), (59, 28, 4), (59, 32, 4)),
     ],
 )
 def test_every_prime_set_is_exact_and_keeps_a_bit_of_budget(ring_bits: int, weight_bits: int, primes: int) -> None:

@@ -33,13 +33,13 @@ from deepreduce.private.ring import ExactConvolution, ExactMatrix, random_words,
 
 from .exact import CALM, convolve
 
-RINGS = {27: (56, 56), 34: (60, 60), 44: (56, 40, 40), 59: (60, 60, 60)}
+RINGS = [(27, (56, 56)), (34, (60, 60)), (44, (56, 40, 40)), (59, (60, 48, 48)), (59, (60, 60, 60))]
 WEIGHT_BITS = 8
 
 
-@pytest.fixture(scope="module", params=RINGS)
+@pytest.fixture(scope="module", params=RINGS, ids=str)
 def keys(request: pytest.FixtureRequest) -> Keys:
-    return generate_keys(Parameters(request.param, RINGS[request.param]))
+    return generate_keys(Parameters(*request.param))
 
 
 def exact(op: Convolution | Matrix, weights: np.ndarray, x: np.ndarray, bits: int) -> np.ndarray:

@@ -49,8 +49,12 @@ ANSWERS = {
     (43, (60, 60)): "d319d17eec58cd3a69a4de30f0567ef4",
     (43, (60, 48, 48)): "44efb475a3dfc189fd5ebc7110b66892",
     (35, (56, 40, 40)): "ddd923c218b814f2ad89e6042e37b0d9",
+    (44, (56, 40, 40)): "496b3b031bfe7987644aa28177370699",
+    (47, (60, 60)): "2fa342b310035eee0678669ba233e617",
+    (59, (60, 48, 48)): "93db5bbd800a85224776cf8d3d6da8d8",
+    (59, (60, 60, 60)): "ee2d3e1b21a74f2b696d33027fcf54e6",
 }
-"""SHA-256, cut to 16 bytes, of the body of the answer of `some_words`."""
+"""SHA-256, cut to 16 bytes, of the body of the answer of `some_words`; one prime, then two."""
 
 OTHERS = [Parameters(28, (56, 56)), Parameters(27, (60, 60)), Parameters(27, (56, 40, 40))]
 
@@ -102,12 +106,14 @@ def test_golden_headers(messages: dict[str, bytes]) -> None:
 
 
 def some_words(parameters: Parameters) -> np.ndarray:
-    """Return both polynomials of an answer with one prime, many numbers close to zero and to the prime."""
-    rng, prime, n = np.random.default_rng(parameters.ring_bits), scheme(parameters).primes[0], parameters.degree
-    words = rng.integers(0, prime, (2, n), dtype=np.uint64)
-    words[:, ::7] = prime - 1 - rng.integers(0, 1 << 12, words[:, ::7].shape, dtype=np.uint64)
-    words[:, :3] = [0, 1, prime - 1]
-    return words[:, None]
+    """Return both polynomials of an answer, many residues close to zero and to the prime."""
+    rng, lines = np.random.default_rng(parameters.ring_bits), []
+    for prime in scheme(parameters).answer_primes:
+        words = rng.integers(0, prime, (2, parameters.degree), dtype=np.uint64)
+        words[:, ::7] = prime - 1 - rng.integers(0, 1 << 12, words[:, ::7].shape, dtype=np.uint64)
+        words[:, :3] = [0, 1, prime - 1]
+        lines.append(words)
+    return np.stack(lines, 1)
 
 
 @pytest.mark.parametrize("of", ANSWERS, ids=str)

@@ -92,7 +92,7 @@ def both(server: Callable[[Channel], Any], client: Callable[[Channel], Any]) -> 
         with Channel(sock, deadline_seconds=60, name=name) as channel:
             try:
                 results[name] = work(channel)
-            except BaseException as error:  # noqa: BLE001 - re-raised below
+            except BaseException as error:
                 results[name] = error
 
     threads = [
@@ -127,9 +127,7 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label") -> Run:
 
     def at_client(channel: Channel) -> Any:
         session = setup_client(channel, layout, bytes(range(16)))
-        shares = [
-            prepare_client(channel, layout, session, session.numbers.take(), sink) for sink in client
-        ]
+        shares = [prepare_client(channel, layout, session, session.numbers.take(), sink) for sink in client]
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(client)]
         result = infer_client(channel, layout, materials, values, reveal=reveal)

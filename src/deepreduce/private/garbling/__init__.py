@@ -45,6 +45,7 @@ from .labels import (
     receiver_to_labels,
     sender_to_zero_labels,
 )
+from .program import compile_circuit
 from .types import Evaluated, Garbled, GarblingError, Tweak
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Garbled",
     "GarblingError",
     "Tweak",
+    "compile_circuit",
     "decode_bits",
     "decode_words",
     "describe",

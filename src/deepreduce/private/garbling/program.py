@@ -66,7 +66,7 @@ class Program:
     table_bytes: int
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def compile_circuit(circuit: Circuit) -> Program:
     """Translate a circuit; the result is kept for the next call.
 

@@ -1,8 +1,8 @@
 """Homomorphic linear layers: the client's share goes in encrypted, its share of the output comes back.
 
 The parts: `layer` (shapes), `packing` (convolution as products of polynomials), `tiling` (which cut is cheapest),
-`noise` (why the answer hides the weights), `parameters`, `scheme` (the edge to SEAL), `wire` (messages), `client`,
-`server`, `weights`, `pool`, `steps` (the steps of a program as layers).
+`noise` (why the answer hides the weights), `parameters`, `residues` (arithmetic), `scheme` (the edge to SEAL), `wire`
+(messages), `client`, `server`, `weights`, `pool`, `steps` (the steps of a program as layers). Rings have 2 to 59 bits.
 
     plan = plan_layer(Layer(64, 64, 32, 32, (3, 3), (1, 1), (1, 1)))
     parameters = choose_parameters([plan], ring_bits=27, weight_bits=8)

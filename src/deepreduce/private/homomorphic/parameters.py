@@ -24,8 +24,8 @@ Together a quarter, where half would still decrypt: at least one bit of noise bu
 layer's result is never wrong. How many bits of a number travel depends on k alone: a second prime makes no answer
 longer.
 
-Primes below t are no obstacle. SEAL then lifts a weight w mod t to w or w - t, whichever is the smaller, in integers of
-several words ("fast plain lift" is off), half as fast, once per model. The same two cases hold for every set here.
+Primes below t, as some sets have for k > 43, are no obstacle: SEAL lifts a weight w mod t to w or w - t, whichever is
+smaller, then in integers of several words ("fast plain lift" is off). That is half as fast, and done once per model.
 """
 
 from __future__ import annotations

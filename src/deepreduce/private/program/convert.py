@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ...census import find_relus, trace
+from ...census import find_relus, masked_relu, trace
 from ...census.trace import source_line
 from ...errors import NetworkError, near_misses, problem
 from .graph import Array, Graph, Input, Node
@@ -48,6 +48,7 @@ def convert(network: nn.Module, input: tuple[int, int, int], *, masks: Mapping[s
         input: channels, height and width of one image.
         masks: for call sites of ReLUs (see `deepreduce.census.CallSite`), which elements keep theirs: boolean, of the
             shape of the layer's output for one image; the others become the identity. A mask must keep at least one.
+            A `MaskedReLU` of the network brings its own, and keeps what both keep.
 
     Raises:
         NetworkError: if an operator does not convert, with its place in the user's source and the remedy; if the
@@ -206,6 +207,9 @@ class _Converter(fx.Interpreter):
         assert isinstance(source, Node)
         op = Circuit(RELU6 if site.kind == "relu6" else RELU, width=0, dropped=0)
         mask = self.masks.get(site.name)
+        own = masked_relu(n, self.traced)
+        if own is not None:
+            mask = own.mask.numpy() if mask is None else np.logical_and(own.mask.numpy(), mask)
         if mask is not None:
             chosen: Array = np.asarray(mask)
             if chosen.shape != source.shape or chosen.dtype != np.bool_ or not chosen.any():

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from ...errors import NetworkError, problem
 from ..circuits import Circuit, arg_max, clip, max_pool, relu, rescale
 from ..circuits.functions import CLIENT_SHARE, SERVER_SHARE
+from ..garbling import compile_circuit
 from ..garbling.types import LABEL_BYTES, MAX_LAYERS
 from ..homomorphic import Parameters, StepPlan, answer_size, check_total, choose_parameters, plan_step, request_size
-from ..program import Convolution, Matrix, PublicProgram, Step, is_argmax
 from ..program import Circuit as CircuitOp
+from ..program import Convolution, Matrix, PublicProgram, Step, is_argmax
 from ..program.operations import MAX, MAX_RELU, RELU, RELU6, RESCALE
 from ..transfer import corrections_bytes
 from .packing import packed_bytes, word_type
@@ -172,6 +173,11 @@ class Layout:
     def units(self) -> tuple[Unit, ...]:
         """All units, in the order of their numbers."""
         return (*(unit for one in self.rounds for unit in one.units), self.ending)
+
+    def compile(self) -> None:
+        """Translate all circuits for the kernel now, and not when an image waits: the arg-max takes a while."""
+        for circuit in dict.fromkeys(unit.circuit for unit in self.units):
+            compile_circuit(circuit)
 
     @property
     def input_bytes(self) -> int:

@@ -269,5 +269,3 @@ def dropped_share(layout: Layout, step: Step, shares: Mapping[int, Words]) -> Wo
 
 def _write(sink: Sink, section: str, values: Words, bits: int) -> None:
     sink.write(section, 0, np.ascontiguousarray(values, dtype=word_type(bits)))
-
-

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import problem
 from ..garbling import new_start
 from ..garbling.types import LABEL_BYTES, MAX_BUNDLES, GarblingError
 from ..homomorphic import Keys, Parameters, PublicKey, generate_keys, key_size
@@ -37,7 +38,6 @@ from ..transfer import (
     tree_sums_bytes,
 )
 from ..wire import Channel, Kind
-from ...errors import problem
 from .layout import Layout
 
 

@@ -77,6 +77,7 @@ def _make(names: Sequence[str]) -> tuple[bytes, bytes]:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID
     except ImportError as error:
         raise missing_extra("cryptography", "private", purpose="making a certificate") from error
 
@@ -100,7 +101,7 @@ def _make(names: Sequence[str]) -> tuple[bytes, bytes]:
         encipher_only=False,
         decipher_only=False,
     )
-    both = [x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH]
+    both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(who)

@@ -81,5 +81,6 @@ class PeerError(WireError):
 
 def printable(text: str) -> str:
     """Return `text` as one line without control characters, terminal escapes, or invisible characters."""
-    plain = " ".join(_ESCAPES.sub("", text).split())
-    return "".join(character for character in plain if character.isprintable())
+    plain = _ESCAPES.sub("", text)
+    kept = (c if c.isprintable() else " " if c.isspace() else "" for c in plain)
+    return " ".join("".join(kept).split())

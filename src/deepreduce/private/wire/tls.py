@@ -96,13 +96,7 @@ def connect(
     name = host if server_name is None else check_host(server_name)
     ends = time.monotonic() + check_deadline(deadline_seconds)
     plain = _dial(host, port, ends)
-    try:
-        secure = context.wrap_socket(
-            plain, server_hostname=name.partition("%")[0], do_handshake_on_connect=False
-        )  # from here on `plain` is an empty shell
-    except BaseException:
-        plain.close()
-        raise
+    secure = _wrap(plain, context, f"the server at {address}", address, name.partition("%")[0])
     _shake_hands(secure, max(ends - time.monotonic(), 0.001), f"the server at {address}", address, name)
     return Channel(secure, deadline_seconds=deadline_seconds, name=address)
 
@@ -130,15 +124,10 @@ def accept(
     try:
         check_deadline(handshake_seconds)
         check_deadline(deadline_seconds)
-        secure = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-    except OSError as error:
-        connection.close()
-        raise PeerGone(
-            problem("the client must shake hands", got=error, remedy="nothing; it may try again", where=name)
-        ) from error
     except BaseException:
         connection.close()
         raise
+    secure = _wrap(connection, context, "the client", name, None)
     _shake_hands(secure, handshake_seconds, "the client", name, None)
     return Channel(secure, deadline_seconds=deadline_seconds, name=name)
 
@@ -192,6 +181,25 @@ def _dial(host: str, port: int, ends: float) -> socket.socket:
     ) from last
 
 
+def _wrap(
+    plain: socket.socket, context: ssl.SSLContext, peer: str, where: str, server_hostname: str | None
+) -> ssl.SSLSocket:
+    """Put TLS around a socket, which is an empty shell afterwards; or close it and say what was wrong."""
+    try:
+        plain.getpeername()  # of a peer that has gone already, wrap_socket would leave its own socket open
+        return context.wrap_socket(
+            plain,
+            server_side=server_hostname is None,
+            server_hostname=server_hostname,
+            do_handshake_on_connect=False,
+        )
+    except BaseException as error:
+        plain.close()
+        if isinstance(error, OSError):
+            raise _handshake_failure(error, peer, where, server_hostname) from error
+        raise
+
+
 def _shake_hands(sock: ssl.SSLSocket, seconds: float, peer: str, where: str, name: str | None) -> None:
     """Complete the handshake, or close the socket and say what was wrong."""
     try:
@@ -220,7 +228,7 @@ def _handshake_failure(error: OSError, peer: str, where: str, name: str | None) 
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return TlsError(
             problem(
-                f"{peer} must speak TLS 1.3",
+                f"{peer} must shake hands in TLS 1.3, with a certificate where one is asked for",
                 got=error.reason or error,
                 remedy="check that deepreduce is at both ends, and see the other side's log",
                 where=where,

@@ -1,0 +1,108 @@
+"""Options that the commands of private inference share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..private.deployment import ClientModel
+    from ..private.service import Client
+
+STORE_HELP = "folder of the prepared bundles (default: bundles, beside FILE)"
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gigabytes(text: str) -> int:
+    """Read a size in gigabytes."""
+    try:
+        size = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write a number of gigabytes, not {text!r}") from None
+    if not 0 < size < 1e9:
+        raise argparse.ArgumentTypeError(f"a size in gigabytes lies above 0, not {text!r}")
+    return int(size * 1e9)
+
+
+def at_least_one(text: str) -> int:
+    """Read a whole number from 1 on."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"write a whole number from 1 on, not {text!r}")
+    return number
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --workers and --threads."""
+    parser.add_argument(
+        "--workers",
+        type=at_least_one,
+        default=cores(),
+        metavar="N",
+        help="processes for homomorphic encryption (default: the cores)",
+    )
+    parser.add_argument(
+        "--threads", type=at_least_one, default=cores(), metavar="N", help="threads for the rest (default: the cores)"
+    )
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Add what a client needs to reach its server."""
+    parser.add_argument("--connect", required=True, metavar="HOST:PORT", help="the server")
+    parser.add_argument(
+        "--ca", type=Path, required=True, metavar="PEM", help="the CA that signed its certificate, or the certificate"
+    )
+    parser.add_argument("--server-name", metavar="NAME", help="name in its certificate, if that is not HOST")
+    parser.add_argument(
+        "--cert", type=Path, metavar="PEM", help="certificate of this client, if the server asks for one"
+    )
+    parser.add_argument("--key", type=Path, metavar="PEM", help="its private key")
+    parser.add_argument("--store", type=Path, metavar="DIR", help=STORE_HELP)
+    parser.add_argument(
+        "--store-limit", type=gigabytes, metavar="GB", help="most that bundles may take on the disk (default: no limit)"
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="longest wait for the server, in seconds (default 120)",
+    )
+    add_threads(parser)
+
+
+@contextmanager
+def connected(options: argparse.Namespace, model: ClientModel) -> Iterator[Client]:
+    """Connect as the options say."""
+    import torch
+
+    from ..private.service import Client, default_store
+    from ..private.store import BundleStore
+    from ..private.wire import client_context
+
+    torch.set_num_threads(options.threads)
+    context = client_context(options.ca, cert=options.cert, key=options.key)
+    folder = default_store(options.file) if options.store is None else options.store
+    store = BundleStore(folder, program=model.digest, role="client", limit_bytes=options.store_limit)
+    with Client.connect(
+        options.connect,
+        context,
+        model,
+        store,
+        workers=options.workers,
+        threads=options.threads,
+        deadline_seconds=options.deadline,
+        server_name=options.server_name,
+    ) as client:
+        yield client

@@ -1,0 +1,53 @@
+"""`deepreduce export`: a network of the front as a server's file and a clients' file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ._console import console, print_json
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of a finished reduce")
+    parser.add_argument("--relus", type=int, required=True, metavar="N", help="largest number of ReLUs")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the two files")
+    parser.add_argument("--data", metavar="DATA", help="images that calibrate (default: those of the run)")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="how many of them (default 512)")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=2.0,
+        metavar="X",
+        help="how far beyond the largest value seen a value may go (default 2)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from .. import export
+    from ..private.program import FormatSettings
+
+    made = export(
+        options.run_folder,
+        relus=options.relus,
+        out=options.out,
+        data=options.data,
+        images=options.images,
+        settings=FormatSettings(margin=options.margin),
+    )
+    relus, agreement = made.entry["relus"], made.agreement
+    if options.json:
+        print_json({"server": str(made.server), "client": str(made.client), "relus": relus, "agreement": agreement})
+        return 0
+    screen = console()
+    screen.print(f"{made.entry['label']}: {relus:,} ReLUs")
+    screen.print(
+        f"fixed point gives the same class on {agreement['same_label']:.1%} of {agreement['images']} images",
+        markup=False,
+    )
+    screen.print(f"for the server, secret: {made.server}", soft_wrap=True)
+    screen.print(f"for its clients, public: {made.client}", soft_wrap=True)
+    return 0

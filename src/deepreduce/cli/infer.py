@@ -1,0 +1,82 @@
+"""`deepreduce infer`: the client's party."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._console import console, print_json
+from ._private import add_connection, connected
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the clients' file, from deepreduce export")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files of the network's input size")
+    parser.add_argument(
+        "--reveal",
+        choices=["label", "logits"],
+        default="label",
+        help="what to learn (default label); logits if the server allows it",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_connection(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from ..private.deployment import load_client
+
+    model = load_client(options.file)
+    pixels = read_images(options.images)
+    model.normalise(pixels)  # a wrong size is told before anything is spent
+    with connected(options, model) as client:
+        before = client.traffic
+        answer = client.infer(pixels, reveal=options.reveal)
+        offline = (client.traffic - before) - answer.traffic
+    names = [model.about.classes[label] for label in answer.labels]
+    if options.json:
+        print_json(
+            {
+                "images": [
+                    {"image": str(path), "label": int(label), "class": name, **_logits(answer.logits, index)}
+                    for index, (path, label, name) in enumerate(zip(options.images, answer.labels, names, strict=True))
+                ],
+                "online": {
+                    "seconds": answer.seconds,
+                    "sent_bytes": answer.traffic.sent_bytes,
+                    "received_bytes": answer.traffic.received_bytes,
+                    "round_trips": answer.traffic.turns,
+                },
+                "before": {"sent_bytes": offline.sent_bytes, "received_bytes": offline.received_bytes},
+            }
+        )
+        return 0
+    screen = console()
+    for path, name in zip(options.images, names, strict=True):
+        screen.print(f"{path}: {name}", markup=False, soft_wrap=True)
+    screen.print(
+        f"online: {answer.seconds:.2f} s, {answer.traffic.sent_bytes / 1e6:.2f} MB sent, "
+        f"{answer.traffic.received_bytes / 1e6:.2f} MB received, {answer.traffic.turns} round trips"
+    )
+    return 0
+
+
+def _logits(logits: NDArray[np.float64] | None, index: int) -> dict[str, Any]:
+    return {} if logits is None else {"logits": logits[index].tolist()}
+
+
+def read_images(paths: list[Path]) -> NDArray[np.uint8]:
+    """Read image files: uint8 [images, channels, height, width].
+
+    Raises:
+        DataError: a file cannot be read, or they differ in size.
+    """
+    from ..data.decode import Batch, decode
+
+    return decode([Batch(list(paths), lambda index: str(paths[index]))], len(paths), split="images")[0]

@@ -1,0 +1,6 @@
+"""The two parties as programs: a server for several clients, a client, and the small messages between them."""
+
+from .client import Client, Inference, Preparation, default_store
+from .server import Server, ServerLimits
+
+__all__ = ["Client", "Inference", "Preparation", "Server", "ServerLimits", "default_store"]

@@ -1,0 +1,331 @@
+"""The client: prepares bundles ahead and spends them on images."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from ssl import SSLContext
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UsageError, problem
+from ..deployment import ClientModel
+from ..homomorphic import Pool
+from ..protocol import (
+    ClientSession,
+    Material,
+    Result,
+    Reveal,
+    Seconds,
+    client_sections,
+    infer_client,
+    prepare_client,
+    setup_client,
+)
+from ..ring import Words, encode
+from ..store import Bundle, BundleName, BundleStore
+from ..wire import BUNDLE, Channel, Kind, PeerError, Traffic, WireError, connect
+from .messages import MAX_SMALL_BYTES, PROTOCOL, Hello, Prepare, Ready, Start, Welcome
+
+_SECONDS, _TRAFFIC = (tuple(one.name for one in fields(kind)) for kind in (Seconds, Traffic))
+
+_IN_MEMORY_BYTES = 2_000_000_000
+"""Bundles of one online phase up to this are read into memory before it; more are mapped."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """What the client has after an online phase.
+
+    Attributes:
+        labels: class index of each image.
+        logits: [images, classes] if they were revealed, else None.
+        seconds: from the first masked byte to the last answer.
+        parts: where this party's time went.
+        traffic: bytes and round trips of the online phase.
+    """
+
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float64] | None
+    seconds: float
+    parts: Seconds
+    traffic: Traffic
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What it took to prepare bundles: the offline phase, set-up of the connection included.
+
+    Attributes:
+        bundles: how many.
+        seconds: in all.
+        traffic: bytes and round trips.
+        stored_bytes: of one bundle at this party.
+    """
+
+    bundles: int
+    seconds: float
+    traffic: Traffic
+    stored_bytes: int
+
+
+class Client:
+    """One connection to a server.
+
+        with Client.connect("host:7000", tls, model, store) as client:
+            client.prepare(10)
+            print(client.infer(images).labels)
+
+    Args:
+        channel: connected; it is closed with the client.
+        model: the client's file.
+        store: where bundles lie.
+        workers: processes for the homomorphic work; 0 does it in this process. They start when they are needed.
+        threads: for the evaluation of circuits.
+
+    Raises:
+        WireError: the server speaks another version, or does not follow the protocol.
+        PeerError: the server refuses, because it serves another model or too many clients.
+    """
+
+    def __init__(
+        self, channel: Channel, model: ClientModel, store: BundleStore, *, workers: int = 1, threads: int = 1
+    ) -> None:
+        self._channel, self._model, self._store = channel, model, store
+        self._threads = threads
+        self._pool = Pool(workers) if workers else None
+        self._session: ClientSession | None = None
+        try:
+            channel.send(Kind.HELLO, Hello(model.digest).encode())
+            self._welcome = Welcome.decode(channel.receive_any({Kind.WELCOME: MAX_SMALL_BYTES})[1])
+            if self._welcome.protocol != PROTOCOL:
+                raise WireError(
+                    problem(
+                        f"both parties speak version {PROTOCOL} of the protocol",
+                        got=f"the server speaks {self._welcome.protocol}",
+                        remedy="install the same version of deepreduce at both parties",
+                    )
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        context: SSLContext,
+        model: ClientModel,
+        store: BundleStore,
+        *,
+        workers: int = 1,
+        threads: int = 1,
+        deadline_seconds: float = 120.0,
+        server_name: str | None = None,
+    ) -> Client:
+        """Connect over TLS.
+
+        Args:
+            address: HOST:PORT.
+            context: from `wire.client_context`.
+            model, store, workers, threads: see the class.
+            deadline_seconds: longest wait for any one message.
+            server_name: name in the server's certificate, if it is not the host.
+
+        Raises:
+            WireError: nobody listens, or the server's certificate is not trusted.
+        """
+        channel = connect(address, context, deadline_seconds=deadline_seconds, server_name=server_name)
+        return cls(channel, model, store, workers=workers, threads=threads)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(politely=kind is None)
+
+    def close(self, *, politely: bool = False) -> None:
+        """End the connection and the workers. May be called twice."""
+        if politely:
+            with contextlib.suppress(WireError):  # the server may be gone already
+                self._channel.send(Kind.BYE, deadline_seconds=1.0)
+        self._channel.close()
+        if self._pool is not None:
+            self._pool.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        """Everything that travelled since the connection began."""
+        return self._channel.snapshot()
+
+    def prepare(self, bundles: int, *, progress: Callable[[int], None] | None = None) -> Preparation:
+        """Run the offline phase: bundles of one-time material, one per image to come.
+
+        Args:
+            bundles: how many, at least 1.
+            progress: called with the number of finished bundles.
+
+        Raises:
+            UsageError: the number is out of range.
+            StoreFull: the disk or the store's limit has no room; bundles made before stay.
+            WireError: the server broke off, or does not follow the protocol; bundles made before stay.
+        """
+        if bundles < 1:
+            raise UsageError(problem("at least one bundle is prepared", got=bundles, remedy="ask for 1 or more"))
+        begin, before = time.perf_counter(), self._channel.snapshot()
+        stored, done = 0, 0
+        while done < bundles:
+            count = min(bundles - done, self._welcome.bundles)
+            self._channel.send(Kind.PREPARE, Prepare(count).encode())
+            self._channel.receive(Kind.GO, 0)
+            if self._session is None:
+                self._session = setup_client(self._channel, self._model.layout, self._welcome.session)
+            for _ in range(count):
+                stored = self._prepare_one(self._session)
+                done += 1
+                if progress is not None:
+                    progress(done)
+        return Preparation(bundles, time.perf_counter() - begin, self._channel.snapshot() - before, stored)
+
+    def _prepare_one(self, session: ClientSession) -> int:
+        number = session.numbers.take()
+        name = BundleName(session.identifier, number)
+        sections = client_sections(self._model.layout)
+        with self._store.create(name, sections, {"start": session.start.hex()}) as writer:
+            prepare_client(self._channel, self._model.layout, session, number, writer, pool=self._pool)
+            writer.finish()
+            # The server has published its half when it says so: a half that lies here always has a partner there.
+            ready = Ready.decode(self._channel.receive_any({Kind.READY: MAX_SMALL_BYTES})[1])
+            if ready.number != number:
+                raise WireError(
+                    problem(
+                        f"the server confirms bundle {number}",
+                        got=ready.number,
+                        remedy="connect again and prepare anew",
+                    )
+                )
+            writer.publish()
+        return sum(math.prod(shape) * kind.itemsize for kind, shape in sections.values())
+
+    def encode(self, images: NDArray[np.uint8]) -> Words:
+        """Return pixels as ring elements.
+
+        Args:
+            images: uint8 [n, channels, height, width].
+
+        Raises:
+            DataError: they have another shape.
+        """
+        form = self._model.public.input
+        return encode(self._model.normalise(images), fraction_bits=form.fraction_bits, bits=form.ring_bits)
+
+    def infer(self, images: NDArray[np.uint8], *, reveal: Reveal = "label") -> Inference:
+        """Classify images privately; a bundle is spent on each, and missing ones are prepared first.
+
+        Args:
+            images: uint8 [n, channels, height, width], n at least 1. More than the server takes at once go in turns.
+            reveal: "label" or, if the server allows it, "logits".
+
+        Raises:
+            DataError: the images have another shape.
+            WireError: the server refuses or broke off. Bundles in use are spent then, too.
+        """
+        values = self.encode(images)
+        if not len(values):
+            raise UsageError(problem("at least one image is classified", got="none", remedy="pass images"))
+        if reveal not in self._welcome.reveal:
+            raise UsageError(
+                problem(
+                    f"the server reveals {' or '.join(self._welcome.reveal)}",
+                    got=f"a request for {reveal}",
+                    remedy="ask for what it reveals, or start it with another --reveal",
+                )
+            )
+        parts = [
+            self._infer(values[first : first + self._welcome.images], reveal)
+            for first in range(0, len(values), self._welcome.images)
+        ]
+        return _joined(parts)
+
+    def _infer(self, values: Words, reveal: Reveal) -> Inference:
+        self._model.layout.compile()
+        bundles: list[Bundle] = []
+        try:
+            while len(bundles) < len(values):  # another process may take what we prepare
+                missing = len(values) - len(bundles)
+                bundles += self._store.take_next(missing)  # from here on nobody can use them again
+                if len(bundles) < len(values):
+                    self.prepare(max(1, len(values) - len(bundles) - self._store.count()))
+            load = sum(_size(bundle) for bundle in bundles) <= _IN_MEMORY_BYTES
+            materials = [_material(bundle, load) for bundle in bundles]
+            named = tuple((bundle.name.session, bundle.name.number) for bundle in bundles)
+            self._start(Start(named, reveal))
+            begin, before = time.perf_counter(), self._channel.snapshot()
+            result: Result = infer_client(
+                self._channel, self._model.layout, materials, values, reveal=reveal, threads=self._threads
+            )
+            seconds = time.perf_counter() - begin
+            return Inference(result.labels, result.logits, seconds, result.seconds, self._channel.snapshot() - before)
+        finally:
+            for bundle in bundles:
+                bundle.close()
+
+    def _start(self, start: Start) -> None:
+        """Have the server take its halves of the bundles."""
+        self._channel.send(Kind.START, start.encode())
+        try:
+            self._channel.receive(Kind.GO, 0)
+        except PeerError as error:
+            if error.code == BUNDLE:
+                for session in {session for session, _ in start.bundles}:
+                    self._store.discard(session)
+            raise
+
+
+class _Loaded:
+    """A bundle's sections in memory, each compared with its checksum."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._arrays = {section: bundle.array(section, load=True) for section in bundle.sections}
+
+    def array(self, section: str) -> NDArray[Any]:
+        """Return a section."""
+        return self._arrays[section]
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(math.prod(shape) * kind.itemsize for kind, shape in bundle.sections.values())
+
+
+def _material(bundle: Bundle, load: bool) -> Material:
+    """Return a bundle's material; read from the disk now, if it is not too much, and not when the image waits."""
+    start = bytes.fromhex(str(bundle.meta.get("start")))
+    return Material(bundle.name.number, start, _Loaded(bundle) if load else bundle)
+
+
+def _joined(parts: Sequence[Inference]) -> Inference:
+    """Join the turns of a large batch."""
+    if len(parts) == 1:
+        return parts[0]
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Inference(
+        labels=np.concatenate([part.labels for part in parts]),
+        logits=np.concatenate(logits) if logits else None,
+        seconds=sum(part.seconds for part in parts),
+        parts=Seconds(**{name: sum(getattr(part.parts, name) for part in parts) for name in _SECONDS}),
+        traffic=Traffic(**{name: sum(getattr(part.traffic, name) for part in parts) for name in _TRAFFIC}),
+    )
+
+
+def default_store(file: Path) -> Path:
+    """Return where the bundles of a model's file lie unless the user names another folder."""
+    return file.resolve().parent / "bundles"

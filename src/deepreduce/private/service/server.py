@@ -1,0 +1,366 @@
+"""The server: several clients at once, a thread for each, bounded in everything that a stranger decides."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from ssl import SSLContext
+from types import TracebackType
+
+from ...errors import DeepReduceError, UsageError, problem
+from ..deployment import ServerModel
+from ..homomorphic import Pool, PreparedWeights, prepare_weights
+from ..program import LinearEvaluator
+from ..protocol import (
+    Material,
+    Reveal,
+    Seconds,
+    ServerSession,
+    infer_server,
+    prepare_server,
+    server_sections,
+    setup_server,
+)
+from ..store import Bundle, BundleDamaged, BundleGone, BundleName, BundleStore, StoreFull
+from ..wire import (
+    BUNDLE,
+    BUSY,
+    DEADLINE,
+    INTERNAL,
+    LIMIT,
+    MODEL,
+    POLICY,
+    PROTOCOL,
+    VERSION,
+    Channel,
+    Kind,
+    PeerError,
+    PeerGone,
+    PeerTimeout,
+    WireError,
+    accept,
+)
+from .messages import MAX_IMAGES, MAX_SMALL_BYTES, Hello, Prepare, Ready, Start, Welcome
+from .messages import PROTOCOL as PROTOCOL_VERSION
+
+log = logging.getLogger("deepreduce.server")
+"""One line per connection, phase and refusal; never a share, a label or an image."""
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What one server gives to strangers.
+
+    Attributes:
+        reveal: what clients may learn; the logits tell more of the weights than the label does.
+        clients: connections at once; further ones are told to come again.
+        bundles: most bundles of one request.
+        images: most images of one online phase.
+        deadline_seconds: longest wait for any one message of a client, between requests included.
+        handshake_seconds: longest TLS handshake.
+    """
+
+    reveal: tuple[Reveal, ...] = ("label",)
+    clients: int = 8
+    bundles: int = 1000
+    images: int = 64
+    deadline_seconds: float = 120.0
+    handshake_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: naming what is out of range.
+        """
+        for name, low, high in (
+            ("clients", 1, 10_000),
+            ("bundles", 1, 1 << 31),
+            ("images", 1, MAX_IMAGES),
+            ("deadline_seconds", 0.05, 86_400),
+            ("handshake_seconds", 0.05, 3_600),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(
+                    problem(f"{name} lies between {low} and {high}", got=getattr(self, name), remedy="choose another")
+                )
+        if not self.reveal or not set(self.reveal) <= {"label", "logits"}:
+            raise UsageError(problem("a server reveals label or logits", got=self.reveal, remedy="name one of them"))
+
+
+class Server:
+    """Serves one model.
+
+        with Server(model, store, weights_folder=folder) as server:
+            server.serve(listener, tls)
+
+    Args:
+        model: the server's file.
+        store: where the server's halves of bundles lie.
+        weights_folder: where the transformed weights are kept, about 130 KB per ciphertext product; they hold the
+            model, so the folder is made for its owner alone.
+        limits: what strangers get.
+        workers: processes for the homomorphic work, at least 1; the other threads go on meanwhile.
+        threads: for garbling.
+        progress: called with (layer, layers) while weights are transformed, which the first start does once.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: ServerModel,
+        store: BundleStore,
+        *,
+        weights_folder: Path,
+        limits: ServerLimits | None = None,
+        workers: int = 1,
+        threads: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._model, self._store, self._threads = model, store, threads
+        self.limits = ServerLimits() if limits is None else limits
+        self._layout = model.client.layout
+        self._layout.compile()
+        self._linear = LinearEvaluator(model.client.public, model.program.weights)
+        self._weights = _prepare(model, weights_folder, progress)
+        self._pool = Pool(workers)
+        self._slots = threading.BoundedSemaphore(self.limits.clients)
+        self._greeting = threading.BoundedSemaphore(2 * self.limits.clients + 8)
+        self._stopping = threading.Event()
+        self._channels: set[Channel] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all connections and workers. May be called twice."""
+        self._stopping.set()
+        with self._lock:
+            channels = list(self._channels)
+        for channel in channels:
+            channel.abort()
+        self._pool.close()
+
+    def serve(self, listener: socket.socket, context: SSLContext) -> None:
+        """Accept clients until `close` is called or the listener is closed.
+
+        Args:
+            listener: bound and listening; closed on return.
+            context: from `wire.server_context`.
+        """
+        threads: list[threading.Thread] = []
+        with listener:
+            listener.settimeout(0.5)
+            while not self._stopping.is_set():
+                try:
+                    raw, address = listener.accept()
+                except TimeoutError:
+                    continue
+                except OSError as error:
+                    if self._stopping.is_set() or listener.fileno() < 0:
+                        break
+                    log.warning("accepting failed: %s", error)  # out of descriptors, or the client left again
+                    self._stopping.wait(0.1)
+                    continue
+                threads = [thread for thread in threads if thread.is_alive()]
+                if not self._greeting.acquire(blocking=False):
+                    raw.close()  # a flood: not even a greeting
+                    continue
+                thread = threading.Thread(target=self._greet, args=(raw, context, str(address[0])), daemon=True)
+                threads.append(thread)
+                thread.start()
+        for thread in threads:
+            thread.join(timeout=10)
+
+    def _greet(self, raw: socket.socket, context: SSLContext, peer: str) -> None:
+        """Handshake with one client and serve it; the body of its thread."""
+        try:
+            limits = self.limits
+            with accept(
+                raw,
+                context,
+                handshake_seconds=limits.handshake_seconds,
+                deadline_seconds=limits.deadline_seconds,
+                name=peer,
+            ) as channel:
+                self.handle(channel, peer=peer)
+        except WireError as error:
+            log.info("%s: no handshake: %s", peer, type(error).__name__)
+        finally:
+            self._greeting.release()
+
+    def handle(self, channel: Channel, *, peer: str = "client") -> None:
+        """Serve one connected client until it leaves; whatever it sends, this returns.
+
+        Args:
+            channel: to the client; left closed after an error.
+            peer: its name in the log.
+        """
+        if not self._slots.acquire(blocking=False):
+            channel.fail(BUSY, f"this server has {self.limits.clients} clients; try again later")
+            return
+        with self._lock:
+            self._channels.add(channel)
+        try:
+            _Dialogue(self, channel, peer).run()
+        except PeerError as error:
+            log.info("%s: gave up: %s", peer, error.code)
+        except PeerGone:
+            log.info("%s: gone", peer)
+        except PeerTimeout as error:
+            log.info("%s: too slow", peer)
+            channel.fail(DEADLINE, str(error))
+        except _Refused as error:
+            log.info("%s: refused: %s", peer, error)
+            channel.fail(error.code, str(error))
+        except StoreFull as error:
+            log.error("%s: %s", peer, error)
+            channel.fail(LIMIT, "the server has no room for another bundle; use some, or try again later")
+        except WireError as error:
+            log.info("%s: broke the protocol: %s", peer, error)
+            channel.fail(PROTOCOL, str(error))
+        except DeepReduceError as error:
+            # What a client sent can fail a check far inside; which one is for our eyes alone.
+            log.warning("%s: %s: %s", peer, type(error).__name__, error)
+            channel.fail(PROTOCOL, "the server could not go on with what it received")
+        except Exception:
+            log.exception("%s: failed", peer)
+            channel.fail(INTERNAL, "the server failed; its log says why")
+        finally:
+            with self._lock:
+                self._channels.discard(channel)
+            self._slots.release()
+
+
+class _Refused(DeepReduceError):  # noqa: N818 - an answer, not a failure
+    """A request that the server does not serve."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Dialogue:
+    """One connection."""
+
+    def __init__(self, server: Server, channel: Channel, peer: str) -> None:
+        self._server, self._channel, self._peer = server, channel, peer
+        self._identifier = secrets.token_bytes(16)
+        self._session: ServerSession | None = None
+
+    def run(self) -> None:
+        """Greet, then serve requests until the client says goodbye."""
+        server, channel = self._server, self._channel
+        hello = Hello.decode(channel.receive_any({Kind.HELLO: MAX_SMALL_BYTES})[1])
+        if hello.protocol != PROTOCOL_VERSION:
+            raise _Refused(VERSION, f"this server speaks version {PROTOCOL_VERSION}; install the same release")
+        if hello.model != server._model.client.digest:
+            raise _Refused(MODEL, "this server serves another model; take the client file that belongs to it")
+        limits = server.limits
+        channel.send(Kind.WELCOME, Welcome(self._identifier, limits.reveal, limits.images, limits.bundles).encode())
+        while True:
+            kind, message = channel.receive_any(
+                {Kind.PREPARE: MAX_SMALL_BYTES, Kind.START: MAX_SMALL_BYTES, Kind.BYE: 0}
+            )
+            if kind == Kind.BYE:
+                return
+            if kind == Kind.PREPARE:
+                self._prepare(Prepare.decode(message))
+            else:
+                self._infer(Start.decode(message))
+
+    def _prepare(self, asked: Prepare) -> None:
+        """Run the offline phase for some bundles."""
+        server, channel = self._server, self._channel
+        if asked.bundles > server.limits.bundles:
+            raise _Refused(LIMIT, f"at most {server.limits.bundles} bundles are prepared per request")
+        channel.send(Kind.GO)
+        if self._session is None:
+            self._session = setup_server(channel, server._layout, self._identifier)
+        session, sections = self._session, server_sections(server._layout)
+        for _ in range(asked.bundles):
+            number = session.numbers.take()
+            name = BundleName(session.identifier, number)
+            with server._store.create(name, sections, {"start": session.start.hex()}) as writer:
+                prepare_server(
+                    channel,
+                    server._layout,
+                    session,
+                    number,
+                    server._weights,
+                    writer,
+                    pool=server._pool,
+                    threads=server._threads,
+                )
+                writer.finish()
+                writer.publish()
+            channel.send(Kind.READY, Ready(number).encode())
+        log.info("%s: prepared %d bundles", self._peer, asked.bundles)
+
+    def _infer(self, start: Start) -> None:
+        """Take the bundles that the client names and run the online phase."""
+        server, channel = self._server, self._channel
+        if start.reveal not in server.limits.reveal:
+            raise _Refused(POLICY, f"this server reveals {' or '.join(server.limits.reveal)}")
+        if len(start.bundles) > server.limits.images:
+            raise _Refused(LIMIT, f"at most {server.limits.images} images go at once")
+        with contextlib.ExitStack() as stack:
+            materials = [self._take(stack, *named) for named in start.bundles]
+            channel.send(Kind.GO)
+            seconds = infer_server(channel, server._layout, server._linear, materials, reveal=start.reveal)
+        log.info("%s: %d images, %s", self._peer, len(materials), _written(seconds))
+
+    def _take(self, stack: contextlib.ExitStack, session: bytes, number: int) -> Material:
+        """Take one bundle; from here on it exists in this thread alone."""
+        try:
+            bundle: Bundle = self._server._store.take(BundleName(session, number))
+        except (BundleGone, BundleDamaged) as error:
+            log.info("%s: no bundle %s-%d: %s", self._peer, session.hex(), number, type(error).__name__)
+            raise _Refused(
+                BUNDLE, "the server does not have its half of a bundle; prepare new ones and try again"
+            ) from error
+        stack.callback(bundle.close)
+        return Material(number, bytes.fromhex(str(bundle.meta.get("start"))), bundle)
+
+
+def _written(seconds: Seconds) -> str:
+    return f"linear {seconds.linear:.3f} s, circuits {seconds.circuits:.3f} s, channel {seconds.channel:.3f} s"
+
+
+def _prepare(
+    model: ServerModel, folder: Path, progress: Callable[[int, int], None] | None
+) -> dict[int, PreparedWeights]:
+    """Transform all weights, or map what an earlier start left in the folder."""
+    folder = folder / model.client.digest.hex()[:32]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    layout, found = model.client.layout, {}
+    for number, job in enumerate(layout.jobs):
+        if progress is not None:
+            progress(number, len(layout.jobs))
+        weight = model.program.weights[job.step.output].weight
+        assert weight is not None  # check_weights has made sure
+        found[job.step.output] = prepare_weights(
+            job.parameters,
+            job.plan.plan,
+            job.plan.fit_weights(weight),
+            weight_bits=layout.weight_bits,
+            file=folder / f"{job.step.output}.ntt",
+        )
+    if progress is not None:
+        progress(len(layout.jobs), len(layout.jobs))
+    return found
