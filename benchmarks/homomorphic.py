@@ -49,6 +49,7 @@ from deepreduce.private.homomorphic import (
     request,
     respond,
 )
+from deepreduce.private.homomorphic.residues import add_modulo, compose
 from deepreduce.private.homomorphic.scheme import scheme
 from deepreduce.private.homomorphic.wire import read_answer
 
@@ -168,18 +169,19 @@ def measure(layer: Layer, keys: Keys, pool: Pool, folder: Path, weight_bits: int
 def budget(keys: Keys, answer: Answer) -> float:
     """Return the least noise budget of the coefficients that an answer holds: -log2 of twice the invariant noise."""
     parameters, context = keys.parameters, scheme(keys.parameters)
-    prime, t = context.primes[0], 1 << parameters.ring_bits
-    secret = context.evaluator.mod_switch_to(context.secret_weights(keys), context.context.last_parms_id())
+    modulus, t = math.prod(context.answer_primes), 1 << parameters.ring_bits
+    secret = context.evaluator.mod_switch_to(context.secret_weights(keys), context.answer_level)
     largest = 0
     for body, (places, _) in zip(answer.bodies, answer.plan.results, strict=True):
         words = read_answer(parameters, body, places)
         both = context.ciphertext(np.stack([words[1], words[1]]), "answer")  # SEAL refuses one that is zero
         product = context.evaluator.multiply_plain(context.evaluator.transform_to_ntt(both), secret)
-        masked = context.words(context.evaluator.transform_from_ntt(product))[0, 0]
-        phase = (words[0][places].astype(object) + masked[places]) % prime * t
-        noise = (phase + prime // 2) % prime - prime // 2
+        masked = context.words(context.evaluator.transform_from_ntt(product))[0]
+        numbers = compose(add_modulo(words[0], masked, context.answer_primes), context.answer_primes)[:, places]
+        phase = sum(limb.astype(object) << 64 * place for place, limb in enumerate(numbers)) * t
+        noise = (phase + modulus // 2) % modulus - modulus // 2
         largest = max(largest, int(abs(noise).max()))
-    return math.log2(prime / 2 / largest)
+    return math.log2(modulus / 2 / largest)
 
 
 class Clock:

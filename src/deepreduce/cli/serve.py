@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         deadline_seconds=options.deadline,
     )
     context = server_context(options.cert, options.key, client_ca=options.client_ca)
-    host, port = parse_address(options.listen)
+    host, port = parse_address(options.listen, listening=True)
     model = load_server(options.file)
     folder = default_store(options.file) if options.store is None else options.store
     store = BundleStore(folder, program=model.client.digest, role="server", limit_bytes=options.store_limit)

@@ -291,3 +291,16 @@ def test_an_interrupt_within_a_frame_leaves_the_channel_dead(pair: Pair, monkeyp
         pair[0].receive(Kind.BYE, 0)
     with pytest.raises(WireError, match="was interrupted"):
         pair[0].receive(Kind.BYE, 0)
+
+
+def test_another_thread_can_cut_the_connection(pair: Pair) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pair[0].receive, Kind.BYE, 0, deadline_seconds=30)
+        time.sleep(0.1)
+        begin = time.monotonic()
+        pair[0].abort()
+        with pytest.raises(PeerGone):
+            waiting.result(timeout=10)
+    assert time.monotonic() - begin < 5
+    pair[0].close()
+    pair[0].abort()  # after the end it does nothing

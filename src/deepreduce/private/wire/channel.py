@@ -207,6 +207,12 @@ class Channel:
                 self._linger()
         self.close()
 
+    def abort(self) -> None:
+        """Cut the connection from another thread: whoever waits in this channel gets an error at once."""
+        with contextlib.suppress(OSError):
+            # Of the TCP connection itself: an SSLSocket's own method would change the object under its user's feet.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection; a second call does nothing."""
         self._closed = True
