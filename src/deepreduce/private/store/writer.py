@@ -52,7 +52,7 @@ class _Filling:
         after = self.spans[place] if place < len(self.spans) else None
         if (before and before[1] > start) or (after and after[0] < end):
             return False
-        self.in_order = self.in_order and start == (before[1] if before else 0) and after is None
+        self.in_order = self.in_order and start == (before[1] if before else 0)
         first = last = place
         if before and before[1] == start:
             first, start = place - 1, before[0]
