@@ -49,7 +49,7 @@ def test_a_ring_is_the_preactivation_and_the_weight_bits_on_the_way() -> None:
     made = circuits(program)
     assert [name for name, *_ in made] == ["net:relu", "net:relu#2", "net:relu#3"]
     for _, op, ring_in, ring_out in made:
-        assert op.width == 16  # 15 bits and a sign
+        assert op.width == 14  # 13 bits and a sign
         assert op.width + op.dropped == ring_in
         assert 16 <= ring_out <= 36  # the last one carries the sums of the pool and the logits
     # what leaves a circuit has the ring of what enters the next one

@@ -4,7 +4,7 @@ Forwards, fraction bits add up: a layer's output has the fraction bits of its in
 tensor needs the ring that its readers need: `width + dropped` for a circuit, the ring of the output for a linear
 step, less the shift where it is multiplied by a power of two. What leaves a circuit carries the larger ring of its
 readers, so a long branch without a circuit is paid for by the ReLUs in front of it. A `rescale` circuit refreshes
-the ring in the middle. It is put where it saves AND gates in sum, or where the ring would otherwise be too large.
+the ring in the middle. It is put where the ring would otherwise be too large, and where it saves AND gates in sum.
 """
 
 from __future__ import annotations
@@ -164,12 +164,14 @@ def _rings(made: Formats, order: list[Node], output: Node, settings: FormatSetti
 def gates(n: int, kind: str, width: int, ring: int, window: int = 1) -> int:
     """Estimate the AND gates of a circuit layer, to weigh one plan against another.
 
-    An adder of w bits, a comparison, a selection and a subtraction mod 2^k cost one AND gate a bit each.
+    An adder of w bits, a comparison and a selection cost one AND gate a bit each. The words that come out cost about a
+    third of one per bit, twice that in a large ring; the size of the ring does not matter otherwise.
     """
     if kind == ARGMAX:
         return n * (width + 2 * width)
-    total = n * (window * width + (window - 1) * 2 * width + ring)
-    return total if kind == RESCALE else total + n * (width - 1) * (2 if kind.endswith("6") else 1)
+    words = width // 3 * (1 if ring <= 32 else 2)
+    total = n * (window * width + (window - 1) * 2 * width + words)
+    return total + n * (width - 1) if kind.endswith("6") else total
 
 
 def _count(made: Formats, order: list[Node], settings: FormatSettings) -> None:

@@ -24,15 +24,14 @@ class FormatSettings:
         tolerance: largest root mean square error of the logits on the calibration images, in units of the standard
             deviation of the logits, above 0. A program beyond it gets up to six more weight, activation and input bits,
             and is refused if that does not do. At 0.003 an untrained network, whose largest logits lie as close
-            together as
-            chance has it, keeps about 99.5 % of its labels; trained ones keep more.
+            together as chance has it, keeps about 99.5 % of its labels; trained ones keep more.
         merge: whether neighbouring linear layers are merged where that is cheaper.
     """
 
     margin: float = 2.0
-    activation_bits: int = 15
-    weight_bits: int = 10
-    input_bits: int = 16
+    activation_bits: int = 13
+    weight_bits: int = 8
+    input_bits: int = 13
     logit_bits: int = 20
     max_ring_bits: int = 59
     tolerance: float = 0.003

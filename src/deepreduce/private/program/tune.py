@@ -15,8 +15,8 @@ from .operations import RESCALE, Circuit
 from .plan import plan, weight_fraction
 from .settings import FormatSettings
 
-GATE = 220.0
-"""Cost of one AND gate, in MACs: a ReLU of 60 gates takes about 1 us online, a MAC 0.075 ns."""
+GATE = 400.0
+"""Cost of one AND gate, in MACs: a ReLU of 20 gates takes about 0.6 us online, a MAC 0.075 ns."""
 
 _LEAST = 0.02
 """Share of the whole cost that a merging must save, because the plan behind it is an estimate."""
