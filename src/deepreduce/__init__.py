@@ -20,6 +20,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._api import plan_reduce, profile, reduce, train
     from ._environment import environment
+    from ._estimate import estimate
     from ._export import Exported, export
     from .census import Census, take_census
     from .data import Dataset, from_arrays
@@ -39,6 +40,7 @@ _HOMES = {
     "plan_reduce": ("_api", "plan_reduce"),
     "train": ("_api", "train"),
     "environment": ("_environment", "environment"),
+    "estimate": ("_estimate", "estimate"),
     "Exported": ("_export", "Exported"),
     "export": ("_export", "export"),
     "Census": ("census", "Census"),
@@ -88,6 +90,7 @@ __all__ = [
     "__version__",
     "build",
     "environment",
+    "estimate",
     "export",
     "from_arrays",
     "load",

@@ -40,8 +40,9 @@ class Exported:
 def export(
     run: Front | Path | str,
     *,
-    relus: int,
     out: Path | str,
+    relus: int | None = None,
+    entry: str | None = None,
     data: str | Dataset | None = None,
     images: int = 512,
     settings: FormatSettings | None = None,
@@ -51,8 +52,9 @@ def export(
 
     Args:
         run: a front, or the run folder of a finished reduce.
-        relus: largest number of ReLUs.
         out: folder for the two files.
+        relus: largest number of ReLUs: the most accurate network within it is taken.
+        entry: instead of that, the id of a network on the front; "teacher" for the full one.
         data: the images that calibrate the fixed-point formats; None takes the run's by its name. Training images
             alone are used.
         images: how many of them, at least 2; the more, the surer that no value leaves its range.
@@ -63,7 +65,7 @@ def export(
         The files and what they hold.
 
     Raises:
-        UsageError: no network of the front is within the budget, or `images` is out of range.
+        UsageError: no network of the front is within the budget or has this id, or `images` is out of range.
         NetworkError: the network does not convert, with its place and the remedy.
         DataError: the images are not those of the network.
         RunError, RecipeError: the run folder is not complete.
@@ -74,8 +76,8 @@ def export(
     if images < 2:
         raise UsageError(problem("at least two images calibrate", got=images, remedy="take some hundreds"))
     front = run if isinstance(run, Front) else Front.read(run)
-    entry = front.best(relus=relus)
-    reduced, recipe = front.load(entry, network=network)
+    chosen = _chosen(front, relus, entry)
+    reduced, recipe = front.load(chosen, network=network)
     named = str(front.content["data"]["name"])
     source = _load(data if data is not None else named, len(recipe.classes))
     if source.input != recipe.spec.input or source.classes != recipe.classes:
@@ -88,11 +90,11 @@ def export(
             )
         )
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
-    chosen = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(0))[:images]
-    calibration = (source.train.images[chosen].float() / 255 - mean) / std
+    some = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(0))[:images]
+    calibration = (source.train.images[some].float() / 255 - mean) / std
     program = make_program(reduced, calibration, settings=settings)
     about = About(
-        network=f"{recipe.spec.name}, {entry['label']}" if entry.get("label") else recipe.spec.name,
+        network=f"{recipe.spec.name}, {chosen['label']}",
         relus=program.public.relus,
         classes=recipe.classes,
         mean=recipe.mean,
@@ -101,7 +103,28 @@ def export(
     server, client = save_model(make_model(program, about), Path(out))
     assert program.report is not None
     report = program.report.to_json()
-    return Exported(server, client, entry, report["agreement"], report)
+    return Exported(server, client, chosen, report["agreement"], report)
+
+
+def _chosen(front: Front, relus: int | None, entry: str | None) -> dict[str, Any]:
+    """Return the entry that the caller means."""
+    if (relus is None) == (entry is None):
+        raise UsageError(
+            problem("a budget or a network is named", got="both" if entry else "neither", remedy="pass relus or entry")
+        )
+    if relus is not None:
+        return front.best(relus=relus)
+    known: dict[str, dict[str, Any]] = {str(one["id"]): one for one in (front.content["teacher"], *front.entries)}
+    if entry is None or entry not in known:
+        raise UsageError(
+            problem(
+                "the network is on the front",
+                got=repr(entry),
+                remedy=f"choose one of {', '.join(known)}",
+                where=front.folder,
+            )
+        )
+    return known[entry]
 
 
 def _load(data: str | Dataset, classes: int) -> Dataset:

@@ -85,6 +85,30 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(
     assert not Path("run").exists()
 
 
+def test_a_method_that_finds_masks(
+    net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepreduce.training.estimate._MEASURE_SECONDS", 0.02)
+    typed = ["reduce", net, "--out", "run", *QUICK, "--workers", "1", "--method", "snl", "--search-epochs", "2"]
+    typed += ["--granularity", "channel", "--budget", "96,48"]
+    assert main([*typed, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [(job["kind"], job["label"], job["epochs"]) for job in plan["jobs"]] == [
+        ("teacher", "teacher", 1),
+        ("masks", "masks: snl by channel, budget 96", 2),
+        ("masks", "masks: snl by channel, budget 48", 2),
+        ("candidate", "snl by channel, budget 96", 1),
+        ("candidate", "snl by channel, budget 48", 1),
+    ]
+    assert main(typed) == 0
+    shown = capsys.readouterr()
+    assert "Method: snl by channel, 2 epochs of search" in " ".join(shown.out.split()) and "Masks: 2" in shown.err
+    front = json.loads(Path("run/front.json").read_text())
+    assert sorted(entry["relus"] for entry in front["candidates"]) == [48, 96]
+    assert main(["reduce", net, "--out", "run", *QUICK, "--workers", "1", "--method", "channel-pruning"]) == 0
+    assert "Method: channel-pruning." in capsys.readouterr().out
+
+
 def test_env_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 0
     assert "torch" in json.loads(capsys.readouterr().out)["versions"]
@@ -105,7 +129,13 @@ def test_env_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs", "0"], "--epochs"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs", "x"], "invalid int"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--fade", "1"], "--fade"),
-        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl2"], "--method"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl2"], "did you mean snl"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl", "--granularity", "pixel"], "--granularity"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--granularity", "layer"], "--granularity"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl", "--search-epochs", "0"], "--search-epochs"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--budget", "200,100"], "--budget"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--budget", "1e5"], "whole numbers"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--width", "0.125", "--method", "snl", "--granularity", "layer", "--budget", "9"], "smallest candidate"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--workers", "0"], "--workers"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--executor", "rya"], "did you mean ray"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--tracker", "tensorbord"], "did you mean tensorboard"),

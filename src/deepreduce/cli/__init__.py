@@ -21,6 +21,7 @@ _COMMANDS = {
     "train": "train the full-ReLU teacher",
     "reduce": "find the Pareto front of accuracy and ReLUs",
     "report": "write the HTML page and the plots of a run",
+    "estimate": "say what a private inference will cost, before it is run",
     "export": "write a reduced network as a server's file and a clients' file",
     "serve": "run the server of private inference",
     "prepare": "run the offline phase of private inference ahead of time",

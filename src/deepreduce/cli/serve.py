@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+from ..errors import UsageError, problem
 from ._console import say
 from ._private import STORE_HELP, add_threads, gigabytes
 
@@ -79,16 +80,20 @@ def run(options: argparse.Namespace) -> int:
         if done == total:
             say("the weights are ready")
 
-    with Server(
-        model,
-        store,
-        weights_folder=folder / "weights",
-        limits=limits,
-        workers=options.workers,
-        threads=options.threads,
-        progress=progress,
-    ) as server:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # Before the weights, so that a wrong address is told at once; who connects meanwhile waits.
+    listener = _listen(host, port)
+    with (
+        listener,
+        Server(
+            model,
+            store,
+            weights_folder=folder / "weights",
+            limits=limits,
+            workers=options.workers,
+            threads=options.threads,
+            progress=progress,
+        ) as server,
+    ):
         # This line is what scripts wait for.
         print(f"listening on {_written(listener)}", flush=True)
         if threading.current_thread() is threading.main_thread():
@@ -96,6 +101,20 @@ def run(options: argparse.Namespace) -> int:
             say(f"{about.network}: {about.relus:,} ReLUs; process {os.getpid()}; stop with Ctrl-C")
         server.serve(listener, context)
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UsageError(
+            problem(
+                "the server can listen at --listen",
+                got=error.strerror or error,
+                remedy="choose a free port of this computer, and one above 1023 unless you are root",
+                where=f"{host} port {port}",
+            )
+        ) from error
 
 
 def _written(listener: socket.socket) -> str:

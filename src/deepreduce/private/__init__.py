@@ -1,4 +1,4 @@
-"""What private inference costs."""
+"""Private inference between two parties, and what it costs."""
 
 from .estimate import delphi_online_seconds
 

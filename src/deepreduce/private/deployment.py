@@ -30,6 +30,7 @@ from ..errors import DataError, RecipeError, problem
 from .program import Program, PublicProgram, program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .program.files import MAX_PUBLIC_BYTES, MAX_SECRET_BYTES
 from .protocol.layout import Layout, make_layout
+from .wire.errors import printable
 
 CLIENT, SERVER, VERSION = "deepreduce.client", "deepreduce.server", 1
 CLIENT_FILE, SERVER_FILE = "client.safetensors", "server.safetensors"
@@ -197,6 +198,8 @@ def _about_bytes(model: ClientModel, form: str) -> NDArray[np.uint8]:
 
 def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
     try:
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise _damaged(path, "no regular file")
         size = path.stat().st_size
         if size > MAX_PUBLIC_BYTES + MAX_SECRET_BYTES:
             raise _damaged(path, f"{size:,} bytes")
@@ -205,7 +208,7 @@ def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
         raise RecipeError(
             problem("the file can be read", got=error.strerror, remedy="check the path", where=path)
         ) from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     expected = {"program", "about"} | ({"weights"} if form == SERVER else set())
     if set(arrays) != expected or any(array.dtype != np.uint8 or array.ndim != 1 for array in arrays.values()):
@@ -227,9 +230,9 @@ def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
         public = public_from_bytes(arrays["program"].tobytes())
         channels = public.input.shape[0]
         about = About(
-            network=json_field(value, "network", str),
+            network=printable(json_field(value, "network", str)),
             relus=json_field(value, "relus", int),
-            classes=tuple(json_list(value, "classes", str, length=public.classes)),
+            classes=tuple(map(printable, json_list(value, "classes", str, length=public.classes))),
             mean=tuple(json_list(value, "mean", float, length=channels)),
             std=tuple(json_list(value, "std", float, length=channels)),
         )

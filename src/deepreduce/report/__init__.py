@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepreduce.report.costs import estimate_notes, estimate_table
     from deepreduce.report.figures import write_figures
     from deepreduce.report.front import Headline, check_front, headline
     from deepreduce.report.page import write_page
+    from deepreduce.report.private import private_table
     from deepreduce.report.tables import candidates_table, criticality_table, front_table, plan_table, profile_table
 
 _HOMES = {
@@ -18,9 +20,12 @@ _HOMES = {
     "candidates_table": "tables",
     "check_front": "front",
     "criticality_table": "tables",
+    "estimate_notes": "costs",
+    "estimate_table": "costs",
     "front_table": "tables",
     "headline": "front",
     "plan_table": "tables",
+    "private_table": "private",
     "profile_table": "tables",
     "write_figures": "figures",
     "write_page": "page",
@@ -31,9 +36,12 @@ __all__ = [
     "candidates_table",
     "check_front",
     "criticality_table",
+    "estimate_notes",
+    "estimate_table",
     "front_table",
     "headline",
     "plan_table",
+    "private_table",
     "profile_table",
     "write_figures",
     "write_page",

@@ -98,6 +98,18 @@ def duration(seconds: object) -> str:
     return f"{known / 3600:,.1f} h"
 
 
+def size(value: object) -> str:
+    """Return a number of bytes for people, in powers of ten: 512 B, 8.19 KB, 186 MB, 1.25 GB."""
+    known = number(value)
+    if known is None:
+        return UNKNOWN
+    unit = 0
+    while known >= 999.5 and unit < 4:
+        known, unit = known / 1000, unit + 1
+    digits = 0 if unit == 0 or known >= 99.95 else 1 if known >= 9.995 else 2
+    return f"{known:.{digits}f} {('B', 'KB', 'MB', 'GB', 'TB')[unit]}"
+
+
 def resolution(value: object) -> str:
     """Return a feature-map resolution as 32x32, from [32, 32], 32, or '32x32'."""
     if isinstance(value, list | tuple):

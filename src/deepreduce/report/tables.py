@@ -85,6 +85,7 @@ def front_table(front: Json) -> Table:
         f"Pareto front: {words.clean(front['network'].get('name'))} on {words.clean(front['data'].get('name'))}",
         [
             _summary(front),
+            _method(front),
             f"Accuracy in % and its 95 % interval. Change: points against the teacher, {split} images.",
             f"Latency: one private inference, {words.LATENCY}.",
         ],
@@ -109,6 +110,18 @@ def front_table(front: Json) -> Table:
             end_section=own,
         )
     return table
+
+
+def _method(front: Json) -> str:
+    """Say how the candidates were found, where the file says it."""
+    settings = front["settings"] if isinstance(front.get("settings"), dict) else {}
+    if not settings.get("method"):
+        return ""
+    words_of = [f"Method: {words.clean(settings['method'])}"]
+    if settings.get("search_epochs"):
+        words_of.append(f"by {words.clean(settings.get('granularity'))}, {words.count(settings['search_epochs'])}")
+        words_of.append("epochs of search, counted with the training")
+    return " ".join(words_of) + "."
 
 
 def _summary(front: Json) -> str:
@@ -137,7 +150,7 @@ def candidates_table(front: Json) -> Table:
     done = sum(entry["status"] == "done" for entry in rows)
     table = _table(
         f"Candidates: {len(rows)}, of which {done} done",
-        ["Accuracy on validation images in % and its 95 % interval. * on the front."],
+        ["Accuracy on validation images in % and its 95 % interval. * on the front.", _method(front)],
     )
     table.add_column("Network", min_width=18, overflow="fold")
     for name in ("ReLUs", "Fewer", "MACs"):

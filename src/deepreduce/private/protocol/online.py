@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import DeepReduceError, problem
 from ..circuits import from_bits
 from ..garbling import Tweak, decode_bits, decode_words, evaluate, garbler_labels, mask_words
 from ..garbling.types import LABEL_BYTES
@@ -148,7 +149,16 @@ def infer_client(
     with seconds.on("channel"):
         message = channel.receive(Kind.RESULT, colours.size)
     decoding = np.frombuffer(message, np.uint8).reshape(colours.shape)
-    return Result(from_bits(decode_bits(colours, decoding)).astype(np.int64), None, seconds)
+    labels = from_bits(decode_bits(colours, decoding)).astype(np.int64)
+    if labels.max(initial=0) >= public.classes:
+        raise DeepReduceError(
+            problem(
+                f"a class is below {public.classes}",
+                got=int(labels.max()),
+                remedy="prepare new bundles; if it happens again, the server does not follow the protocol",
+            )
+        )
+    return Result(labels, None, seconds)
 
 
 def infer_server(

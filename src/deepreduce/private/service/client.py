@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from ssl import SSLContext
@@ -30,7 +30,7 @@ from ..protocol import (
     setup_client,
 )
 from ..ring import Words, encode
-from ..store import Bundle, BundleName, BundleStore
+from ..store import Bundle, BundleDamaged, BundleName, BundleStore
 from ..wire import BUNDLE, Channel, Kind, PeerError, Traffic, WireError, connect
 from .messages import MAX_SMALL_BYTES, PROTOCOL, Hello, Prepare, Ready, Start, Welcome
 
@@ -100,9 +100,10 @@ class Client:
     ) -> None:
         self._channel, self._model, self._store = channel, model, store
         self._threads = threads
-        self._pool = Pool(workers) if workers else None
+        self._pool: Pool | None = None
         self._session: ClientSession | None = None
         try:
+            self._pool = Pool(workers) if workers else None
             channel.send(Kind.HELLO, Hello(model.digest).encode())
             self._welcome = Welcome.decode(channel.receive_any({Kind.WELCOME: MAX_SMALL_BYTES})[1])
             if self._welcome.protocol != PROTOCOL:
@@ -183,18 +184,28 @@ class Client:
             raise UsageError(problem("at least one bundle is prepared", got=bundles, remedy="ask for 1 or more"))
         begin, before = time.perf_counter(), self._channel.snapshot()
         stored, done = 0, 0
-        while done < bundles:
-            count = min(bundles - done, self._welcome.bundles)
-            self._channel.send(Kind.PREPARE, Prepare(count).encode())
-            self._channel.receive(Kind.GO, 0)
-            if self._session is None:
-                self._session = setup_client(self._channel, self._model.layout, self._welcome.session)
-            for _ in range(count):
-                stored = self._prepare_one(self._session)
-                done += 1
-                if progress is not None:
-                    progress(done)
+        with self._whole_or_over():
+            while done < bundles:
+                count = min(bundles - done, self._welcome.bundles)
+                self._channel.send(Kind.PREPARE, Prepare(count).encode())
+                self._channel.receive(Kind.GO, 0)
+                if self._session is None:
+                    self._session = setup_client(self._channel, self._model.layout, self._welcome.session)
+                for _ in range(count):
+                    stored = self._prepare_one(self._session)
+                    done += 1
+                    if progress is not None:
+                        progress(done)
         return Preparation(bundles, time.perf_counter() - begin, self._channel.snapshot() - before, stored)
+
+    @contextlib.contextmanager
+    def _whole_or_over(self) -> Iterator[None]:
+        """End the connection if a phase breaks off: the server waits for the rest of it, and nothing else fits."""
+        try:
+            yield
+        except BaseException:
+            self._channel.close()
+            raise
 
     def _prepare_one(self, session: ClientSession) -> int:
         number = session.numbers.take()
@@ -262,17 +273,20 @@ class Client:
         try:
             while len(bundles) < len(values):  # another process may take what we prepare
                 missing = len(values) - len(bundles)
-                bundles += self._store.take_next(missing)  # from here on nobody can use them again
-                if len(bundles) < len(values):
-                    self.prepare(max(1, len(values) - len(bundles) - self._store.count()))
+                short = missing - self._store.count()
+                if short > 0:  # before any is taken, so that a failure costs none
+                    self.prepare(short)
+                with contextlib.suppress(BundleDamaged):  # it is gone, and another one takes its place
+                    bundles += self._store.take_next(missing)  # from here on nobody can use them again
             load = sum(_size(bundle) for bundle in bundles) <= _IN_MEMORY_BYTES
             materials = [_material(bundle, load) for bundle in bundles]
             named = tuple((bundle.name.session, bundle.name.number) for bundle in bundles)
-            self._start(Start(named, reveal))
-            begin, before = time.perf_counter(), self._channel.snapshot()
-            result: Result = infer_client(
-                self._channel, self._model.layout, materials, values, reveal=reveal, threads=self._threads
-            )
+            with self._whole_or_over():
+                self._start(Start(named, reveal))
+                begin, before = time.perf_counter(), self._channel.snapshot()
+                result: Result = infer_client(
+                    self._channel, self._model.layout, materials, values, reveal=reveal, threads=self._threads
+                )
             seconds = time.perf_counter() - begin
             return Inference(result.labels, result.logits, seconds, result.seconds, self._channel.snapshot() - before)
         finally:

@@ -107,9 +107,12 @@ class Welcome:
         """
         with _reading("WELCOME"):
             value = _read(data)
+            reveal = tuple(json_list(value, "reveal", str))
+            if not reveal or not set(reveal) <= set(_REVEALS):  # the words reach a terminal
+                raise ValueError(f"reveal is some of {', '.join(_REVEALS)}")
             return cls(
                 _hex(value, "session", 16),
-                tuple(json_list(value, "reveal", str)),
+                reveal,
                 _between(value, "images", 1, MAX_IMAGES),
                 _between(value, "bundles", 1, 1 << 31),
                 json_field(value, "protocol", int),

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 from types import TracebackType
+from typing import Any
 
-from ...errors import DeepReduceError, UsageError, problem
+from numpy.typing import NDArray
+
+from ...errors import DeepReduceError, RunError, UsageError, problem
 from ..deployment import ServerModel
-from ..homomorphic import Pool, PreparedWeights, prepare_weights
-from ..program import LinearEvaluator
+from ..homomorphic import Pool, PoolError, PreparedWeights, prepare_weights
+from ..program import LinearEvaluator, weights_to_bytes
 from ..protocol import (
     Material,
     Reveal,
@@ -27,7 +32,7 @@ from ..protocol import (
     server_sections,
     setup_server,
 )
-from ..store import Bundle, BundleDamaged, BundleGone, BundleName, BundleStore, StoreFull
+from ..store import Bundle, BundleDamaged, BundleGone, BundleName, BundleStore, StoreError, StoreFull
 from ..wire import (
     BUNDLE,
     BUSY,
@@ -52,6 +57,12 @@ from .messages import PROTOCOL as PROTOCOL_VERSION
 log = logging.getLogger("deepreduce.server")
 """One line per connection, phase and refusal; never a share, a label or an image."""
 
+_EXPIRE_SECONDS = 3600.0
+"""How often a server removes bundles that have become too old."""
+
+_END_SECONDS = 10.0
+"""How long a server that was closed waits for its threads."""
+
 
 @dataclass(frozen=True)
 class ServerLimits:
@@ -63,7 +74,8 @@ class ServerLimits:
         bundles: most bundles of one request.
         images: most images of one online phase.
         deadline_seconds: longest wait for any one message of a client, between requests included.
-        handshake_seconds: longest TLS handshake.
+        handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
+            connection counts among the strangers, of whom there may be `clients` + 8 at once.
     """
 
     reveal: tuple[Reveal, ...] = ("label",)
@@ -129,6 +141,7 @@ class Server:
         self.limits = ServerLimits() if limits is None else limits
         self._layout = model.client.layout
         self._layout.compile()
+        self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
         self._linear = LinearEvaluator(model.client.public, model.program.weights)
         self._weights = _prepare(model, weights_folder, progress)
         self._pool = Pool(workers)
@@ -163,9 +176,13 @@ class Server:
             context: from `wire.server_context`.
         """
         threads: list[threading.Thread] = []
+        expired = time.monotonic()  # opening the store has just done it
         with listener:
             listener.settimeout(0.5)
             while not self._stopping.is_set():
+                if time.monotonic() - expired > _EXPIRE_SECONDS:
+                    expired = time.monotonic()
+                    self._expire()
                 try:
                     raw, address = listener.accept()
                 except TimeoutError:
@@ -181,10 +198,26 @@ class Server:
                     raw.close()  # a flood: not even a greeting
                     continue
                 thread = threading.Thread(target=self._greet, args=(raw, context, str(address[0])), daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system gives no more threads
+                    log.warning("%s: not served: %s", address[0], error)
+                    raw.close()
+                    self._greeting.release()
+                    continue
                 threads.append(thread)
-                thread.start()
+        end = time.monotonic() + _END_SECONDS
         for thread in threads:
-            thread.join(timeout=10)
+            thread.join(timeout=max(0.0, end - time.monotonic()))
+
+    def _expire(self) -> None:
+        try:
+            removed = self._store.expire()
+        except StoreError as error:
+            log.error("removing old bundles failed: %s", error)
+            return
+        if removed:
+            log.info("removed %d bundles that were too old", removed)
 
     def _greet(self, raw: socket.socket, context: SSLContext, peer: str) -> None:
         """Handshake with one client and serve it; the body of its thread."""
@@ -210,10 +243,10 @@ class Server:
             channel: to the client; left closed after an error.
             peer: its name in the log.
         """
-        if not self._slots.acquire(blocking=False):
-            channel.fail(BUSY, f"this server has {self.limits.clients} clients; try again later")
-            return
-        with self._lock:
+        with self._lock:  # `close` aborts what is here, and what comes later sees that it stops
+            if self._stopping.is_set():
+                channel.close()
+                return
             self._channels.add(channel)
         try:
             _Dialogue(self, channel, peer).run()
@@ -230,6 +263,9 @@ class Server:
         except StoreFull as error:
             log.error("%s: %s", peer, error)
             channel.fail(LIMIT, "the server has no room for another bundle; use some, or try again later")
+        except (StoreError, PoolError) as error:
+            log.error("%s: %s: %s", peer, type(error).__name__, error)
+            channel.fail(INTERNAL, "the server failed; its log says why")
         except WireError as error:
             log.info("%s: broke the protocol: %s", peer, error)
             channel.fail(PROTOCOL, str(error))
@@ -243,7 +279,6 @@ class Server:
         finally:
             with self._lock:
                 self._channels.discard(channel)
-            self._slots.release()
 
 
 class _Refused(DeepReduceError):  # noqa: N818 - an answer, not a failure
@@ -264,13 +299,23 @@ class _Dialogue:
 
     def run(self) -> None:
         """Greet, then serve requests until the client says goodbye."""
-        server, channel = self._server, self._channel
-        hello = Hello.decode(channel.receive_any({Kind.HELLO: MAX_SMALL_BYTES})[1])
+        server, channel, limits = self._server, self._channel, self._server.limits
+        first = min(limits.handshake_seconds, limits.deadline_seconds)
+        hello = Hello.decode(channel.receive_any({Kind.HELLO: MAX_SMALL_BYTES}, deadline_seconds=first)[1])
         if hello.protocol != PROTOCOL_VERSION:
             raise _Refused(VERSION, f"this server speaks version {PROTOCOL_VERSION}; install the same release")
         if hello.model != server._model.client.digest:
             raise _Refused(MODEL, "this server serves another model; take the client file that belongs to it")
-        limits = server.limits
+        if not server._slots.acquire(blocking=False):
+            raise _Refused(BUSY, f"this server has {limits.clients} clients; try again later")
+        try:
+            self._serve()
+        finally:
+            server._slots.release()
+
+    def _serve(self) -> None:
+        """Serve a client that holds a slot."""
+        channel, limits = self._channel, self._server.limits
         channel.send(Kind.WELCOME, Welcome(self._identifier, limits.reveal, limits.images, limits.bundles).encode())
         while True:
             kind, message = channel.receive_any(
@@ -292,10 +337,12 @@ class _Dialogue:
         if self._session is None:
             self._session = setup_server(channel, server._layout, self._identifier)
         session, sections = self._session, server_sections(server._layout)
+        # Shares of other weights would silently make nonsense of the answer.
+        meta = {"start": session.start.hex(), "weights": server._weights_digest}
         for _ in range(asked.bundles):
             number = session.numbers.take()
             name = BundleName(session.identifier, number)
-            with server._store.create(name, sections, {"start": session.start.hex()}) as writer:
+            with server._store.create(name, sections, meta) as writer:
                 prepare_server(
                     channel,
                     server._layout,
@@ -334,7 +381,21 @@ class _Dialogue:
                 BUNDLE, "the server does not have its half of a bundle; prepare new ones and try again"
             ) from error
         stack.callback(bundle.close)
-        return Material(number, bytes.fromhex(str(bundle.meta.get("start"))), bundle)
+        if bundle.meta.get("weights") != self._server._weights_digest:
+            log.info("%s: a bundle that was prepared with other weights", self._peer)
+            raise _Refused(BUNDLE, "a bundle belongs to earlier weights of this model; prepare new ones and try again")
+        return Material(number, bytes.fromhex(str(bundle.meta.get("start"))), _Checked(bundle))
+
+
+class _Checked:
+    """A bundle whose sections are compared with their checksums when they are read, which each is once."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def array(self, section: str) -> NDArray[Any]:
+        """Return a section."""
+        return self._bundle.array(section, load=True)
 
 
 def _written(seconds: Seconds) -> str:
@@ -346,8 +407,13 @@ def _prepare(
 ) -> dict[int, PreparedWeights]:
     """Transform all weights, or map what an earlier start left in the folder."""
     folder = folder / model.client.digest.hex()[:32]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise RunError(
+            problem("the folder of the weights can be made", got=error, remedy="choose another", where=folder)
+        ) from error
     layout, found = model.client.layout, {}
     for number, job in enumerate(layout.jobs):
         if progress is not None:

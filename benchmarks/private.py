@@ -1,0 +1,355 @@
+"""Private inference end to end: two processes over TLS, the full network and reduced ones, on one machine.
+
+    python benchmarks/private.py --network resnet18 --input 3x32x32
+    python benchmarks/private.py --network mobilenet_v1 --input 3x32x32 --cases full
+
+For every case a server (`deepreduce serve`) and a client are started; the client prepares bundles, runs single images,
+and its labels and logits are held against the plain-integer twin. Offline and online are measured apart, by the
+client's clock: online from the first masked byte to the label, with connection, bundle and program in memory. Peak
+memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gbit/s, 1 ms round trip) and `wan` (100
+Mbit/s, 40 ms) pass through a relay of this benchmark that delays and paces every byte, TLS records included.
+
+Weights are random and batch norms settled: time and bytes do not depend on what a network has learnt. Finished cases
+are kept in the data file; the same command continues. Kernel speed is measured beside `openssl speed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from garbling import measure, random_ands
+from link import Relay
+
+import deepreduce
+from deepreduce.networks import NetworkSpec
+from deepreduce.private import delphi_online_seconds, garbling
+from deepreduce.private.circuits import relu
+from deepreduce.private.deployment import About, load_client, load_server, make_model, save_model
+from deepreduce.private.program import make_program
+from deepreduce.private.service import Client
+from deepreduce.private.store import BundleStore
+from deepreduce.private.twin import Twin
+from deepreduce.private.wire import client_context, self_signed
+from deepreduce.reduction import Candidate, build_candidate, make_base
+
+CASES: dict[str, dict[str, Any] | None] = {
+    "full": None,
+    "114,688": {"keep": ["S2", "S3", "S4"], "thin": True},
+    "28,672": {"keep": ["S2", "S3", "S4"], "thin": True, "rho": 0.5},
+    "12,288": {"keep": ["S2", "S3"], "thin": True, "alpha": 0.5, "rho": 0.5},
+}
+"""The networks of DeepReDuce, tables 3 and 4, for ResNet18 at 32x32; `full` suits every network."""
+
+LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
+"""Bits per second and round trip in seconds."""
+
+_IMAGES = {"loopback": 7, "lan": 4, "wan": 3}
+"""Single images per case and link; the first one is left out of the medians."""
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet18")
+    parser.add_argument("--input", default="3x32x32")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--cases", default=None, help="comma-separated by ';', default all for resnet18, else full")
+    parser.add_argument("--links", default="loopback,lan,wan")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, default=Path("build/private"), help="models, bundles, certificates")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--client", type=Path, help=argparse.SUPPRESS)  # the benchmark starts itself as the client
+    parser.add_argument("--connect", help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client is not None:
+        return play_client(options)
+    size = tuple(int(part) for part in options.input.split("x"))
+    names = options.cases.split(";") if options.cases else list(CASES) if options.network == "resnet18" else ["full"]
+    path = options.results / f"private-{options.network}-{slug()}-{time.strftime('%Y-%m-%d')}.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    result |= {
+        "what": "private inference end to end, both parties on this machine; seconds are the client's",
+        "network": f"{options.network}, {options.input}, {options.classes} classes, random weights",
+        "environment": deepreduce.environment(command=["python", "benchmarks/private.py", *sys.argv[1:]]),
+        "threads_per_party": options.threads,
+    }
+    if "kernel" not in result:
+        result["kernel"] = kernel()
+        write(path, result)
+    options.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (options.work / "cert.pem").exists():
+        self_signed(options.work, ["localhost", "127.0.0.1"])
+    for name in names:
+        for link in options.links.split(","):
+            known = result["cases"].setdefault(name, {})
+            if link in known:
+                continue
+            folder = export(options, name, size)
+            known[link] = run_case(options, folder, link)
+            known["network"] = json.loads((folder / "about.json").read_text())
+            write(path, result)
+            print(line(name, link, known[link], known["network"]), flush=True)
+    write(path, result)
+    print(path)
+    return 0
+
+
+def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Path:
+    """Write server's and client's file of a case, and what it is; an earlier one is taken as it is."""
+    folder = options.work / re.sub(r"\W+", "-", f"{options.network}-{options.input}-{name}")
+    if (folder / "about.json").exists():
+        return folder
+    torch.manual_seed(0)
+    spec = NetworkSpec(name=options.network, input=size, classes=options.classes)
+    base = make_base(spec, None)
+    reduction = CASES.get(name)
+    candidate = (
+        Candidate(keep=tuple(s.name for s in base.census.stages))
+        if reduction is None
+        else Candidate(**{**reduction, "keep": tuple(reduction["keep"])})
+    )
+    network = build_candidate(base, candidate)
+    images = smooth(64, size, seed=1)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+                module.reset_running_stats()
+        network.train()(images)
+    begin = time.perf_counter()
+    program = make_program(network.eval(), images)
+    public = program.public
+    half = tuple([0.5] * size[0])
+    about = About(f"{options.network} {name}", public.relus, tuple(map(str, range(options.classes))), half, half)
+    model = make_model(program, about)
+    save_model(model, folder)
+    layout = model.client.layout
+    kinds: dict[str, int] = {}
+    for unit in layout.units:
+        kind = unit.step.circuit.kind if unit.step.circuit is not None else ""
+        kinds[kind] = kinds.get(kind, 0) + unit.instances
+    assert program.report is not None
+    content = {
+        "candidate": candidate.label if reduction else "full",
+        "relus": public.relus,
+        "circuits": kinds,
+        "and_gates": sum(unit.instances * unit.circuit.and_gates for unit in layout.units),
+        "macs": public.macs,
+        "rings": sorted({public.tensors[job.step.output].ring_bits for job in layout.jobs}),
+        "widths": sorted({unit.step.circuit.width for unit in layout.units if unit.step.circuit is not None}),
+        "weight_bits": model.client.weight_bits,
+        "parameters": [[one.ring_bits, list(one.prime_bits)] for one in layout.parameters],
+        "ciphertexts": [sum(j.plan.plan.requests for j in layout.jobs), sum(j.plan.plan.answers for j in layout.jobs)],
+        "agreement": vars(program.report.agreement),
+        "program_seconds": time.perf_counter() - begin,
+        "delphi_online_seconds": delphi_online_seconds(public.relus, public.macs),
+    }
+    (folder / "about.json").write_text(json.dumps(content))
+    return folder
+
+
+def smooth(count: int, size: tuple[int, ...], *, seed: int) -> torch.Tensor:
+    """Random images in which neighbours are alike, as in photographs; within the pixel range."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(count, size[0], 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(low, size=size[1:], mode="bilinear", align_corners=False)
+    return ((images * 255).round() / 255 - 0.5) / 0.5
+
+
+def pixels(count: int, size: tuple[int, ...], *, seed: int) -> np.ndarray:
+    """The same as bytes."""
+    return ((smooth(count, size, seed=seed).numpy() * 0.5 + 0.5) * 255).round().astype(np.uint8)
+
+
+def run_case(options: argparse.Namespace, folder: Path, link: str) -> dict[str, Any]:
+    """Run both parties over one link; return what the client measured and what the parties took."""
+    with ExitStack() as stack:
+        server, port = stack.enter_context(serving(options, folder))
+        limits = LINKS[link]
+        if limits is not None:
+            port = stack.enter_context(Relay(port, *limits)).port
+        typed = [sys.executable, __file__, "--client", str(folder), "--connect", f"127.0.0.1:{port}"]
+        typed += ["--images", str(_IMAGES[link]), "--threads", str(options.threads), "--work", str(options.work)]
+        client = subprocess.run(typed, capture_output=True, text=True, check=False, timeout=3000)
+        if client.returncode:
+            raise SystemExit(f"the client failed:\n{client.stderr}")
+        measured: dict[str, Any] = json.loads(client.stdout.splitlines()[-1])
+        measured["server_peak_bytes"] = peak_bytes(server.pid)
+        log = (folder / "serve.log").read_text()
+    parts = re.findall(r"linear ([\d.]+) s, circuits ([\d.]+) s, channel ([\d.]+) s", log)
+    names = ("linear", "circuits", "channel")
+    measured["server_seconds"] = {
+        name: statistics.median(float(row[index]) for row in parts[1:]) for index, name in enumerate(names)
+    }
+    model = load_server(folder / "server.safetensors")
+    images = pixels(_IMAGES[link], model.client.public.input.shape, seed=2)
+    twin = Twin(model.program).run(model.client.normalise(images))
+    labels = np.array(measured.pop("labels"))
+    logits = np.array(measured.pop("logits"))
+    measured["labels_equal_twin"] = bool(np.array_equal(labels, twin.labels))
+    measured["largest_logit_difference_to_twin"] = float(np.abs(logits - twin.logits[-1]).max())
+    return measured
+
+
+@contextmanager
+def serving(options: argparse.Namespace, folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run the server; it is ended by its process id."""
+    log = (folder / "serve.log").open("w")
+    typed = [sys.executable, "-m", "deepreduce.cli", "serve", str(folder / "server.safetensors")]
+    typed += [
+        "--listen",
+        "127.0.0.1:0",
+        "--cert",
+        str(options.work / "cert.pem"),
+        "--key",
+        str(options.work / "key.pem"),
+    ]
+    typed += ["--reveal", "logits", "--workers", str(options.threads), "--threads", str(options.threads)]
+    with log, subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=log, text=True) as server:
+        try:
+            assert server.stdout is not None
+            words = server.stdout.readline().rsplit(":", 1)
+            if len(words) != 2:
+                raise SystemExit((folder / "serve.log").read_text())
+            yield server, int(words[1])
+        finally:
+            server.terminate()
+
+
+def play_client(options: argparse.Namespace) -> int:
+    """Be the client: prepare, infer, print one line of JSON."""
+    torch.set_num_threads(options.threads)
+    model = load_client(options.client / "client.safetensors")
+    store = BundleStore(options.client / "client-bundles", program=model.digest, role="client")
+    for name in store.names():
+        store.take(name).close()  # what an interrupted run left
+    images = pixels(options.images, model.public.input.shape, seed=2)
+    context = client_context(options.work / "cert.pem")
+    with Client.connect(
+        options.connect, context, model, store, workers=options.threads, threads=options.threads, deadline_seconds=600
+    ) as client:
+        offline = [client.prepare(1) for _ in images]
+        online = [client.infer(image[None]) for image in images]
+        client.prepare(1)
+        revealed = client.infer(images[-1:], reveal="logits")
+        peak = peak_bytes(os.getpid())
+    assert revealed.logits is not None
+    relus = model.about.relus
+    traffic = online[-1].traffic
+    print(
+        json.dumps(
+            {
+                "labels": [int(one.labels[0]) for one in online],
+                "logits": revealed.logits[0].tolist(),
+                "online_seconds": summary([one.seconds for one in online[1:]]),
+                "online_sent_bytes": traffic.sent_bytes,
+                "online_received_bytes": traffic.received_bytes,
+                "online_bytes_per_relu": (traffic.sent_bytes + traffic.received_bytes) / max(1, relus),
+                "online_round_trips": traffic.turns,
+                "client_seconds": {
+                    "circuits": statistics.median(one.parts.circuits for one in online[1:]),
+                    "channel": statistics.median(one.parts.channel for one in online[1:]),
+                },
+                "setup_and_first_bundle_seconds": offline[0].seconds,
+                "offline_seconds": summary([one.seconds for one in offline[1:]]),
+                "offline_sent_bytes": offline[-1].traffic.sent_bytes,
+                "offline_received_bytes": offline[-1].traffic.received_bytes,
+                "stored_bytes": offline[-1].stored_bytes,
+                "stored_bytes_per_relu": offline[-1].stored_bytes / max(1, relus),
+                "client_peak_bytes": peak,
+            }
+        )
+    )
+    return 0
+
+
+def peak_bytes(pid: int) -> dict[str, int]:
+    """Return the peak resident memory of a process and the sum over its workers, from /proc."""
+    found = {"process": _peak(pid), "workers": 0}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:
+            continue  # it ended meanwhile
+        if f"\nPPid:\t{pid}\n" in text:
+            found["workers"] += _peak(int(status.parent.name))
+    return found
+
+
+def _peak(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) * 1024 for row in text.splitlines() if row.startswith("VmHWM")), 0)
+
+
+def kernel() -> dict[str, Any]:
+    """AND gates per second and core of the garbling kernel beside OpenSSL's AES-128 on 16 KiB."""
+    output = subprocess.run(
+        ["openssl", "speed", "-elapsed", "-seconds", "2", "-bytes", "16384", "-evp", "aes-128-ecb"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    found = re.search(r"AES-128-ECB\s+([\d.]+)k", output)
+    backend = garbling.get_backend()
+    ands, words = measure(random_ands(), 64, backend, 60), measure(relu(14, 28), 512, backend, 60)
+    blocks = 1000 * float(found[1]) / 16 if found else None
+    return {
+        "backend": garbling.describe(),
+        "openssl_aes_blocks_per_second": blocks,
+        "garble_and_gates_per_second": 1e9 / ands["garble_ns_per_and"]["median"],
+        "evaluate_and_gates_per_second": 1e9 / ands["evaluate_ns_per_and"]["median"],
+        "evaluate_relus_per_second": 1e9 / words["evaluate_ns_per_instance"]["median"],
+        "garble_relus_per_second": 1e9 / words["garble_ns_per_instance"]["median"],
+        "aes_calls_per_openssl_aes": None if blocks is None else 2e9 / ands["evaluate_ns_per_and"]["median"] / blocks,
+    }
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Return median, extremes and number."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def line(name: str, link: str, case: dict[str, Any], network: dict[str, Any]) -> str:
+    """Write one row of the table."""
+    memory = sum(case["client_peak_bytes"].values()) / 1e6, sum(case["server_peak_bytes"].values()) / 1e6
+    return (
+        f"{name:>8} {link:8}  online {case['online_seconds']['median']:7.3f} s"
+        f" (DELPHI {network['delphi_online_seconds']:.1f})"
+        f"  {case['online_bytes_per_relu']:5.0f} B/ReLU  offline {case['offline_seconds']['median']:6.2f} s"
+        f"  kept {case['stored_bytes_per_relu']:5.0f} B/ReLU  {case['online_round_trips']} round trips"
+        f"  peak client {memory[0]:.0f} MB, server {memory[1]:.0f} MB  twin {case['labels_equal_twin']}"
+    )
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write the data file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def slug() -> str:
+    """Return the processor's name for a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", str(deepreduce.environment()["processor"]).lower()).strip("-")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

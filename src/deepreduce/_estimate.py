@@ -1,0 +1,358 @@
+"""The verb that says what a private inference will cost: it finds the network, and its program for our engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from torch import Tensor, fx, nn
+
+from .census import Census
+from .errors import NetworkError, RecipeError, UsageError, near_misses, problem
+from .networks import NetworkSpec, is_reference
+from .private.estimate import LINKS, PROTOCOLS, Cost, Counts, Link, cheetah_cost, delphi_cost, link_of, our_cost
+from .reduction import Candidate, census_of, make_base
+from .reduction.recipe import load_network
+from .reduction.reduced import build_candidate, make_reference_base
+from .training import Front
+
+if TYPE_CHECKING:
+    from .private.deployment import ClientModel
+    from .private.program import Program
+    from .private.protocol import Layout
+
+_SETTLE, _CALIBRATE = 16, 4
+"""Random images for the statistics of batch norm, and for the ranges of the formats."""
+
+_ANY_ERROR = 1e9
+_LINEAR_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LINEAR_FUNCTIONS = (F.conv2d, F.linear, torch.conv2d, torch.matmul)
+
+
+def estimate(
+    network: str | Path | nn.Module,
+    *,
+    input: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    keep: Sequence[str] | None = None,
+    thin: bool = False,
+    alpha: float = 1.0,
+    rho: float = 1.0,
+    width: float = 1.0,
+    relus: int | None = None,
+    full: nn.Module | None = None,
+    protocols: Sequence[str] = PROTOCOLS,
+    links: Sequence[str | Link] = tuple(LINKS),
+    cores: int = 2,
+) -> dict[str, Any]:
+    """Estimate what one private inference costs, for one image that is classified.
+
+    For our engine gates, bytes and round trips are those of the real run of the same program. Formats and with them
+    bytes depend on the weights: without weights, random ones stand in, and `notes` says so.
+
+    Args:
+        network: what `export` wrote for clients or servers (a file), a saved network (a folder with recipe.json), a
+            run folder, the name of a network, or a module.
+        input: channels, height and width of one image; for a name or a module alone.
+        classes: number of classes, likewise; default 100.
+        keep, thin, alpha, rho, width: a reduction, likewise; as in `profile`.
+        relus: largest number of ReLUs; for a run folder alone.
+        full: the full network, where a recipe or a run is not of a reference network.
+        protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
+        links: `lan`, `wan`, or links of your own; times over each.
+        cores: that each party uses with our engine.
+
+    Returns:
+        `network`, `relus`, `relu_layers`, `macs`, `linear_layers`, `links`, `cores`, `protocols` (by name, see
+        `deepreduce.private.estimate.Cost`) and `notes`.
+
+    Raises:
+        UsageError: a name is unknown, or an argument does not go with this kind of network.
+        NetworkError: the network does not convert, or a layer is too large for our engine.
+        RecipeError, RunError: what was saved is damaged.
+        MissingExtraError: our engine needs the extra `private`.
+    """
+    chosen = [link_of(one) if isinstance(one, str) else one for one in links]
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise UsageError(
+                problem(
+                    f"a protocol is one of {', '.join(PROTOCOLS)}",
+                    got=f"{name!r}{near_misses(name, list(PROTOCOLS))}",
+                    remedy="choose one, or leave it out for all of them",
+                    where="--protocol",
+                )
+            )
+    if cores < 1:
+        raise UsageError(
+            problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
+        )
+    reduction = _Reduction(input, classes, keep, thin, alpha, rho, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        subject = _subject(network, reduction, relus, full, program="ours" in protocols)
+    costs: list[Cost] = []
+    for name in dict.fromkeys(protocols):
+        if name == "ours":
+            assert subject.layout is not None
+            costs.append(our_cost(subject.layout, chosen, cores=cores))
+        else:
+            costs.append((delphi_cost if name == "delphi" else cheetah_cost)(subject.counts, chosen))
+    return {
+        "network": subject.name,
+        **asdict(subject.counts),
+        "links": {
+            link.name: {"bits_per_second": link.bits_per_second, "round_trip_seconds": link.round_trip_seconds}
+            for link in chosen
+        },
+        "cores": cores,
+        "protocols": {cost.protocol: cost.to_json() for cost in costs},
+        "notes": list(subject.notes),
+    }
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is estimated."""
+
+    name: str
+    counts: Counts
+    layout: Layout | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """What goes with a network that is named, and with nothing that is saved."""
+
+    input: tuple[int, int, int] | None = None
+    classes: int | None = None
+    keep: Sequence[str] | None = None
+    thin: bool = False
+    alpha: float = 1.0
+    rho: float = 1.0
+    width: float = 1.0
+
+    def refuse(self, what: object) -> None:
+        """Refuse whatever was given: a saved network is what it is."""
+        given = [f"--{field.name}" for field in fields(self) if getattr(self, field.name) != field.default]
+        if given:
+            raise UsageError(
+                problem(
+                    "a saved network has its size and its reduction already",
+                    got=", ".join(given),
+                    remedy="leave it out, or name a network instead of a file",
+                    where=what,
+                )
+            )
+
+    def candidate(self, census: Census) -> Candidate | None:
+        """Return the reduction, None for none."""
+        if self.keep is None and not self.thin and self.alpha == 1 and self.rho == 1:
+            return None
+        stages = tuple(stage.name for stage in census.stages) if self.keep is None else tuple(self.keep)
+        return Candidate(keep=stages, thin=self.thin, alpha=self.alpha, rho=self.rho)
+
+
+def _subject(
+    network: str | Path | nn.Module, reduction: _Reduction, relus: int | None, full: nn.Module | None, *, program: bool
+) -> _Subject:
+    """Find out what kind of thing is meant."""
+    if not isinstance(network, nn.Module) and not (isinstance(network, str) and is_reference(network)):
+        path = Path(network)
+        if path.exists():
+            reduction.refuse(path)
+            return _saved(path, relus, full, program)
+        if isinstance(network, Path) or ("/" in network and ":" not in network) or path.suffix == ".safetensors":
+            raise UsageError(
+                problem("the file or folder must exist", got=str(network), remedy="check the path, or name a network")
+            )
+    if relus is not None or full is not None:
+        raise UsageError(
+            problem(
+                "a budget and a full network go with what was saved",
+                got="a network by itself",
+                remedy="name a run folder, or reduce with --keep, --thin, --alpha and --rho",
+                where="--relus" if relus is not None else "full",
+            )
+        )
+    return _named(network, reduction, program)
+
+
+def _named(network: str | Path | nn.Module, reduction: _Reduction, program: bool) -> _Subject:
+    """A network without trained weights, or a module with its own."""
+    if reduction.input is None:
+        raise UsageError(
+            problem(
+                "a network by itself says nothing of its images",
+                got="no size",
+                remedy="give it, such as --input 3x32x32",
+                where="--input",
+            )
+        )
+    own = network if isinstance(network, nn.Module) else None
+    name = type(network).__name__ if own is not None else str(network)
+    classes = 100 if reduction.classes is None else reduction.classes
+    base = make_base(NetworkSpec(name, reduction.input, classes, reduction.width), own)
+    candidate = reduction.candidate(base.census)
+    census = base.census if candidate is None else census_of(base, candidate)
+    label = base.spec.name if candidate is None else f"{base.spec.name}, {candidate.label}"
+    counts = _counts(census, base.network)
+    if not program:
+        return _Subject(label, counts, None)
+    built = copy.deepcopy(base.network) if candidate is None else build_candidate(base, candidate)
+    if own is None:
+        _settle(built, _images(_SETTLE, reduction.input))
+    layout, notes = _layout(built, reduction.input)
+    if own is None:
+        notes = ("the weights are random: trained ones may change formats, and bytes by some percent", *notes)
+    return _Subject(label, counts, layout, notes)
+
+
+def _saved(path: Path, relus: int | None, full: nn.Module | None, program: bool) -> _Subject:
+    """What `export`, `reduce` or `save` wrote."""
+    run = path.is_dir() and not (path / "recipe.json").exists() and (path / "front.json").exists()
+    if relus is not None and not run:
+        raise UsageError(
+            problem("a budget chooses among the networks of a run", got=path, remedy="leave it out", where="--relus")
+        )
+    if path.is_file():
+        return _exported(path, program)
+    folder, label = path, ""
+    if run:
+        front = Front.read(path)
+        if relus is None:
+            raise UsageError(
+                problem(
+                    "a run has several networks",
+                    got="no budget",
+                    remedy="choose one with --relus",
+                    where="--relus",
+                )
+            )
+        entry = front.best(relus=relus)
+        folder, label = front.place(entry), str(entry["label"])
+    elif not (path / "recipe.json").exists():
+        raise UsageError(
+            problem(
+                "a folder holds a saved network (recipe.json) or a finished run (front.json)",
+                got="neither",
+                remedy="name such a folder, a file from deepreduce export, or a network",
+                where=path,
+            )
+        )
+    graph, recipe = load_network(folder, full)
+    base = make_reference_base(recipe.spec) if full is None else make_base(recipe.spec, full)
+    census = base.census if recipe.candidate is None else census_of(base, recipe.candidate)
+    label = label or (recipe.spec.name if recipe.candidate is None else recipe.candidate.label)
+    name = label if label == recipe.spec.name else f"{recipe.spec.name}, {label}"
+    counts = _counts(census, graph)
+    if not program:
+        return _Subject(name, counts, None)
+    layout, notes = _layout(graph, recipe.spec.input)
+    return _Subject(name, counts, layout, notes)
+
+
+def _exported(path: Path, program: bool) -> _Subject:
+    """A file from `export`: the program is there, and exact."""
+    from .private.deployment import load_client, load_server
+    from .private.program.operations import RELU
+
+    try:
+        model: ClientModel = load_client(path)
+    except RecipeError as error:
+        try:
+            model = load_server(path).client
+        except RecipeError:
+            raise error from None
+    public = model.public
+    circuits = [step.circuit for step in public.steps if step.circuit is not None]
+    counts = Counts(
+        relus=public.relus,
+        relu_layers=sum(RELU in circuit.kind for circuit in circuits),
+        macs=public.macs,
+        linear_layers=sum(step.weighted for step in public.steps),
+    )
+    notes = ("MACs and linear layers are those of the program, in which neighbouring layers may be merged",)
+    return _Subject(model.about.network, counts, model.layout if program else None, notes)
+
+
+def _counts(census: Census, graph: fx.GraphModule) -> Counts:
+    linear = 0
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            linear += isinstance(graph.get_submodule(node.target), _LINEAR_MODULES)
+        elif node.op == "call_function":
+            linear += node.target in _LINEAR_FUNCTIONS
+    layers = sum(layer.relus > 0 for layer in census.layers)
+    return Counts(relus=census.relus, relu_layers=layers, macs=census.macs, linear_layers=linear)
+
+
+def _layout(graph: nn.Module, size: tuple[int, int, int]) -> tuple[Layout, tuple[str, ...]]:
+    """Make the program with random images, and lay it out."""
+    from .private.deployment import About, make_model
+    from .private.homomorphic import HomomorphicError
+    from .private.program import FormatSettings, make_program
+
+    images, notes = _images(_CALIBRATE, size), ["the ranges come from random images: deepreduce export takes real ones"]
+    try:
+        program = make_program(graph, images)
+    except NetworkError as refused:
+        # An error of the logits that matters for labels does not matter for sizes.
+        try:
+            program = make_program(graph, images, settings=FormatSettings(tolerance=_ANY_ERROR))
+        except NetworkError:
+            raise refused from None
+        notes.append(f"these weights would be refused by deepreduce export: {refused}")
+    classes = tuple(map(str, range(program.public.classes)))
+    about = About("estimate", program.public.relus, classes, (0.0,) * size[0], (1.0,) * size[0])
+    try:
+        return make_model(program, about).client.layout, tuple(notes)
+    except HomomorphicError as error:
+        raise NetworkError(
+            problem(
+                "our engine carries every linear layer of the network",
+                got=str(error),
+                remedy="take a smaller input or narrower layers, or estimate --protocol delphi or cheetah",
+                where=_too_large(program) or "all linear layers together",
+            )
+        ) from error
+
+
+def _too_large(program: Program) -> str | None:
+    """Return the first layer that cannot be packed by itself."""
+    from .private.homomorphic import LayerError, plan_step
+    from .private.program import Convolution, Matrix
+
+    tensors = program.public.tensors
+    for step in program.public.steps:
+        if isinstance(step.op, (Convolution, Matrix)):
+            try:
+                plan_step(step.op, tensors[step.inputs[0]].shape, tensors[step.output].shape)
+            except LayerError:
+                return step.name
+    return None
+
+
+def _images(count: int, size: tuple[int, int, int]) -> Tensor:
+    """Draw smooth images: as in photographs, neighbouring pixels are alike."""
+    channels, height, width = size
+    low = torch.randn(count, channels, max(1, height // 4), max(1, width // 4))
+    smooth = F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
+    return 1.2 * smooth + 0.2 * torch.randn(count, channels, height, width)
+
+
+def _settle(network: nn.Module, images: Tensor) -> None:
+    """Give batch norms the statistics of some images, as training would: without it values grow from layer to layer."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        network.train()(images)
+    network.eval()

@@ -1,0 +1,219 @@
+"""Our engine: both phases of the protocol, played on a clock from the layout alone.
+
+Gates, bytes and round trips are exact, because the layout decides every message. Seconds come from measured constants
+(`constants/ours.json`), each party on a machine of its own; the messages are those of `protocol.session`,
+`protocol.offline` and `protocol.online` in the same order, so that work of both parties overlaps here as it does there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ...errors import UsageError, problem
+from ._constants import Constants, constants_of
+from .costs import Cost, Phase
+from .links import IDEAL, Link, Timeline
+
+if TYPE_CHECKING:  # the estimates of other protocols need neither numpy nor the extra `private`
+    from ..program import Step
+    from ..protocol.layout import Job, Layout, OnlineRound, Unit
+
+START_BYTES = 16
+"""Start of the tweaks, beside the choices of the base transfers; see `protocol.session`."""
+
+
+def our_cost(layout: Layout, links: Sequence[Link], *, cores: int = 2, constants: Constants | None = None) -> Cost:
+    """Estimate one private inference with our engine that reveals the label.
+
+    Args:
+        layout: of the public program, from `make_layout`.
+        links: each gives the seconds over it.
+        cores: that each party uses, at least 1.
+        constants: measured on another machine; None takes those of the package.
+
+    Returns:
+        The cost. Connections greet and bundles are named with a few hundred bytes more, see `service.messages`.
+
+    Raises:
+        UsageError: `cores` is out of range.
+    """
+    from ..protocol.offline import client_sections, server_sections
+
+    if cores < 1:
+        raise UsageError(problem("each party uses at least one core", got=cores, remedy="give 1 or more"))
+    known = constants or constants_of("ours")
+    play = _Play(layout, known, cores)
+    gates = sum(unit.instances * unit.circuit.and_gates for unit in layout.units)
+    client, server = (
+        sum(math.prod(shape) * kind.itemsize for kind, shape in sections(layout).values())
+        for sections in (client_sections, server_sections)
+    )
+    return Cost(
+        "ours",
+        known.title,
+        setup=play.phase(play.setup, links, 0),
+        offline=play.phase(play.offline, links, gates),
+        online=play.phase(play.online, links, gates),
+        client_bytes=client,
+        server_bytes=server,
+        source=known.source,
+        hardware=known.hardware,
+        date=known.date,
+        not_accounted=known.not_accounted,
+    )
+
+
+class _Play:
+    """The phases of a layout, message by message."""
+
+    def __init__(self, layout: Layout, constants: Constants, cores: int) -> None:
+        self._layout, self._constants, self._cores = layout, constants, cores
+        self._jobs = {job.step.output: job for job in layout.jobs}
+
+    def phase(self, play: Callable[[Timeline], None], links: Sequence[Link], gates: int) -> Phase:
+        """Play a phase once without a network and once over each link."""
+        ideal = Timeline(IDEAL)
+        play(ideal)
+        seconds = {}
+        for link in links:
+            over = Timeline(link, self._constants["tls_seconds_per_byte"])
+            play(over)
+            seconds[link.name] = over.seconds
+        sent, received = ideal.sent_bytes, ideal.received_bytes
+        return Phase(gates, sent + received, sent, received, ideal.round_trips, ideal.seconds, seconds)
+
+    def setup(self, line: Timeline) -> None:
+        """See `protocol.session`."""
+        from ..homomorphic import key_size
+        from ..transfer import base_choices_bytes, base_offer_bytes, tree_sums_bytes
+
+        constants = self._constants
+        line.send("client", base_offer_bytes())
+        line.receive("server")
+        line.work("server", constants["base_transfers_server_seconds"])
+        line.send("server", base_choices_bytes() + START_BYTES)
+        line.receive("client")
+        line.work("client", constants["base_transfers_client_seconds"])
+        line.send("client", tree_sums_bytes())
+        line.receive("server")
+        for parameters in self._layout.parameters:
+            line.work("client", constants["keys_seconds"])
+            line.send("client", key_size(parameters))
+            line.receive("server")
+
+    def offline(self, line: Timeline) -> None:
+        """See `protocol.offline`: the client works one message ahead."""
+        self._homomorphic(line)
+        before: Unit | None = None
+        for unit in self._layout.units:
+            self._correct(line, unit, before)
+            before = unit
+        assert before is not None  # the arg-max is always there
+        self._tables(line, before)
+
+    def _homomorphic(self, line: Timeline) -> None:
+        known, waiting = {0}, None
+        for step in self._layout.schedule:
+            if waiting is not None and any(tensor not in known for tensor in step.inputs):
+                self._collect(line, waiting)
+                known.add(waiting.step.output)
+                waiting = None
+            if not step.weighted:
+                known.add(step.output)
+                continue
+            job = self._jobs[step.output]
+            line.work("client", self._over_cores(job, "encrypt") * job.plan.plan.requests)
+            if waiting is not None:
+                line.receive("client")
+            line.send("client", job.request_bytes)
+            line.receive("server")
+            line.work("server", self._respond(job))
+            line.send("server", job.answer_bytes)
+            if waiting is not None:
+                line.work("client", self._over_cores(waiting, "decrypt") * waiting.plan.plan.answers)
+                known.add(waiting.step.output)
+            waiting = job
+        if waiting is not None:
+            self._collect(line, waiting)
+
+    def _collect(self, line: Timeline, job: Job) -> None:
+        line.receive("client")
+        line.work("client", self._over_cores(job, "decrypt") * job.plan.plan.answers)
+
+    def _respond(self, job: Job) -> float:
+        """Every worker unpacks all ciphertexts, then they share the products and answers."""
+        plan, primes = job.plan.plan, len(job.parameters.prime_bits)
+        unpacked = plan.requests * self._constants[f"unpack_{primes}_primes_seconds"]
+        products = self._over_cores(job, "product") * plan.products
+        return unpacked + products + self._over_cores(job, "answer") * plan.answers
+
+    def _over_cores(self, job: Job, what: str) -> float:
+        """Seconds per ciphertext or product; at most as many workers as there are ciphertexts."""
+        plan = job.plan.plan
+        parts = plan.requests if what == "encrypt" else plan.answers
+        return self._constants[f"{what}_{len(job.parameters.prime_bits)}_primes_seconds"] / min(self._cores, parts)
+
+    def _correct(self, line: Timeline, unit: Unit, before: Unit | None) -> None:
+        """Corrections of a unit, and the tables of the one before."""
+        constants = self._constants
+        line.work("client", unit.transfers * constants["transfer_client_seconds"])
+        if before is not None:
+            line.receive("client")
+        line.send("client", unit.corrections_bytes)
+        line.receive("server")
+        line.work("server", unit.transfers * constants["transfer_server_seconds"])
+        hashes = unit.instances * unit.circuit.hashes
+        line.work("server", hashes * constants["garble_seconds_per_hash"] / self._cores)
+        line.send("server", unit.tables_bytes)
+        stored = unit.own_labels_bytes + (0 if before is None else before.tables_bytes)
+        line.work("client", stored * constants["store_seconds_per_byte"])
+
+    def _tables(self, line: Timeline, unit: Unit) -> None:
+        line.receive("client")
+        line.work("client", unit.tables_bytes * self._constants["store_seconds_per_byte"])
+
+    def online(self, line: Timeline) -> None:
+        """See `protocol.online`."""
+        layout = self._layout
+        line.send("client", layout.input_bytes)
+        line.receive("server")
+        for one in layout.rounds:
+            line.work("server", sum(self._linear(step) for step in one.linear))
+            self._labels(line, one.units)
+            self._words(line, one)
+        line.work("server", sum(self._linear(step) for step in layout.tail))
+        self._labels(line, (layout.ending,))
+        line.send("server", layout.ending.instances * layout.ending.circuit.output_bits)
+        line.receive("client")
+
+    def _labels(self, line: Timeline, units: Sequence[Unit]) -> None:
+        constants = self._constants
+        for unit in units:
+            labels = unit.instances * unit.circuit.wires_of("garbler")
+            line.work("server", labels * constants["label_seconds"])
+            line.send("server", unit.labels_bytes)
+            line.receive("client")
+            hashes = unit.instances * unit.circuit.hashes
+            line.work("client", hashes * constants["evaluate_seconds_per_hash"] / self._cores)
+
+    def _words(self, line: Timeline, one: OnlineRound) -> None:
+        words = sum(unit.instances * len(unit.circuit.words) for unit in one.units)
+        line.send("client", sum(unit.words_bytes for unit in one.units))
+        line.receive("server")
+        line.work("server", words * self._constants["word_seconds"])
+
+    def _linear(self, step: Step) -> float:
+        """Seconds of a linear step on the server's share."""
+        form = self._layout.public.tensors[step.output]
+        elements = form.size * self._constants["element_seconds"]
+        if not step.weighted:
+            return elements
+        fan_in = math.prod(step.op.weight_shape[1:])  # type: ignore[union-attr] # what is weighted has a shape
+        # As `ring.products` cuts: the sum of absolute weights of one output is secret, so it is put at fan-in times a
+        # typical weight, a thirty-second of the largest.
+        heaviest = max(1.0, fan_in * 2.0 ** (self._layout.weight_bits - 6))
+        limb_bits = 53 - math.ceil(math.log2(heaviest))
+        limbs = 1 if form.ring_bits <= limb_bits + 1 else math.ceil((form.ring_bits - 1) / limb_bits)
+        return elements + limbs * form.size * fan_in * self._constants["mac_seconds"] / self._cores

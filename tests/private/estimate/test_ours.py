@@ -1,0 +1,158 @@
+"""The estimate of our engine against real runs: gates, bytes, round trips and storage are equal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepreduce.errors import UsageError
+from deepreduce.private.estimate import LINKS, Constants, Cost, Link, constants_of, our_cost
+from deepreduce.private.program import Program, make_program
+from deepreduce.private.protocol import make_layout
+from deepreduce.private.protocol import offline as offline_phase
+from deepreduce.private.twin import Twin
+
+from ..program.small import Lambda, images, settle
+from ..protocol.harness import residual, run, weight_bits
+
+BOTH = list(LINKS.values())
+
+
+def cost_of(program: Program, **more: object) -> Cost:
+    return our_cost(make_layout(program.public, weight_bits=weight_bits(program)), BOTH, **more)
+
+
+def compare(program: Program, count: int, monkeypatch: pytest.MonkeyPatch) -> Cost:
+    """Run `count` images for real and hold the estimate against what travelled, was garbled, and was stored."""
+    gates: list[int] = []
+    real = offline_phase.garble
+
+    def counting(circuit, *, instances, **named):
+        gates.append(instances * circuit.and_gates)
+        return real(circuit, instances=instances, **named)
+
+    monkeypatch.setattr(offline_phase, "garble", counting)
+    shape = program.public.input.shape
+    got = run(program, Twin(program).encode(images(count, *shape, seed=5).numpy()))
+    cost = cost_of(program)
+    assert cost.offline is not None and cost.setup is not None
+    assert sum(gates) == count * cost.offline.and_gates == count * cost.online.and_gates
+    (client, server), offline = got.offline, cost.offline
+    assert client.sent_bytes == cost.setup.sent_bytes + count * offline.sent_bytes == server.received_bytes
+    assert client.received_bytes == cost.setup.received_bytes + count * offline.received_bytes == server.sent_bytes
+    assert client.turns == cost.setup.round_trips + count * offline.round_trips
+    if count == 1:  # further images share the frames of the client
+        client, server = got.online
+        assert (client.sent_bytes, client.received_bytes) == (cost.online.sent_bytes, cost.online.received_bytes)
+        assert (server.received_bytes, server.sent_bytes) == (cost.online.sent_bytes, cost.online.received_bytes)
+        assert cost.online.bytes == client.sent_bytes + client.received_bytes
+    assert got.online[0].turns == cost.online.round_trips
+    for memory, stored in ((got.client, cost.client_bytes), (got.server, cost.server_bytes)):
+        assert all(sum(array.nbytes for array in one.data.values()) == stored for one in memory)
+    return cost
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_example_a_residual_network_costs_what_the_estimate_says(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = compare(residual(), count, monkeypatch)
+    assert (
+        cost.protocol == "ours" and cost.online.round_trips == 3
+    )  # the second ReLU layer goes with the max pooling; arg-max
+
+
+def test_units_that_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepreduce.private.protocol.layout.PORTION", 64)
+    compare(residual(), 1, monkeypatch)
+
+
+def test_masks_and_long_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    layers = {
+        "a": nn.Conv2d(1, 6, 3, padding=1), "relu": nn.ReLU(), "b": nn.Conv2d(6, 4, 3, padding=1),
+        "c": nn.Conv2d(4, 6, 3, stride=2, padding=1), "fc": nn.Linear(6 * 9, 4),
+    }  # fmt: skip
+    network = settle(
+        Lambda(lambda net, x: net.fc(net.c(net.b(net.relu(net.a(x)))).flatten(1)), **layers), images(64, 1, 6, 6)
+    )
+    mask = np.random.default_rng(0).random((6, 6, 6)) < 0.4
+    cost = compare(make_program(network, images(64, 1, 6, 6), masks={"relu": mask}), 1, monkeypatch)
+    assert cost.online.round_trips == 2
+
+
+def test_a_network_without_any_relu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    network = settle(Lambda(lambda net, x: net.fc(x.flatten(1)), fc=nn.Linear(48, 3)), images(64, 3, 4, 4))
+    assert compare(make_program(network, images(64, 3, 4, 4)), 1, monkeypatch).online.round_trips == 1
+
+
+def only(**values: float) -> Constants:
+    """Constants that are all zero but some."""
+    known = constants_of("ours")
+    assert set(values) <= set(known.values)
+    return replace(known, values=dict.fromkeys(known.values, 0.0) | values)
+
+
+def test_each_constant_is_multiplied_by_its_number() -> None:
+    program = residual()
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    hashes = sum(unit.instances * unit.circuit.hashes for unit in layout.units)
+
+    def seconds(phase: str, cores: int = 1, **values: float) -> float:
+        return getattr(our_cost(layout, BOTH, cores=cores, constants=only(**values)), phase).compute_seconds
+
+    assert seconds("online", evaluate_seconds_per_hash=1.0) == pytest.approx(hashes)
+    assert seconds("online", evaluate_seconds_per_hash=1.0, cores=2) == pytest.approx(hashes / 2)
+    assert seconds("offline", garble_seconds_per_hash=1.0) == pytest.approx(hashes)
+    labels = sum(unit.labels_bytes // 16 for unit in layout.units)
+    assert seconds("online", label_seconds=1.0) == pytest.approx(labels)
+    words = sum(unit.instances for one in layout.rounds for unit in one.units)
+    assert seconds("online", word_seconds=1.0) == pytest.approx(words)
+    assert seconds("online", mac_seconds=1.0) == pytest.approx(program.public.macs)  # one limb each: small sums
+    transfers = sum(unit.transfers for unit in layout.units)
+    assert seconds("offline", transfer_client_seconds=1.0) == pytest.approx(transfers)
+    assert seconds("offline", transfer_server_seconds=1.0) == pytest.approx(transfers)
+    primes = len(layout.jobs[0].parameters.prime_bits)
+    products = sum(job.plan.plan.products for job in layout.jobs)
+    assert seconds("offline", **{f"product_{primes}_primes_seconds": 1.0}) == pytest.approx(products)
+    requests = sum(job.plan.plan.requests for job in layout.jobs)
+    assert seconds("offline", **{f"encrypt_{primes}_primes_seconds": 1.0}) == pytest.approx(requests)
+    assert seconds("setup", keys_seconds=1.0) == len(layout.parameters)
+
+
+def test_the_client_encrypts_while_the_server_answers() -> None:
+    program = residual()
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    primes = len(layout.jobs[0].parameters.prime_bits)
+    encrypt, answer = f"encrypt_{primes}_primes_seconds", f"answer_{primes}_primes_seconds"
+    alone = [our_cost(layout, BOTH, constants=only(**{name: 1.0})).offline for name in (encrypt, answer)]
+    together = our_cost(layout, BOTH, constants=only(**{encrypt: 1.0, answer: 1.0})).offline
+    assert max(one.compute_seconds for one in alone) < together.compute_seconds
+    assert together.compute_seconds < sum(one.compute_seconds for one in alone)
+
+
+def test_over_a_link_a_phase_lasts_between_its_longest_part_and_their_sum() -> None:
+    cost = cost_of(residual())
+    for phase in (cost.setup, cost.offline, cost.online):
+        for link in LINKS.values():
+            seconds = phase.seconds[link.name]
+            waiting = phase.round_trips * link.round_trip_seconds
+            assert seconds >= max(phase.compute_seconds, waiting, 8 * phase.bytes / link.bits_per_second)
+            # half a round trip more: the last message of the set-up goes one way
+            most = link.seconds(compute=phase.compute_seconds, size=phase.bytes, round_trips=phase.round_trips + 1)
+            assert seconds <= most + 1e-9
+
+
+def test_a_slow_link_of_ones_own() -> None:
+    program = residual()
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    online = our_cost(layout, [Link("modem", 1e4, 0.3)]).online
+    assert online.seconds["modem"] > 8 * online.bytes / 1e4
+
+
+def test_no_core_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"at least one core.*Got: 0.*Do: "):
+        cost_of(residual(), cores=0)

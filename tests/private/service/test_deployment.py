@@ -1,0 +1,221 @@
+"""The two files of a network: what is in them, who can read them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from deepreduce.errors import DataError, DeepReduceError, RecipeError, RunError
+from deepreduce.private.deployment import About, load_client, load_server, make_model, save_model
+from deepreduce.private.twin import Twin
+
+from .parties import pixels, small, tiny
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return save_model(tiny(), tmp_path / "out")
+
+
+def about_of(path: Path) -> dict[str, Any]:
+    return json.loads(load_file(path)["about"].tobytes())
+
+
+def with_about(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Write a file anew with another description."""
+    arrays = load_file(path)
+    value = json.loads(arrays["about"].tobytes())
+    arrays["about"] = np.frombuffer(json.dumps(change(value)).encode(), np.uint8)
+    save_file(arrays, path)
+    return path
+
+
+def test_example_both_files_come_back(files: tuple[Path, Path]) -> None:
+    server, client = files
+    held, public = load_server(server), load_client(client)
+    assert held.client.digest == public.digest == tiny().client.digest
+    assert held.client.about == public.about == tiny().client.about
+    assert held.client.weight_bits == public.weight_bits == tiny().client.weight_bits
+    images = pixels(5, 1, 2, seed=3)
+    floats = public.normalise(images)
+    assert np.allclose(floats, (images / 255 - 0.5) / 0.25)
+    expected = Twin(tiny().program).run(floats)
+    assert np.array_equal(Twin(held.program).run(floats).logits, expected.logits)
+
+
+def test_only_the_owner_reads_the_servers_file_and_clients_get_no_weight(files: tuple[Path, Path]) -> None:
+    server, client = files
+    assert stat.S_IMODE(server.stat().st_mode) == 0o600
+    assert sorted(path.name for path in server.parent.iterdir()) == ["client.safetensors", "server.safetensors"]
+    assert set(load_file(client)) == {"program", "about"}
+    weight = next(own.weight for own in tiny().program.weights.values() if own.weight is not None)
+    content = client.read_bytes()
+    for kind in (np.int8, np.int16, np.int32, np.int64):
+        if np.iinfo(kind).max >= np.abs(weight).max():
+            assert weight.astype(kind).tobytes() not in content
+    assert (
+        weight.astype(np.int32).tobytes() in server.read_bytes()
+        or weight.astype(np.int16).tobytes() in server.read_bytes()
+    )
+
+
+def test_the_umask_does_not_open_the_servers_file(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        server, _ = save_model(tiny(), tmp_path / "open")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(server.stat().st_mode) == 0o600
+
+
+def test_the_digest_names_program_and_weight_bits() -> None:
+    client = tiny().client
+    assert len(client.digest) == 32 and client.digest != small().client.digest
+    assert replace(client, weight_bits=client.weight_bits + 1).digest != client.digest
+    assert replace(client, about=small().client.about).digest == client.digest
+
+
+def test_weights_fit_the_bits_that_are_declared() -> None:
+    model = tiny()
+    bits = model.client.weight_bits
+    largest = max(int(np.abs(own.weight).max()) for own in model.program.weights.values() if own.weight is not None)
+    assert 2 ** (bits - 2) <= largest <= 2 ** (bits - 1)
+
+
+def test_weights_beyond_the_declared_bits_are_refused(files: tuple[Path, Path]) -> None:
+    server, _ = files
+    with_about(server, lambda value: value | {"weight_bits": tiny().client.weight_bits - 1})
+    with pytest.raises(RecipeError, match=r"weights of \d+ bits where \d+ are declared"):
+        load_server(server)
+
+
+def test_a_file_of_the_other_kind_is_refused(files: tuple[Path, Path]) -> None:
+    server, client = files
+    with pytest.raises(RecipeError, match=r"a client's file.*Do: take client\.safetensors"):
+        load_client(server)
+    with pytest.raises(RecipeError, match=r"the server's file.*Do: take server\.safetensors"):
+        load_server(client)
+
+
+def test_weights_of_another_program_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    other, _ = save_model(small(), tmp_path / "other")
+    arrays = load_file(files[0])
+    arrays["weights"] = load_file(other)["weights"]
+    save_file(arrays, files[0])
+    with pytest.raises(RecipeError, match="another program"):
+        load_server(files[0])
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "text").write_text("weights")
+    (tmp_path / "huge-header").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    for name in ("missing", "pipe", "empty", "text", "huge-header", "."):
+        with pytest.raises(RecipeError, match=r"Got: .*Do: "):
+            load_client(tmp_path / name)
+
+
+def test_safetensors_of_every_other_type_are_refused(tmp_path: Path) -> None:
+    for kind in ("BF16", "F8_E4M3", "F8_E5M2", "F16", "F64", "I64", "BOOL", "U16", "C64", "F4"):
+        header = json.dumps({"program": {"dtype": kind, "shape": [4], "data_offsets": [0, 32]}}).encode()
+        for length in (2, 4, 8, 16, 32):
+            own = header.replace(b"32]", f"{length}]".encode())
+            (tmp_path / "file").write_bytes(len(own).to_bytes(8, "little") + own + bytes(length))
+            with pytest.raises(RecipeError):
+                load_client(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "deepreduce.server"},
+        {"version": 2},
+        {"version": "1"},
+        {"network": 3},
+        {"relus": "8"},
+        {"classes": ["a", "b"]},
+        {"classes": "abc"},
+        {"mean": [0.5, 0.5]},
+        {"mean": ["0.5"]},
+        {"std": [0.0]},
+        {"std": [-1.0]},
+        {"std": [1e400]},
+        {"weight_bits": 1},
+        {"weight_bits": 33},
+        {"weight_bits": True},
+        {"weight_bits": None},
+    ],
+    ids=str,
+)
+def test_a_wrong_description_is_refused(files: tuple[Path, Path], change: dict[str, Any]) -> None:
+    path = with_about(files[1], lambda value: value | change)
+    with pytest.raises(RecipeError, match=r"Got: .*Do: .*Where: "):
+        load_client(path)
+
+
+def test_a_description_that_is_none_is_refused(files: tuple[Path, Path]) -> None:
+    for value in ([], "text", None, 3):
+        with pytest.raises(RecipeError):
+            load_client(with_about(files[1], lambda _, value=value: value))
+        save_model(tiny(), files[1].parent)
+    for name in about_of(files[1]):
+        with pytest.raises(RecipeError):
+            load_client(with_about(files[1], lambda value, name=name: {k: v for k, v in value.items() if k != name}))
+        save_model(tiny(), files[1].parent)
+
+
+def test_names_cannot_harm_a_terminal(files: tuple[Path, Path]) -> None:
+    names = ["\x1b[2Jant", "b\ne\u202ee", "\x9b31mcat"]
+    found = load_client(with_about(files[1], lambda value: value | {"classes": names, "network": "\x1b]0;t\x07net"}))
+    assert found.about.classes == ("ant", "b ee", "cat") and found.about.network == "net"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_client_file_is_refused_or_harmless(tmp_path_factory: Any, data: st.DataObject) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    if not (folder / "client.safetensors").exists():
+        save_model(tiny(), folder)
+    content = bytearray((folder / "client.safetensors").read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= data.draw(st.integers(1, 255))
+    (folder / "changed").write_bytes(content)
+    try:
+        found = load_client(folder / "changed")
+    except DeepReduceError:
+        return
+    assert found.digest  # a changed name or mean is no damage that can be seen
+
+
+def test_images_of_another_form_are_refused() -> None:
+    for wrong in (pixels(1, 1, 3), pixels(1, 3, 2), pixels(1, 1, 2)[0], pixels(1, 1, 2).astype(float)):
+        with pytest.raises(DataError, match=r"uint8 \[n, 1, 2, 2\].*Got: .*Do: resize"):
+            tiny().client.normalise(wrong)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError):
+        save_model(tiny(), tmp_path / "file" / "out")
+
+
+def test_a_model_is_made_from_any_program() -> None:
+    about = About("again", 8, ("a", "b", "c"), (0.0,), (1.0,))
+    made = make_model(tiny().program, about)
+    assert made.client.about == about and made.client.digest == tiny().client.digest
+    assert "weight=" not in repr(made) and "Weights(" not in repr(made)

@@ -1,0 +1,382 @@
+"""Client and server over TLS on loopback: what they promise to each other and to their users."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepreduce.errors import DataError, DeepReduceError, UsageError
+from deepreduce.private.homomorphic import Pool
+from deepreduce.private.ring import decode
+from deepreduce.private.service import ServerLimits
+from deepreduce.private.service import client as client_module
+from deepreduce.private.store import StoreFull
+from deepreduce.private.twin import Twin
+from deepreduce.private.wire import PeerError, PeerGone, PeerTimeout, WireError
+
+from ..protocol.harness import replayed
+from .parties import Party, pixels, serving, small, sure, tiny
+
+IMAGES, LABELS = sure(tiny(), 12)
+
+
+@pytest.fixture(scope="module")
+def party(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]) -> Iterator[Party]:
+    limits = ServerLimits(clients=4, images=4, bundles=3, deadline_seconds=20.0)
+    with serving(tiny(), tmp_path_factory.mktemp("served"), certificate, limits=limits) as found:
+        yield found
+
+
+def wait_for(what: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_example_prepare_then_infer(party: Party) -> None:
+    with party.client("example") as client:
+        made = client.prepare(2)
+        assert made.bundles == 2 and made.stored_bytes > 0 and made.traffic.sent_bytes > 0
+        store = party.client_store("example")
+        assert store.count() == 2
+        answer = client.infer(IMAGES[:2])
+        assert np.array_equal(answer.labels, LABELS[:2]) and answer.logits is None
+        assert store.count() == 0 == party.store.count()
+        layout = tiny().client.layout
+        assert answer.traffic.turns == len(layout.rounds) + 1
+        assert answer.traffic.received_bytes < made.traffic.received_bytes
+
+
+def test_four_clients_at_once_with_worker_processes(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    batches = [sure(small(), 2, seed=number) for number in range(4)]
+    with serving(small(), tmp_path, certificate, workers=Pool) as party:
+
+        def work(number: int) -> np.ndarray:
+            with party.client(f"client{number}", workers=0) as client:
+                client.prepare(2)
+                return client.infer(batches[number][0]).labels
+
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(work, range(4)))
+        assert party.store.count() == 0
+        workers = party.server._pool.pids
+        assert len(workers) == 1
+    for answer, (_, labels) in zip(answers, batches, strict=True):
+        assert np.array_equal(answer, labels)
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+
+def test_missing_bundles_are_prepared_by_infer(party: Party) -> None:
+    with party.client("missing") as client:
+        client.prepare(1)
+        before = client.traffic
+        answer = client.infer(IMAGES[:3])
+        assert np.array_equal(answer.labels, LABELS[:3])
+        offline = (client.traffic - before) - answer.traffic
+        assert offline.sent_bytes > 2 * sum(job.request_bytes for job in tiny().client.layout.jobs)
+        assert party.client_store("missing").count() == 0
+
+
+def test_a_batch_beyond_the_servers_limit_goes_in_turns(party: Party) -> None:
+    seen: list[int] = []
+    with party.client("turns") as client:
+        client.prepare(7, progress=seen.append)  # the server makes 3 per request
+        assert seen == [1, 2, 3, 4, 5, 6, 7]
+        answer = client.infer(IMAGES[:10])  # the server takes 4 at once; 3 are prepared
+        assert np.array_equal(answer.labels, LABELS[:10])
+        layout = tiny().client.layout
+        assert answer.traffic.turns == 3 * (len(layout.rounds) + 1)
+        assert answer.seconds == pytest.approx(answer.parts.channel + answer.parts.circuits, rel=0.9)
+
+
+def test_bundles_outlive_the_connection_and_both_programs(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    with serving(tiny(), tmp_path, certificate) as party, party.client() as client:
+        client.prepare(2)
+    with serving(tiny(), tmp_path, certificate) as party:
+        assert party.store.count() == 2
+        with party.client() as client:
+            assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
+            assert client.traffic.sent_bytes < 2_000  # nothing was prepared
+        assert party.store.count() == 0
+
+
+def test_logits_are_those_of_the_twin_bit_by_bit(
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[Any] = []
+    prepare = client_module.prepare_client
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        shares.append(prepare(*arguments, **options))
+        return shares[-1]
+
+    monkeypatch.setattr(client_module, "prepare_client", recorded)
+    model = small()
+    images, labels = sure(model, 2)
+    limits = ServerLimits(reveal=("label", "logits"), deadline_seconds=20.0)
+    with serving(model, tmp_path, certificate, limits=limits) as party, party.client() as client:
+        answer = client.infer(images, reveal="logits")
+        values = client.encode(images)
+    logits = model.client.public.logits
+    form = model.client.public.tensors[logits]
+    # Bundles are taken oldest first, in the order in which they were made.
+    exact = replayed(model.program, values, shares)[logits]
+    assert answer.logits is not None
+    assert np.array_equal(answer.logits, decode(exact, fraction_bits=form.fraction_bits, bits=form.ring_bits))
+    assert np.array_equal(answer.labels, labels)
+
+
+def test_wrong_images_cost_nothing(party: Party) -> None:
+    with party.client("wrong") as client:
+        client.prepare(1)
+        for wrong in (IMAGES[0], IMAGES.astype(np.float32), pixels(1, 1, 3), pixels(1, 3, 2)):
+            with pytest.raises(DataError, match=r"uint8 \[n, 1, 2, 2\].*Got: .*Do: "):
+                client.infer(wrong)
+        with pytest.raises(UsageError, match="At least one image"):
+            client.infer(IMAGES[:0])
+        with pytest.raises(UsageError, match="At least one bundle"):
+            client.prepare(0)
+        assert party.client_store("wrong").count() == 1
+        assert np.array_equal(client.infer(IMAGES[:1]).labels, LABELS[:1])  # and the connection still serves
+
+
+def test_the_server_reveals_what_its_owner_allows(party: Party) -> None:
+    with party.client("policy") as client:
+        client.prepare(1)
+        with pytest.raises(UsageError, match=r"reveals label\. Got: a request for logits"):
+            client.infer(IMAGES[:1], reveal="logits")
+        assert party.client_store("policy").count() == 1
+        # A client that asks nevertheless is refused before a bundle is taken.
+        client._welcome = SimpleNamespace(images=4, bundles=3, reveal=("label", "logits"))
+        servers = party.store.count()
+        with pytest.raises(PeerError, match="reveals label") as refused:
+            client.infer(IMAGES[:1], reveal="logits")
+        assert refused.value.code == "policy" and party.store.count() == servers
+
+
+@pytest.mark.parametrize(("images", "bundles", "code"), [(2, 3, "ok"), (9, 3, "limit"), (4, 99, "limit")])
+def test_a_client_that_asks_for_too_much_is_refused(party: Party, images: int, bundles: int, code: str) -> None:
+    client = party.client(f"much{images}-{bundles}")
+    client._welcome = SimpleNamespace(
+        images=images, bundles=bundles, reveal=("label",), session=client._welcome.session
+    )
+    if code == "ok":
+        client.infer(IMAGES[:2])
+        return
+    with pytest.raises(PeerError) as refused:
+        client.prepare(bundles)
+        client.infer(np.repeat(IMAGES, 2, axis=0)[:images])
+    assert refused.value.code == code
+    with pytest.raises(WireError, match="alive"):
+        client.prepare(1)
+
+
+def test_a_full_server_says_so_and_a_free_slot_is_given_again(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    limits = ServerLimits(clients=2, deadline_seconds=20.0)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party:
+        first, _second = party.client("a"), party.client("b")
+        with pytest.raises(PeerError, match="try again later") as refused:
+            party.client("c")
+        assert refused.value.code == "busy"
+        first.close(politely=True)
+        wait_for(lambda: party.server._slots._value == 1)  # type: ignore[attr-defined]
+        assert np.array_equal(party.client("c").infer(IMAGES[:1]).labels, LABELS[:1])
+
+
+def test_another_model_is_refused(party: Party, tmp_path: Path) -> None:
+    with pytest.raises(PeerError, match="another model") as refused:
+        party.client(model=small().client)
+    assert refused.value.code == "model"
+
+
+def test_another_version_is_refused(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    hello = client_module.Hello
+    monkeypatch.setattr(client_module, "Hello", lambda model: hello(model, 2))
+    with pytest.raises(PeerError, match="version 1") as refused:
+        party.client()
+    assert refused.value.code == "version"
+    monkeypatch.setattr(client_module, "Hello", hello)
+    monkeypatch.setattr(client_module, "PROTOCOL", 2)
+    with pytest.raises(WireError, match="the server speaks 1"):
+        party.client()
+
+
+def test_a_server_that_lost_its_half_says_so_and_the_next_try_works(party: Party) -> None:
+    with party.client("lost") as client:
+        client.prepare(2)
+    store = party.client_store("lost")
+    (name, _) = store.names()
+    party.store.take(name).close()
+    client = party.client("lost")
+    with pytest.raises(PeerError, match="prepare new ones") as refused:
+        client.infer(IMAGES[:2])
+    assert refused.value.code == "bundle"
+    assert store.count() == 0
+    with party.client("lost") as client:
+        assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
+
+
+def test_bundles_of_other_weights_are_refused(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    model = tiny()
+    with serving(model, tmp_path, certificate) as party, party.client() as client:
+        client.prepare(1)
+    weights = dict(model.program.weights)
+    last = max(weights)
+    weights[last] = replace(weights[last], weight=weights[last].weight[::-1], bias=weights[last].bias[::-1])
+    retrained = replace(model, program=replace(model.program, weights=weights))
+    assert retrained.client.digest == model.client.digest  # the same architecture and formats, as far as clients see
+    images, labels = sure(retrained, 1)
+    with serving(retrained, tmp_path, certificate) as party:
+        with pytest.raises(PeerError, match="earlier weights") as refused:
+            party.client().infer(images)
+        assert refused.value.code == "bundle"
+        assert np.array_equal(party.client().infer(images).labels, labels)
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the last section, which no header covers."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_bundle_of_the_server_is_told_as_its_own_fault(party: Party) -> None:
+    with party.client("rot") as client:
+        client.prepare(1)
+        (name,) = party.client_store("rot").names()
+        (path,) = party.store.folder.rglob(name.file_name)
+        damage(path)
+        with pytest.raises(PeerError, match="its log says why") as refused:
+            client.infer(IMAGES[:1])
+        assert refused.value.code == "internal"
+
+
+def test_a_damaged_bundle_of_the_client_is_replaced(party: Party) -> None:
+    with party.client("torn") as client:
+        client.prepare(1)
+        (path,) = party.client_store("torn").folder.rglob("*.bundle")
+        path.write_bytes(path.read_bytes()[:100])
+        assert np.array_equal(client.infer(IMAGES[:1]).labels, LABELS[:1])
+
+
+def test_a_full_store_of_the_client_ends_the_connection_and_costs_no_bundle(party: Party) -> None:
+    with party.client("full") as client:
+        size = client.prepare(2).stored_bytes
+    store = party.client_store("full")
+    store.limit_bytes = int(2.9 * size)
+    client = party.client(store=store)
+    with pytest.raises(StoreFull):
+        client.infer(IMAGES[:4])
+    assert store.count() == 2
+    with pytest.raises(WireError, match=r"alive.*closed"):  # and not a riddle from the server
+        client.infer(IMAGES[:3])
+    with party.client(store=store) as client:
+        assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
+
+
+def test_a_full_store_of_the_server_is_told(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    with serving(tiny(), tmp_path, certificate, limit_bytes=1000) as party:
+        with pytest.raises(PeerError, match="no room") as refused:
+            party.client().prepare(1)
+        assert refused.value.code == "limit" and party.store.count() == 0
+
+
+def test_a_client_that_falls_silent_is_told_and_its_slot_is_free(
+    tmp_path: Path, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "deepreduce.server")
+    limits = ServerLimits(clients=1, deadline_seconds=0.4)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party:
+        silent = party.client("silent", deadline_seconds=5.0)
+        wait_for(lambda: "too slow" in caplog.text)
+        with pytest.raises((PeerError, PeerGone)) as told:
+            silent.prepare(1)
+        assert not isinstance(told.value, PeerError) or told.value.code == "deadline"
+        party.client("next").infer(IMAGES[:1])
+
+
+def test_closing_the_server_wakes_everybody(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    begin = time.monotonic()
+    with serving(tiny(), tmp_path, certificate, limits=ServerLimits(deadline_seconds=600)) as party:
+        idle, busy = party.client("idle"), party.client("busy")
+        told: list[BaseException] = []
+
+        def prepare() -> None:
+            try:
+                busy.prepare(500)
+            except DeepReduceError as error:
+                told.append(error)
+
+        thread = threading.Thread(target=prepare)
+        thread.start()
+        wait_for(lambda: party.store.count() > 1)
+        party.server.close()
+        party.server.close()
+        thread.join(timeout=10)
+        assert len(told) == 1
+        with pytest.raises((PeerGone, PeerError, PeerTimeout)):
+            idle.prepare(1)
+    assert time.monotonic() - begin < 15
+
+
+def test_a_client_that_leaves_politely_leaves_one_line(party: Party, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "deepreduce.server")
+    with party.client("polite") as client:
+        client.infer(IMAGES[:1])
+    client.close(politely=True)  # again
+    wait_for(lambda: len(caplog.records) == 2)
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert "prepared 1 bundles" in caplog.text and "1 images" in caplog.text
+
+
+def test_limits_out_of_range_are_refused() -> None:
+    for wrong in (
+        {"clients": 0},
+        {"images": 1025},
+        {"bundles": 0},
+        {"deadline_seconds": 0.0},
+        {"deadline_seconds": float("nan")},
+        {"handshake_seconds": 1e9},
+        {"reveal": ()},
+        {"reveal": ("weights",)},
+    ):
+        with pytest.raises(UsageError, match=r"Got: .*Do: "):
+            ServerLimits(**wrong)  # type: ignore[arg-type]
+
+
+def test_old_bundles_go_while_the_server_runs(
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepreduce.private.service.server._EXPIRE_SECONDS", 0.2)
+    with serving(tiny(), tmp_path, certificate) as party:
+        with party.client() as client:
+            client.prepare(1)
+        party.store.keep_days = 1e-9
+        wait_for(lambda: party.store.count() == 0)
+
+
+def test_names_of_bundles_are_never_given_twice(party: Party) -> None:
+    with party.client("names") as client:
+        client.prepare(3)
+        first = set(party.client_store("names").names())
+    with party.client("names") as client:
+        client.prepare(3)
+        names = set(party.client_store("names").names())
+        assert len(first) == 3 and first < names and len(names) == 6
+        assert {name.number for name in names} == {0, 1, 2}
+
+
+def test_the_twin_says_what_the_images_of_these_tests_are() -> None:
+    assert len(set(LABELS)) > 1  # or equal labels would prove little
+    assert np.array_equal(Twin(tiny().program).run(tiny().client.normalise(IMAGES)).labels, LABELS)
