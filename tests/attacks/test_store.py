@@ -134,7 +134,7 @@ def forge(path: Path, change: Callable[[bytearray], object]) -> None:
     change(content)
     count, meta = struct.unpack_from("<II", content, 72)
     content[88:120] = bytes(32)
-    content[88:120] = hashlib.sha256(content[: 128 + 128 * min(count, 1024) + min(meta, 2**20)]).digest()
+    content[88:120] = hashlib.sha256(content[: 128 + 128 * min(count, 65536) + min(meta, 2**20)]).digest()
     path.write_bytes(content)
 
 

@@ -2,7 +2,7 @@
 
     client                                           server
     OFFER    base transfers, `transfer.messages`  →
-                                                  ←  CHOICES, START_OF_TWEAKS
+                                                  ←  CHOICES  with the start of the tweaks
     SUMS                                          →
     KEY      per set of parameters                →
 

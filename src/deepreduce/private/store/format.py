@@ -6,10 +6,10 @@ each from the first multiple of 64 on, with zeros between. The file ends with th
     offset  size  header field
          0   4+2  magic "DRBU", version 1
          6     2  role: 0 client, 1 server
-         8    32  SHA-256 of the public program
+         8    32  digest of the deployment, see `deployment.py`
         40  16+8  session, number within it (below 2^48)
         64     8  time of creation, microseconds since 1970, signed; for people, nothing depends on it
-        72   4+4  n (1 to 1024), m (at most 2^20)
+        72   4+4  n (1 to 65536), m (at most 2^20)
         80     8  length of the file
         88    32  SHA-256 of header, table and JSON, with zeros in this field; zeros from 120 on
     offset  size  field of an entry of the table
@@ -44,7 +44,7 @@ ALIGNMENT = 64
 SESSION_BYTES = 16
 PROGRAM_BYTES = 32
 MAX_NUMBER = (1 << 48) - 1
-MAX_SECTIONS = 1024
+MAX_SECTIONS = 65_536
 MAX_META_BYTES = 1 << 20
 MAX_DIMENSIONS = 6
 MAX_SECTION_BYTES = 1 << 48

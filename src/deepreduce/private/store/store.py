@@ -50,7 +50,7 @@ class BundleStore:
         folder: created with mode 0700 if missing; must be this user's alone, and on a local file system. One folder
             serves all programs and both roles, each in a sub-folder of its own. Keep it out of backups, images and
             snapshots: a bundle that is restored can be taken again, and nothing here can notice.
-        program: SHA-256 of the public program, 32 bytes.
+        program: digest of the deployment, 32 bytes; see `private.deployment`.
         role: "client" or "server".
         limit_bytes: most bytes of all bundles in the folder, of every program and role, those being written
             included and those taken not; None for no limit but the disk.

@@ -73,7 +73,7 @@ class Kind(IntEnum):
     GO = 14  # online, server: the bundles are there and now consumed
     INPUT = 15  # online, client: masked images
     LABELS = 16  # online, server: the garbler's labels
-    WORDS = 17  # online, client: the evaluator's colour bits
+    WORDS = 17  # online, client: results minus the next masks
     RESULT = 18  # online, server: what is revealed
     BYE = 19  # the connection ends on purpose
     ERROR = 255  # the sender gave up
