@@ -202,6 +202,6 @@ def test_the_algorithm_proposes_each_network_once(count: int, random: Any, scale
 
 
 def test_methods_by_name() -> None:
-    assert method("deepreduce") is deepreduce
+    assert method("deepreduce").propose is deepreduce
     with pytest.raises(UsageError, match="did you mean deepreduce"):
         method("deepreduse")

@@ -1,13 +1,15 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
 from ._graph import image_nodes, writes_in_place
-from .call_sites import CallSite, find_relus, other_nonlinearities
+from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
+from .masked_relu import MaskedReLU
 from .trace import check_trace, example_images, is_traced, trace, training_path, unwrap
 
 __all__ = [
     "CallSite",
     "Census",
+    "MaskedReLU",
     "ReluLayer",
     "Stage",
     "check_trace",
@@ -15,6 +17,7 @@ __all__ = [
     "find_relus",
     "image_nodes",
     "is_traced",
+    "masked_relu",
     "other_nonlinearities",
     "take_census",
     "trace",

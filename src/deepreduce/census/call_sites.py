@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from ._canonical import FunctionalBatchNorm, FunctionalDropout
 from ._graph import argument, function_name, image_nodes, is_live, live_nodes
+from .masked_relu import MaskedReLU
 from .trace import source_line
 
 
@@ -71,25 +72,43 @@ def find_relus(traced: fx.GraphModule) -> tuple[CallSite, ...]:
 
     Counted are `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`, `torch.relu`, `Tensor.relu`, their in-place forms, and the
     same functions in other clothes: clamping at 0 from below (and at 6 from above), `Hardtanh(0, 6)`,
-    `Threshold(0, 0)`. A module that is called twice is two call sites. A ReLU whose result nothing reads, and one of
-    a value that does not depend on the image, are not counted; `other_nonlinearities` names them.
+    `Threshold(0, 0)`. A module that is called twice is two call sites. A `MaskedReLU` has the name of the call site
+    whose place it takes. A ReLU whose result nothing reads, and one of a value that does not depend on the image, are
+    not counted; `other_nonlinearities` names them.
 
     Args:
         traced: what `deepreduce.census.trace` returned, or a network made from it.
     """
     seen: Counter[str] = Counter()
     live, image = live_nodes(traced.graph), image_nodes(traced.graph)
+    masked = {node: module.site for node in traced.graph.nodes if (module := masked_relu(node, traced)) is not None}
+    taken = set(masked.values())
     sites = []
     for node in traced.graph.nodes:
         kind = _relu_kind(node, traced)
         if kind is None:
             continue
-        base = str(node.target) if node.op == "call_module" else f"{_caller(node)}:{kind}"
-        seen[base] += 1
+        if node in masked:
+            name = masked[node]
+        else:
+            base = str(node.target) if node.op == "call_module" else f"{_caller(node)}:{kind}"
+            name = _next_name(base, seen)
+            while name in taken:
+                name = _next_name(base, seen)
         if node in live and node in image:
-            name = base if seen[base] == 1 else f"{base}#{seen[base]}"
             sites.append(CallSite(name, node.name, kind, source_line(node)))
     return tuple(sites)
+
+
+def masked_relu(node: fx.Node, traced: fx.GraphModule) -> MaskedReLU | None:
+    """Return the masked ReLU that a node calls, None if it calls something else."""
+    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, MaskedReLU) else None
+
+
+def _next_name(base: str, seen: Counter[str]) -> str:
+    seen[base] += 1
+    return base if seen[base] == 1 else f"{base}#{seen[base]}"
 
 
 def other_nonlinearities(traced: fx.GraphModule) -> tuple[str, ...]:
@@ -147,6 +166,8 @@ def _relu_kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
 
 
 def _module_relu_kind(module: nn.Module) -> str | None:
+    if isinstance(module, MaskedReLU):
+        return module.kind
     if isinstance(module, nn.ReLU):
         return "relu"
     if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one

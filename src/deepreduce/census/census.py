@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import NetworkError, problem
 from ._canonical import FunctionalBatchNorm, FunctionalDropout
 from ._graph import function_name, image_nodes
-from .call_sites import CallSite, find_relus, other_nonlinearities
+from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
 from .trace import check_trace, example_images, is_traced, source_line, trace
 
 _TRANSPARENT = (
@@ -44,6 +45,7 @@ class ReluLayer:
         after_addition: whether its input is the sum of two branches (batch norm and dropout in between allowed).
         source: `file.py:line` of the user's code.
         kept: false once the ReLU layer was removed.
+        masked: how many of its elements keep their ReLU, where a mask says which; None where all do.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ReluLayer:
     after_addition: bool
     source: str
     kept: bool = True
+    masked: int | None = None
 
     @property
     def size(self) -> int:
@@ -62,8 +65,10 @@ class ReluLayer:
 
     @property
     def relus(self) -> int:
-        """Number of ReLUs, for one image: all elements or none."""
-        return self.size if self.kept else 0
+        """Number of ReLUs, for one image: all elements, those of a mask, or none."""
+        if not self.kept:
+            return 0
+        return self.size if self.masked is None else self.masked
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,20 @@ class Census:
         """Return the stage's name for every call site."""
         return {layer.name: stage.name for stage in self.stages for layer in stage.layers}
 
-    def keeping(self, kept: set[str]) -> Census:
-        """Return the census with only the call sites in `kept` counted as ReLUs; MACs and parameters stay."""
+    def keeping(self, kept: set[str], masked: Mapping[str, int] = MappingProxyType({})) -> Census:
+        """Return the census with only the call sites in `kept` counted as ReLUs; MACs and parameters stay.
+
+        Args:
+            kept: call sites.
+            masked: for those of them that have a mask, how many elements it keeps.
+        """
         stages = tuple(
-            replace(stage, layers=tuple(replace(layer, kept=layer.name in kept) for layer in stage.layers))
+            replace(
+                stage,
+                layers=tuple(
+                    replace(layer, kept=layer.name in kept, masked=masked.get(layer.name)) for layer in stage.layers
+                ),
+            )
             for stage in self.stages
         )
         return replace(self, stages=stages)
@@ -319,9 +334,15 @@ def _layers(
             params=params[index],
             after_addition=_after_addition(named[site.node], traced, image),
             source=site.source,
+            masked=_masked(named[site.node], traced),
         )
         for index, site in enumerate(sites)
     )
+
+
+def _masked(node: fx.Node, traced: fx.GraphModule) -> int | None:
+    module = masked_relu(node, traced)
+    return None if module is None else int(module.mask.sum())
 
 
 def _after_addition(node: fx.Node, traced: fx.GraphModule, image: set[fx.Node]) -> bool:

@@ -1,6 +1,7 @@
-"""Criticality, culling, thinning, reshaping, the algorithm that ties them, and the Pareto front."""
+"""Criticality, culling, thinning, reshaping, the algorithm that ties them, its rivals, and the Pareto front."""
 
 from .candidate import Candidate
+from .channel_pruning import channel_pruning, comparison_row
 from .criticality import (
     DEFAULT_EXPONENT,
     Criticality,
@@ -9,40 +10,63 @@ from .criticality import (
     measure_criticality,
 )
 from .culling import cull
-from .methods import METHODS, Method, deepreduce, method
+from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularity, is_slope, watch, with_slopes
+from .masks import GRANULARITIES, LayerMask, Mask, Masks
+from .methods import METHODS, Method, Reducer, deepreduce, method
 from .pareto import pareto_front
-from .reduced import Base, build_candidate, census_of, kept_layers, make_base, removed_layers
-from .removal import FadingReLU, finish_fading, remove_relus, set_fade
+from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
+from .removal import FadingReLU, finish_fading, remove_relus, replace_relus, set_fade
 from .reshaping import DEFAULT_SCALES, reshape, scale_channels, scale_resolution
+from .selection import choose, masked_candidate, smallest_budget
 from .thinning import thin, thinned_layers
 
 __all__ = [
     "DEFAULT_EXPONENT",
     "DEFAULT_SCALES",
+    "GRANULARITIES",
     "METHODS",
     "Base",
     "Candidate",
     "Criticality",
     "FadingReLU",
+    "LayerMask",
+    "Mask",
+    "MaskFinder",
+    "MaskOrder",
+    "Masks",
     "Method",
+    "Reducer",
+    "SlopedReLU",
+    "Survey",
     "build_candidate",
     "census_of",
+    "channel_pruning",
+    "check_granularity",
+    "choose",
+    "comparison_row",
     "criticality_candidates",
     "cull",
+    "cut",
     "deepreduce",
     "finish_fading",
+    "is_slope",
     "kept_layers",
     "least_critical_first",
     "make_base",
+    "masked_candidate",
     "measure_criticality",
     "method",
     "pareto_front",
     "remove_relus",
     "removed_layers",
+    "replace_relus",
     "reshape",
     "scale_channels",
     "scale_resolution",
     "set_fade",
+    "smallest_budget",
     "thin",
     "thinned_layers",
+    "watch",
+    "with_slopes",
 ]

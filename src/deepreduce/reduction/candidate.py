@@ -9,6 +9,7 @@ from typing import Any
 
 from .._json import json_field, json_list
 from ..errors import UsageError, problem
+from .masks import Masks
 
 _RHO = (1.0, 0.5, 0.25, 0.125)
 _STAGE = re.compile(r"S[1-9][0-9]{0,3}")
@@ -24,6 +25,8 @@ class Candidate:
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
+        masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
+            full network's shapes, so they go with neither thinning nor reshaping.
     """
 
     keep: tuple[str, ...]
@@ -31,13 +34,14 @@ class Candidate:
     alpha: float = 1.0
     rho: float = 1.0
     drop: tuple[str, ...] = ()
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges; whether the stages and call sites exist is checked against a network.
 
         Raises:
-            UsageError: if alpha or rho is out of range, a stage has no stage's name, or a stage or call site stands
-                twice.
+            UsageError: if alpha or rho is out of range, a stage has no stage's name, a stage or call site stands
+                twice, or masks are combined with what changes the shapes that they are for.
         """
         object.__setattr__(self, "keep", tuple(self.keep))
         object.__setattr__(self, "drop", tuple(self.drop))
@@ -75,6 +79,15 @@ class Candidate:
                     where="keep",
                 )
             )
+        if self.masks is not None and (self.thin or self.alpha != 1 or self.rho != 1):
+            raise UsageError(
+                problem(
+                    "masks belong to the full network's feature maps",
+                    got="masks together with thinning, alpha or rho",
+                    remedy="find masks for the network as it is; a narrower one starts from --width",
+                    where="masks",
+                )
+            )
 
     @property
     def id(self) -> str:
@@ -88,11 +101,15 @@ class Candidate:
             parts.append(f"r{float(self.rho)!r}")
         if self.drop:
             parts.append("d" + hashlib.sha256("\n".join(sorted(self.drop)).encode()).hexdigest()[:16])
+        if self.masks is not None:
+            parts.append("m" + self.masks.digest[:16])
         return "-".join(parts)
 
     @property
     def label(self) -> str:
-        """What a person reads: `S2 S3 S4, thinned, alpha 0.5`."""
+        """What a person reads: `S2 S3 S4, thinned, alpha 0.5`; for masks `snl by element, budget 12,288`."""
+        if self.masks is not None:
+            return f"{self.masks.method} by {self.masks.granularity}, budget {self.masks.budget:,}"
         parts = [" ".join(self.keep) or "no ReLU"]
         if self.thin:
             parts.append("thinned")
@@ -104,14 +121,16 @@ class Candidate:
             parts.append(f"without {len(self.drop)} more ReLU layers")
         return ", ".join(parts)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, as in a recipe."""
+    def to_json(self, *, bits: bool = True) -> dict[str, Any]:
+        """Return the JSON form, as in a recipe; without `bits` masks are described and cannot be read back."""
+        masks = {} if self.masks is None else {"masks": self.masks.to_json(bits=bits)}
         return {
             "keep": list(self.keep),
             "thin": self.thin,
             "alpha": self.alpha,
             "rho": self.rho,
             "drop": list(self.drop),
+            **masks,
         }
 
     @classmethod
@@ -128,4 +147,5 @@ class Candidate:
             alpha=json_field(value, "alpha", float),
             rho=json_field(value, "rho", float),
             drop=tuple(json_list(value, "drop", str)),
+            masks=Masks.from_json(json_field(value, "masks", dict)) if "masks" in value else None,
         )

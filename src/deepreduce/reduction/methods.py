@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..census import Census
 from ..errors import UsageError, near_misses, problem
 from .candidate import Candidate
+from .channel_pruning import channel_pruning
 from .criticality import Criticality, least_critical_first
 from .culling import cull
+from .finding import MaskFinder
+from .relupruner import ReLUPruner
 from .reshaping import DEFAULT_SCALES, Scale, reshape
+from .senet import SENet
+from .snl import SNL
 from .thinning import thin, thinned_layers
 
-Method = Callable[[Census, tuple[Criticality, ...]], tuple[Candidate, ...]]
+Method = Callable[[Census, tuple[Criticality, ...], Sequence[int]], tuple[Candidate, ...]]
+"""From the census, the measured criticality and the budgets, if any, to candidates."""
 
 
 def deepreduce(
-    census: Census, criticality: tuple[Criticality, ...], *, scales: Sequence[Scale] = DEFAULT_SCALES
+    census: Census,
+    criticality: tuple[Criticality, ...],
+    budgets: Sequence[int] = (),
+    *,
+    scales: Sequence[Scale] = DEFAULT_SCALES,
 ) -> tuple[Candidate, ...]:
     """Propose the networks of the DeepReDuce algorithm (section 3): cull, then thin, then reshape.
 
@@ -27,6 +38,7 @@ def deepreduce(
     Args:
         census: of the full network.
         criticality: one value per stage.
+        budgets: not asked for: the candidates are those of the paper, and the search leaves out what is too large.
         scales: (alpha, rho) of the reshaping step.
 
     Returns:
@@ -49,10 +61,46 @@ def _thinning_removes(census: Census, candidate: Candidate) -> bool:
     return any(len(thinned_layers(stage)) < len(stage.layers) for stage in stages)
 
 
-METHODS: dict[str, Method] = {"deepreduce": deepreduce}
+def prune_channels(
+    census: Census, criticality: tuple[Criticality, ...], budgets: Sequence[int] = ()
+) -> tuple[Candidate, ...]:
+    """Propose the networks of the baseline `channel_pruning`; criticality is not asked for."""
+    return channel_pruning(census, budgets)
 
 
-def method(name: str) -> Method:
+@dataclass(frozen=True)
+class Reducer:
+    """A way to find candidates.
+
+    Attributes:
+        name: as in `--method`.
+        title: what a person reads.
+        propose: gives the candidates from the census, the measured criticality and the budgets; None for a method
+            that finds masks by training.
+        finder: of such a method.
+        needs_criticality: whether criticality is measured first.
+    """
+
+    name: str
+    title: str
+    propose: Method | None = None
+    finder: type[MaskFinder] | None = None
+    needs_criticality: bool = False
+
+
+METHODS: dict[str, Reducer] = {
+    reducer.name: reducer
+    for reducer in (
+        Reducer("deepreduce", "DeepReDuce", propose=deepreduce, needs_criticality=True),
+        Reducer("snl", "selective network linearisation (SNL)", finder=SNL),
+        Reducer("senet", "sensitivity-budgeted masks (in the manner of SENet)", finder=SENet),
+        Reducer("relupruner", "second-order importance (in the manner of ReLUPruner)", finder=ReLUPruner),
+        Reducer("channel-pruning", "channel pruning (torch-pruning)", propose=prune_channels),
+    )
+}
+
+
+def method(name: str) -> Reducer:
     """Return the method of this name.
 
     Raises:

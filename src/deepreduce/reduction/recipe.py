@@ -24,8 +24,7 @@ from .._json import json_field, json_list
 from ..errors import NetworkError, RecipeError, UsageError, problem
 from ..networks import NetworkSpec, is_reference
 from .candidate import Candidate
-from .reduced import Base, build_fresh, build_full, census_of, make_base, make_reference_base, removed_layers
-from .removal import remove_relus
+from .reduced import Base, build_fresh, build_full, census_of, cut, make_base, make_reference_base
 
 FORMAT, VERSION = "deepreduce.recipe", 1
 _PROBE = "deepreduce.probe"
@@ -249,7 +248,7 @@ def _rebuild(recipe: Recipe, base: Base) -> fx.GraphModule:
     if recipe.candidate is None:
         return base.network
     full = build_fresh(base, recipe.candidate) if base.reference else build_full(base, recipe.candidate)
-    return remove_relus(full, removed_layers(base, recipe.candidate))
+    return cut(full, base, recipe.candidate)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

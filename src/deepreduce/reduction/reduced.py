@@ -115,7 +115,24 @@ def kept_layers(base: Base, candidate: Candidate) -> set[str]:
                 )
             )
         kept = thinned
-    return kept - set(candidate.drop)
+    kept -= set(candidate.drop)
+    _check_masks(base, candidate, kept)
+    return kept
+
+
+def _check_masks(base: Base, candidate: Candidate, kept: set[str]) -> None:
+    shapes = {layer.name: layer.shape for layer in base.census.layers if layer.name in kept}
+    for mask in () if candidate.masks is None else candidate.masks.layers:
+        if shapes.get(mask.name) != mask.shape:
+            got = f"shape {mask.shape} where {shapes[mask.name]} belongs" if mask.name in shapes else "none is kept"
+            raise UsageError(
+                problem(
+                    "every mask must be of a ReLU layer that the candidate keeps, and of its shape",
+                    got=f"{mask.name!r}: {got}",
+                    remedy="use the masks with the network that they were found for",
+                    where="masks",
+                )
+            )
 
 
 def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
@@ -166,7 +183,7 @@ def census_of(base: Base, candidate: Candidate) -> Census:
         NetworkError: if this network cannot be reshaped so.
     """
     kept = kept_layers(base, candidate)
-    full = base.census.keeping(kept)
+    full = base.census.keeping(kept, {} if candidate.masks is None else candidate.masks.counts())
     scale = candidate.alpha, candidate.rho
     reshaped = scale != (1.0, 1.0)
     census = full
@@ -211,7 +228,13 @@ def build_candidate(base: Base, candidate: Candidate, *, warm: bool = True, fadi
         UsageError, NetworkError: as `census_of`.
     """
     full = build_full(base, candidate) if warm else build_fresh(base, candidate)
-    return remove_relus(full, removed_layers(base, candidate), fading=fading)
+    return cut(full, base, candidate, fading=fading)
+
+
+def cut(full: fx.GraphModule, base: Base, candidate: Candidate, *, fading: bool = False) -> fx.GraphModule:
+    """Return a copy of a candidate's network without the ReLUs that it removes; see `build_candidate`."""
+    masks = {} if candidate.masks is None else candidate.masks.arrays()
+    return remove_relus(full, removed_layers(base, candidate), masks=masks, fading=fading)
 
 
 def _count_scaled(base: Base, candidate: Candidate) -> Census:

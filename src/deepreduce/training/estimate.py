@@ -12,13 +12,24 @@ from typing import Any
 import torch
 
 from ..errors import Interrupted
-from ..reduction import Base, build_candidate, census_of, make_base
+from ..reduction import Base, build_candidate, census_of, make_base, with_slopes
 from .batches import DeviceSplit, Normalisation
 from .executors import threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
+from .mask_jobs import read_masks
 from .pareto_search import criticality_of
-from .proposals import Proposal, assumed_criticality, candidate_jobs, check_budget, first_jobs, propose
+from .proposals import (
+    Proposal,
+    assumed_criticality,
+    awaited_jobs,
+    candidate_jobs,
+    check_budget,
+    first_jobs,
+    mask_jobs,
+    propose,
+    weigh,
+)
 from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
 
@@ -43,7 +54,7 @@ class Clock:
         data = self._context.data
         batch = min(job.config.batch_size, len(data.train))
         shape = (1.0, 1.0) if job.candidate is None else (job.candidate.alpha, job.candidate.rho)
-        key = (*shape, job.teaches, threads, job.config.batch_size)
+        key = (*shape, job.masks is not None, job.teaches, threads, job.config.batch_size)
         if key not in self._measured:
             self._measured[key] = self._measure(job, batch, threads)
         step, start = self._measured[key]
@@ -71,6 +82,8 @@ class Clock:
                 base = make_base(self._context.spec, self._context.network)
                 taught = make_base(self._context.spec, self._context.network)
                 network = base.network if job.candidate is None else build_candidate(taught, job.candidate)
+                if job.masks is not None:
+                    network, _ = with_slopes(network, base.census, job.masks.granularity)
                 config = replace(job.config, epochs=100_000, compile="off", fade=0.0)
                 accelerator = make_accelerator(config)
                 few = DeviceSplit(
@@ -108,23 +121,35 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
         RunError: if the folder belongs to another run.
     """
     base = make_base(context.spec, context.network)
-    check_budget(base, settings.proposer(), settings.budget)
+    check_budget(base, settings)
     teachers, critical = first_jobs(base, settings)
+    searches = mask_jobs(base, settings)
     note = "Hours come from a few steps of each shape of network on this machine, without compilation."
     folder = RunFolder(context.folder)
     if context.folder.exists():
         folder.claim(context, base.census, weights=weights_hash(base) if settings.trained else None)
-    finished = {job.place: found for job in (*teachers, *critical) if (found := folder.metrics(job)) is not None}
+    finished = {
+        job.place: found for job in (*teachers, *critical, *searches) if (found := folder.metrics(job)) is not None
+    }
     criticality = assumed_criticality(base.census)
     if critical and all(job.place in finished for job in critical):
         criticality = criticality_of([(job, finished[job.place], None) for job in critical], base, settings)
     elif critical:
         note += " The order of culling is not measured yet: here the stage with most ReLUs goes first."
-    proposals = propose(base, criticality, settings.proposer(), budget=settings.budget)
+    awaited = [job for job in searches if job.place not in finished]
+    if awaited:
+        note += " Which ReLUs a mask keeps is not known yet: its network is listed with its budget."
+    known = [
+        read_masks(context.folder / job.place, job.masks)
+        for job in searches
+        if job.masks is not None and job not in awaited
+    ]
+    proposals = propose(base, criticality, settings) + weigh(base, known)
+    candidates = candidate_jobs(proposals, settings) + awaited_jobs(awaited, settings)
     clock = Clock(context)
     rows: dict[str, dict[str, Any]] = {}
     total = 0.0
-    for phase in (teachers, critical, candidate_jobs(proposals, settings)):
+    for phase in (teachers, critical, searches, candidates):
         threads = context.threads or threads_per_job(options, len(phase))
         waiting: list[float] = []
         for job in phase:
@@ -161,11 +186,13 @@ def _wall_clock(jobs: Sequence[float], workers: int) -> float:
 
 def _row(job: Job, base: Base) -> dict[str, Any]:
     census = base.census if job.candidate is None else census_of(base, job.candidate)
+    masks = None if job.candidate is None else job.candidate.masks
+    unknown = masks is not None and census.relus == 0  # see `unknown_candidate`
     return {
         "id": job.id,
         "label": job.label,
         "kind": job.kind,
-        "relus": census.relus,
+        "relus": masks.budget if masks is not None and unknown else census.relus,
         "macs": census.macs,
         "epochs": 0 if job.given else job.config.epochs,
         "seeds": 0,

@@ -119,12 +119,15 @@ def describe(found: Search, context: Context, *, environment: dict[str, Any]) ->
     data = context.data
     skipped = [
         {
-            **_counts(proposal.candidate.id, proposal.candidate.label, proposal.candidate.to_json(), proposal.census),
+            **_counts(
+                proposal.candidate.id, proposal.candidate.label, proposal.candidate.to_json(bits=False), proposal.census
+            ),
             "status": "skipped",
             "reason": proposal.reason,
             "validation": None,
             "test": None,
             "epochs": 0,
+            "search_epochs": 0,
             "seconds": 0.0,
             "on_front": False,
         }
@@ -170,16 +173,18 @@ def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
     complete = bool(outcome.runs) and outcome.failure is None
     reads = [found.test[place] for place in outcome.places if place in found.test]
     n = len(context.data.validation)
+    search = (outcome.proposal.search if outcome.proposal else None) or {"epochs": 0, "seconds": 0.0}
     return {
-        **_counts(job.id, job.label, job.candidate.to_json() if job.candidate else None, census),
+        **_counts(job.id, job.label, job.candidate.to_json(bits=False) if job.candidate else None, census),
         "status": "done" if complete else "failed",
         "reason": outcome.failure or "",
         "validation": summarise(outcome.accuracies, n) if complete else None,
         "test": summarise([r["correct"] / r["n"] for r in reads], reads[0]["n"])
         if complete and len(reads) == len(outcome.runs)
         else None,
-        "epochs": outcome.runs[0]["epochs"] if outcome.runs else 0,
-        "seconds": sum(float(metrics["seconds"]) for metrics in outcome.runs),
+        "epochs": search["epochs"] + (outcome.runs[0]["epochs"] if outcome.runs else 0),
+        "search_epochs": search["epochs"],
+        "seconds": float(search["seconds"]) + sum(float(metrics["seconds"]) for metrics in outcome.runs),
         "on_front": job.id in found.front,
     }
 

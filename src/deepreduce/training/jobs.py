@@ -33,7 +33,7 @@ from ..errors import (
     problem,
 )
 from ..networks import NetworkSpec, build, is_reference
-from ..reduction import Base, Candidate, build_candidate, census_of, make_base
+from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base
 from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
@@ -46,15 +46,18 @@ METRICS_FORMAT, METRICS_VERSION = "deepreduce.metrics", 1
 
 @dataclass(frozen=True)
 class Job:
-    """A network to train.
+    """A network to train, or masks to find by training one.
 
     Attributes:
-        kind: `teacher`, `criticality` or `candidate`.
-        candidate: what to keep; None for the teacher.
+        kind: `teacher`, `criticality`, `masks` or `candidate`.
+        candidate: what to keep; None for the teacher, and where masks are to be found.
         seed: of initial weights and batches.
         distilled: whether the teacher's answers are used.
         config: how to train.
         given: the teacher comes trained; only its accuracy is measured.
+        masks: which masks to find; None for a network to train.
+        start: folder within the run folder whose weights a warm start takes, those of a search for masks; empty for
+            the teacher's. Such a network has learnt to do without its ReLUs, so that nothing fades.
     """
 
     kind: str
@@ -63,10 +66,14 @@ class Job:
     distilled: bool
     config: TrainingConfig
     given: bool = False
+    masks: MaskOrder | None = None
+    start: str = ""
 
     @property
     def id(self) -> str:
         """Name of the network, the same for every seed."""
+        if self.masks is not None:
+            return self.masks.id
         if self.candidate is None:
             return "teacher"
         plain = "-plain" if self.kind == "criticality" and not self.distilled else ""
@@ -75,12 +82,14 @@ class Job:
     @property
     def place(self) -> str:
         """Folder within the run folder."""
-        name = "teacher" if self.candidate is None else f"{self.kind}/{self.id}"
+        name = "teacher" if self.kind == "teacher" else f"{self.kind}/{self.id}"
         return f"{name}/seed{self.seed}"
 
     @property
     def label(self) -> str:
         """What a person reads."""
+        if self.masks is not None:
+            return f"masks: {self.masks.label}"
         if self.candidate is None:
             return "teacher"
         if self.kind == "criticality":
@@ -90,7 +99,14 @@ class Job:
     @property
     def teaches(self) -> bool:
         """Whether a teacher is asked in every step."""
+        if self.masks is not None:
+            return True
         return self.candidate is not None and self.distilled and self.config.distillation > 0
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the job leaves besides its history and metrics."""
+        return ("weights.safetensors", "recipe.json" if self.masks is None else "masks.json")
 
 
 @dataclass(frozen=True)
@@ -133,7 +149,7 @@ def teacher_place(folder: Path) -> Path:
 
 
 def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda: False) -> str:
-    """Train one network and write its folder: history, weights, recipe, and last of all its metrics.
+    """Train one network (or find masks) and write its folder: history, weights, recipe, and last of all its metrics.
 
     The random state and the thread count of the caller stay as they are.
 
@@ -154,6 +170,10 @@ def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda
         raise Interrupted("stopped on request; run the same command again to continue")
     with _own_state(context.threads):
         try:
+            if job.masks is not None:
+                from .mask_jobs import run_mask_job
+
+                return run_mask_job(job, context, should_stop)
             return _run(job, context, should_stop)
         except DeepReduceError:
             raise
@@ -199,15 +219,12 @@ def _run(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
     base = make_base(context.spec, context.network)
     census = base.census if job.candidate is None else census_of(base, job.candidate)
     network, teacher = _networks(job, base, context)
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", _identity(job, context), context.checkpoint_seconds)
-    with _accelerator(job, context) as accelerator:
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds)
+    with job_accelerator(job, context) as accelerator:
         validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
         history: list[Epoch] = []
         if accelerator.is_main_process:
-            (folder / "failed.json").unlink(missing_ok=True)
-            (folder / "history.jsonl").unlink(missing_ok=True)  # written anew with what the checkpoint holds
-            for unfinished in folder.glob(".*"):  # of a process that was killed while it wrote
-                unfinished.unlink()
+            clear(folder)
 
         def note(epoch: Epoch) -> None:
             history.append(epoch)
@@ -238,29 +255,46 @@ def _run(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
     return ""
 
 
+def clear(folder: Path) -> None:
+    """Remove what an earlier attempt at a job left, but for its checkpoint."""
+    (folder / "failed.json").unlink(missing_ok=True)
+    (folder / "history.jsonl").unlink(missing_ok=True)  # written anew with what the checkpoint holds
+    for unfinished in folder.glob(".*"):  # of a process that was killed while it wrote
+        unfinished.unlink()
+
+
+def load_teacher(context: Context, start: str = "") -> Base:
+    """Return the full network with the teacher's weights, or with those of another folder of the run."""
+    taught = make_base(context.spec, context.network)
+    place = context.folder / start if start else teacher_place(context.folder)
+    tensors = read_tensors(place / "weights.safetensors")
+    tensors.pop("deepreduce.probe", None)
+    load_tensors(taught.network, tensors, place)
+    return taught
+
+
 def _networks(job: Job, base: Base, context: Context) -> tuple[Any, nn.Module | None]:
     """Build the network to train and the teacher that it asks."""
     if job.candidate is None:
         return base.network, None
-    taught = make_base(context.spec, context.network)
-    place = teacher_place(context.folder)
-    tensors = read_tensors(place / "weights.safetensors")
-    tensors.pop("deepreduce.probe", None)
-    load_tensors(taught.network, tensors, place)
+    taught = load_teacher(context)
     warm = job.config.warm_start
-    network = build_candidate(taught if warm else base, job.candidate, warm=warm, fading=job.config.fade > 0)
+    begins = load_teacher(context, job.start) if job.start and warm else taught
+    fading = job.config.fade > 0 and begins is taught
+    network = build_candidate(begins if warm else base, job.candidate, warm=warm, fading=fading)
     return network, taught.network if job.teaches else None
 
 
-def _identity(job: Job, context: Context) -> str:
+def identity(job: Job, context: Context) -> str:
     """Say in a hash what the state of a job belongs to: the job, and the teacher that it learns from."""
-    teacher = None if job.candidate is None else sha256_of(teacher_place(context.folder) / "weights.safetensors")
-    text = json.dumps([job.place, job.config.to_json(), teacher], sort_keys=True)
+    teacher = None if job.kind == "teacher" else sha256_of(teacher_place(context.folder) / "weights.safetensors")
+    start = sha256_of(context.folder / job.start / "weights.safetensors") if job.start else None
+    text = json.dumps([job.place, job.config.to_json(), teacher, *([start] if start else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def _accelerator(job: Job, context: Context) -> Iterator[Accelerator]:
+def job_accelerator(job: Job, context: Context) -> Iterator[Accelerator]:
     """Give the accelerator of a job, with its tracker if one was asked for."""
     if not context.tracker:
         yield make_accelerator(job.config)
@@ -321,6 +355,21 @@ def _write_result(
         extra={"validation_accuracy": correct / n, "seed": job.seed},
     )
     save_network(folder, network, recipe)
+    write_metrics(
+        job,
+        context,
+        correct,
+        epochs=len(history),
+        seconds=sum(epoch.seconds for epoch in history),
+        images_per_second=history[-1].images_per_second if history else None,
+    )
+
+
+def write_metrics(
+    job: Job, context: Context, correct: int, *, epochs: int, seconds: float, images_per_second: float | None
+) -> None:
+    """Write the last file of a job, with the hashes of the others: the job is finished."""
+    folder = context.folder / job.place
     write_json(
         folder / "metrics.json",
         {
@@ -331,14 +380,13 @@ def _write_result(
             "seed": job.seed,
             "distilled": job.distilled,
             "config": job.config.to_json(),
-            "validation": {"correct": correct, "n": n},
-            "epochs": len(history),
-            "seconds": sum(epoch.seconds for epoch in history),
-            "images_per_second": history[-1].images_per_second if history else None,
+            "validation": {"correct": correct, "n": len(context.data.validation)},
+            "epochs": epochs,
+            "seconds": seconds,
+            "images_per_second": images_per_second,
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "recipe_sha256": sha256_of(folder / "recipe.json"),
-            "weights_sha256": sha256_of(folder / "weights.safetensors"),
+            **{f"{name.partition('.')[0]}_sha256": sha256_of(folder / name) for name in job.files},
         },
     )

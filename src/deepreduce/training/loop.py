@@ -146,7 +146,7 @@ def train(
                 remedy="use fewer processes or a larger --batch-size",
             )
         )
-    network = _laid_out(network, device, torch.channels_last).train()
+    network = laid_out(network, device, torch.channels_last).train()
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=config.learning_rate,
@@ -163,7 +163,7 @@ def train(
     for line in history:
         on_epoch(Epoch(**line))
     if teacher is not None:
-        teacher = _laid_out(teacher, device, torch.channels_last).eval().requires_grad_(False)
+        teacher = laid_out(teacher, device, torch.channels_last).eval().requires_grad_(False)
     prepared, optimizer = accelerator.prepare(network, optimizer)
     forward: Callable[[Tensor], Tensor] = prepared
     ask_teacher: Callable[[Tensor], Tensor] | None = teacher
@@ -218,15 +218,15 @@ def train(
 
             losses += loss.detach()
             if step % _CHECK_EVERY == 0:
-                _mean_loss(losses, accelerator, epoch, step)
-        mean_loss = _mean_loss(losses, accelerator, epoch, steps - 1)
+                mean_loss(losses, accelerator, epoch, step)
+        average = mean_loss(losses, accelerator, epoch, steps - 1)
         seconds = time.monotonic() - begun
         last = epoch == config.epochs - 1
         measured = accuracy(network, validation, accelerator) if last or _look_at(epoch, config.epochs) else None
         network.train()
         finished = Epoch(
             epoch=epoch + 1,
-            loss=mean_loss,
+            loss=average,
             validation=measured,
             learning_rate=rate,
             fade=fade,
@@ -237,7 +237,7 @@ def train(
         on_epoch(finished)
         if checkpoint is not None and accelerator.is_main_process and not last and checkpoint.is_due():
             checkpoint.write(network, optimizer, history)
-    trained = finish_fading(_laid_out(network, torch.device("cpu"), torch.contiguous_format))
+    trained = finish_fading(laid_out(network, torch.device("cpu"), torch.contiguous_format))
     _require_finite_weights(trained)
     return trained.eval().requires_grad_(False)
 
@@ -264,7 +264,8 @@ def looks(epochs: int) -> int:
     return sum(epoch == epochs - 1 or _look_at(epoch, epochs) for epoch in range(epochs))
 
 
-def _laid_out(network: Network, device: torch.device, layout: torch.memory_format) -> Network:
+def laid_out(network: Network, device: torch.device, layout: torch.memory_format) -> Network:
+    """Move a network to a device and a memory layout, in place."""
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload,no-any-return] # not in the stubs
 
 
@@ -272,8 +273,12 @@ def _look_at(epoch: int, epochs: int) -> bool:
     return (epoch + 1) % max(1, math.ceil(epochs / _LOOKS)) == 0
 
 
-def _mean_loss(losses: Tensor, accelerator: Accelerator, epoch: int, step: int) -> float:
-    """Return the mean loss so far over all processes, which therefore stop together if it is not finite."""
+def mean_loss(losses: Tensor, accelerator: Accelerator, epoch: int, step: int) -> float:
+    """Return the mean loss so far over all processes, which therefore stop together if it is not finite.
+
+    Raises:
+        TrainingError: in that case.
+    """
     mean = float(accelerator.reduce(losses, reduction="mean")) / (step + 1)
     if not math.isfinite(mean):
         raise TrainingError(

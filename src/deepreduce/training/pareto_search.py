@@ -1,4 +1,4 @@
-"""The search: teacher, criticality, candidates, front; and one look at the test set at the end."""
+"""The search: teacher, criticality or masks, candidates, front; and one look at the test set at the end."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import Interrupted, NetworkError, RunError, TrainingError, problem
-from ..reduction import Base, Criticality, make_base, measure_criticality, pareto_front
+from ..reduction import Base, Candidate, Criticality, make_base, measure_criticality, pareto_front
 from ..reduction.recipe import load_network
 from .batches import DeviceSplit
 from .distributed import agree, is_first
 from .executors import JobExecutor, make_executor, threads_per_job
 from .jobs import Context, Job
 from .loop import count_correct, crop_of, make_accelerator, precision_of
+from .mask_jobs import read_masks, unknown_candidate
 from .proposals import (
     Proposal,
     assumed_criticality,
@@ -23,7 +24,9 @@ from .proposals import (
     check_budget,
     first_jobs,
     job_work,
+    mask_jobs,
     propose,
+    weigh,
 )
 from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
@@ -104,7 +107,7 @@ class Search:
         base: the full network.
         settings: of the search.
         teacher: the full network's outcome.
-        criticality: by stage; empty for a network with one stage.
+        criticality: by stage; empty for a network with one stage, and for methods that do not ask for it.
         outcomes: of all candidates that were to be trained.
         skipped: candidates that were not.
         front: ids of the outcomes on the Pareto front (`teacher` among them if it is), by ReLUs.
@@ -132,6 +135,9 @@ def search(
 ) -> Search:
     """Find the Pareto front of ReLUs and accuracy of a network.
 
+    In this order: the teacher; for DeepReDuce the networks that measure criticality, for methods that find masks the
+    searches for them; the candidates; and one look at the test images.
+
     Args:
         context: network, images and run folder. A folder that holds an earlier part of the same run is continued.
         settings: how to train and what to propose.
@@ -145,7 +151,7 @@ def search(
         Interrupted: on Ctrl-C; the same call continues.
     """
     run = _Run(context, settings, options, progress)
-    check_budget(run.base, settings.proposer(), settings.budget)
+    check_budget(run.base, settings)
     with run.folder:
         run.claim()
         teachers, critical = first_jobs(run.base, settings)
@@ -153,7 +159,8 @@ def search(
         _require(teacher)
         criticality = criticality_of(run.carry_out(critical), run.base, settings)
         ranking = criticality or assumed_criticality(run.base.census)
-        proposals = propose(run.base, ranking, settings.proposer(), budget=settings.budget)
+        searched = run.carry_out(mask_jobs(run.base, settings))
+        proposals = propose(run.base, ranking, settings) + _found(run, searched)
         jobs = candidate_jobs(proposals, settings)
         _require_candidates(jobs, proposals, settings)
         outcomes = _outcomes(run.carry_out(jobs), {p.candidate.id: p for p in proposals})
@@ -195,6 +202,24 @@ def train_teacher(
         outcome = _outcomes(run.carry_out(first_jobs(run.base, settings)[0]), {})[0]
         _require(outcome)
     return outcome
+
+
+def _found(run: _Run, searched: Sequence[Result]) -> tuple[Proposal, ...]:
+    """Return the candidates whose masks were found, with what the search cost; failed searches with their reason."""
+    proposals: list[Proposal] = []
+    candidates: list[Candidate] = []
+    searches: list[tuple[str, dict[str, Any]]] = []
+    for job, metrics, failure in searched:
+        assert job.masks is not None
+        if metrics is None:
+            proposals.append(Proposal(unknown_candidate(job.masks), None, failure or "no masks were found"))
+        else:
+            candidates.append(read_masks(run.context.folder / job.place, job.masks))
+            searches.append((job.place, metrics))
+    if searched and not candidates:
+        raise TrainingError(f"none of the {len(searched)} searches for masks came to an end. {proposals[0].reason}")
+    weighed = zip(weigh(run.base, candidates), searches, strict=True)
+    return (*(replace(proposal, search=metrics, start=place) for proposal, (place, metrics) in weighed), *proposals)
 
 
 class _Run:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..census import Census
 from ..errors import NetworkError, UsageError, problem
-from ..reduction import Base, Candidate, Criticality, Method, census_of, criticality_candidates, kept_layers
+from ..reduction import (
+    Base,
+    Candidate,
+    Criticality,
+    MaskOrder,
+    census_of,
+    criticality_candidates,
+    kept_layers,
+    smallest_budget,
+)
 from .jobs import Job
+from .mask_jobs import unknown_candidate
 from .settings import SearchSettings
 
 
@@ -20,31 +31,41 @@ class Proposal:
         candidate: what to keep.
         census: its counts; None if it cannot be built.
         reason: why it is skipped; empty if it is trained.
+        search: metrics of the job that found its masks; None for a candidate without.
+        start: folder of that job within the run folder.
     """
 
     candidate: Candidate
     census: Census | None
     reason: str = ""
+    search: dict[str, Any] | None = None
+    start: str = ""
 
 
-def propose(
-    base: Base, criticality: tuple[Criticality, ...], method: Method, *, budget: int | None = None
-) -> tuple[Proposal, ...]:
-    """Ask a method for candidates and say of each whether it will be trained.
+def propose(base: Base, criticality: tuple[Criticality, ...], settings: SearchSettings) -> tuple[Proposal, ...]:
+    """Ask the method for candidates and say of each whether it will be trained.
 
     Skipped are candidates above the budget, those that cannot be built, those that remove nothing, and those that
-    come out the same as an earlier one.
+    come out the same as an earlier one. A method that finds masks proposes nothing before they are found.
     """
+    ask = settings.reducer().propose
+    found = () if ask is None else ask(base.census, criticality, settings.asked_budgets())
+    return weigh(base, found, budget=settings.budget)
+
+
+def weigh(base: Base, candidates: Sequence[Candidate], *, budget: int | None = None) -> tuple[Proposal, ...]:
+    """Count what each candidate keeps, and say whether it will be trained; see `propose`."""
     seen: dict[tuple[object, ...], str] = {}
     proposals = []
-    for candidate in method(base.census, criticality):
+    for candidate in candidates:
         try:
             census = census_of(base, candidate)
         except (NetworkError, UsageError) as error:
             proposals.append(Proposal(candidate, None, str(error)))
             continue
         reason = ""
-        same = (candidate.alpha, candidate.rho, *sorted(kept_layers(base, candidate)))
+        masks = () if candidate.masks is None else candidate.masks.layers
+        same = (candidate.alpha, candidate.rho, masks, *sorted(kept_layers(base, candidate)))
         if census.relus == 0:
             reason = "no ReLU would remain"
         elif budget is not None and census.relus > budget:
@@ -63,37 +84,40 @@ def assumed_criticality(census: Census) -> tuple[Criticality, ...]:
     return tuple(Criticality(s.name, s.relus, 0.0, None, 1 - s.relus / most) for s in census.stages)
 
 
-def check_budget(base: Base, method: Method, budget: int | None) -> None:
+def check_budget(base: Base, settings: SearchSettings) -> None:
     """Refuse a budget that nothing can meet, or that the full network meets already, before anything is trained.
 
     Args:
         base: the full network.
-        method: proposes candidates.
-        budget: number of ReLUs, or None.
+        settings: with budgets, or none.
 
     Raises:
-        UsageError: if the budget is out of range.
+        UsageError: if a budget is out of range.
     """
-    if budget is None:
+    if settings.budget is None:
         return
-    if budget >= base.census.relus:
+    if settings.budget >= base.census.relus:
         raise UsageError(
             problem(
                 "the budget must be below the network's own ReLU count",
-                got=f"{budget:,}; {base.spec.name} has {base.census.relus:,}",
+                got=f"{settings.budget:,}; {base.spec.name} has {base.census.relus:,}",
                 remedy="lower the budget, or use the network as it is",
                 where="--budget",
             )
         )
-    smallest = min(
-        (
-            proposal.census.relus
-            for last in base.census.stages
-            for proposal in propose(base, _most_critical(base.census, last.name), method)
-            if proposal.census is not None and not proposal.reason
-        ),
-        default=None,
-    )
+    budget = min(settings.asked_budgets())
+    if settings.reducer().finder is not None:
+        smallest: int | None = smallest_budget(base.census, settings.granularity)
+    else:
+        smallest = min(
+            (
+                proposal.census.relus
+                for last in base.census.stages
+                for proposal in propose(base, _most_critical(base.census, last.name), settings)
+                if proposal.census is not None and proposal.census.relus
+            ),
+            default=None,
+        )
     if smallest is None or budget < smallest:
         raise UsageError(
             problem(
@@ -111,12 +135,16 @@ def _most_critical(census: Census, stage: str) -> tuple[Criticality, ...]:
 
 
 def first_jobs(base: Base, settings: SearchSettings) -> tuple[list[Job], list[Job]]:
-    """Return the teacher's jobs and the criticality jobs; a network with a single stage needs no criticality."""
+    """Return the teacher's jobs and the criticality jobs.
+
+    A network with a single stage needs no criticality, nor does a method that does not ask for it.
+    """
     teachers = [
         Job("teacher", None, seed, False, settings.training, given=settings.trained)
         for seed in range(1 if settings.trained else settings.seeds)
     ]
-    stages = criticality_candidates(base.census) if len(base.census.stages) > 1 else ()
+    asked = settings.reducer().needs_criticality and len(base.census.stages) > 1
+    stages = criticality_candidates(base.census) if asked else ()
     kinds = (True, False) if settings.criticality_plain else (True,)
     critical = [
         Job("criticality", candidate, 0, distilled, settings.criticality_config())
@@ -126,13 +154,29 @@ def first_jobs(base: Base, settings: SearchSettings) -> tuple[list[Job], list[Jo
     return teachers, critical
 
 
+def mask_jobs(base: Base, settings: SearchSettings) -> list[Job]:
+    """Return the jobs that find masks, one for each budget; none for a method that needs none."""
+    config = settings.search_config()
+    return [Job("masks", None, 0, True, config, masks=order) for order in settings.mask_orders(base)]
+
+
+def awaited_jobs(jobs: Sequence[Job], settings: SearchSettings) -> list[Job]:
+    """Return what stands for the candidates whose masks these jobs are still to find."""
+    orders: list[MaskOrder] = [job.masks for job in jobs if job.masks is not None]
+    return [
+        Job("candidate", unknown_candidate(order), seed, True, settings.training)
+        for seed in range(settings.seeds)
+        for order in orders
+    ]
+
+
 def candidate_jobs(proposals: Sequence[Proposal], settings: SearchSettings) -> list[Job]:
     """Return the jobs that train the proposals that are not skipped, the smallest networks first."""
-    chosen = [(p.census.relus, p.candidate) for p in proposals if not p.reason and p.census is not None]
+    chosen = [(p.census.relus, p) for p in proposals if not p.reason and p.census is not None]
     return [
-        Job("candidate", candidate, seed, True, settings.training)
+        Job("candidate", proposal.candidate, seed, True, settings.training, start=proposal.start)
         for seed in range(settings.seeds)
-        for _, candidate in sorted(chosen, key=lambda pair: pair[0])
+        for _, proposal in sorted(chosen, key=lambda pair: pair[0])
     ]
 
 

@@ -143,7 +143,7 @@ class RunFolder:
             metrics = read_json(path)
             check_format(metrics, METRICS_FORMAT, METRICS_VERSION, path)
             _check_metrics(metrics, job)
-            for name in ("weights.safetensors", "recipe.json"):
+            for name in job.files:
                 found = sha256_of(folder / name)
                 if metrics.get(f"{name.partition('.')[0]}_sha256", found) != found:
                     raise ValueError(f"{name} has another hash")

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UsageError, near_misses, problem
-from ..reduction import DEFAULT_EXPONENT, Method, method
+from ..reduction import DEFAULT_EXPONENT, Base, MaskOrder, Reducer, check_granularity, method, smallest_budget
 from .config import TrainingConfig
 
 EXECUTORS = ("local", "ray")
+DEFAULT_BUDGETS = (4, 8, 16, 32)
+"""Masks are found for the network's ReLUs divided by these, where no budget is given."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,13 @@ class SearchSettings:
         criticality_epochs: epochs of the networks that measure criticality; None takes those of `training`.
         criticality_plain: measure criticality without distillation too (it is reported, and not used).
         exponent: w in C_k, at least 0.
-        method: name of the method that proposes candidates.
-        seeds: how many times teacher and candidates are trained, at least 1.
+        method: name of the method that finds candidates.
+        granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`.
+        search_epochs: epochs of a search for masks, which come before those of the candidate; None takes those of
+            `training`.
+        seeds: how many times teacher and candidates are trained, at least 1. Masks are searched once.
         budget: ReLUs that a candidate may have; None trains all.
+        budgets: for methods that make a candidate for each budget: several of them, none above `budget`.
         trained: the network comes with its weights and is not trained again.
     """
 
@@ -32,8 +38,11 @@ class SearchSettings:
     criticality_plain: bool = True
     exponent: float = DEFAULT_EXPONENT
     method: str = "deepreduce"
+    granularity: str = "element"
+    search_epochs: int | None = None
     seeds: int = 1
     budget: int | None = None
+    budgets: tuple[int, ...] = ()
     trained: bool = False
 
     def __post_init__(self) -> None:
@@ -42,14 +51,36 @@ class SearchSettings:
         Raises:
             UsageError: naming what is out of range.
         """
-        method(self.method)
+        reducer = method(self.method)
+        check_granularity(self.granularity)
         self.criticality_config()
+        self.search_config()
         _check(
             self,
             ("seeds", 1 <= self.seeds <= 100, "from 1 to 100"),
             ("exponent", 0 <= self.exponent <= 10, "from 0 to 10"),
             ("budget", self.budget is None or self.budget >= 1, "at least 1"),
         )
+        object.__setattr__(self, "budgets", tuple(self.budgets))
+        fits = all(1 <= budget <= (self.budget or 0) for budget in self.budgets)
+        if self.budgets and (reducer.needs_criticality or not fits or len(set(self.budgets)) < len(self.budgets)):
+            raise UsageError(
+                problem(
+                    "several budgets are different numbers, at least 1, for a method that makes a network for each",
+                    got=f"{', '.join(map(str, self.budgets))} for {self.method}",
+                    remedy="give one budget: networks below it are found too",
+                    where="--budget",
+                )
+            )
+        if self.granularity != "element" and reducer.finder is None:
+            raise UsageError(
+                problem(
+                    "a granularity belongs to a method that finds masks",
+                    got=f"{self.granularity} for {self.method}",
+                    remedy="leave it out, or use --method snl, senet or relupruner",
+                    where="--granularity",
+                )
+            )
 
     def criticality_config(self) -> TrainingConfig:
         """Return the training settings of the networks that measure criticality."""
@@ -58,15 +89,38 @@ class SearchSettings:
         _check(self, ("criticality_epochs", 1 <= self.criticality_epochs <= 100_000, "from 1 to 100,000"))
         return replace(self.training, epochs=self.criticality_epochs)
 
-    def proposer(self) -> Method:
-        """Return the method that proposes candidates."""
+    def search_config(self) -> TrainingConfig:
+        """Return the training settings of a search for masks."""
+        if self.search_epochs is None:
+            return self.training
+        _check(self, ("search_epochs", 1 <= self.search_epochs <= 100_000, "from 1 to 100,000"))
+        return replace(self.training, epochs=self.search_epochs)
+
+    def reducer(self) -> Reducer:
+        """Return the method that finds candidates."""
         return method(self.method)
+
+    def asked_budgets(self) -> tuple[int, ...]:
+        """Return the budgets that were given."""
+        return self.budgets or (() if self.budget is None else (self.budget,))
+
+    def mask_orders(self, base: Base) -> tuple[MaskOrder, ...]:
+        """Return the masks to find, for the given budgets or those that are made from the network's ReLUs."""
+        if self.reducer().finder is None:
+            return ()
+        made = [base.census.relus // divisor for divisor in DEFAULT_BUDGETS]
+        least = smallest_budget(base.census, self.granularity)
+        budgets = self.asked_budgets() or [budget for budget in made if budget >= least]
+        return tuple(MaskOrder(self.method, self.granularity, budget) for budget in dict.fromkeys(budgets))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by name, those of training among them."""
         return {
             "method": self.method,
+            "granularity": self.granularity,
+            "search_epochs": self.search_config().epochs if self.reducer().finder is not None else None,
             "budget": self.budget,
+            "budgets": list(self.budgets),
             "seeds": self.seeds,
             "exponent": self.exponent,
             "criticality_epochs": self.criticality_config().epochs,

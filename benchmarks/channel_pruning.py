@@ -1,0 +1,104 @@
+"""The paper's comparison with channel pruning: accuracy, MACs and ReLUs of both methods, in one table.
+
+Both start from one teacher and train every network alike. For each network that channel pruning gives, the table shows
+DeepReDuce's most accurate one, by held-out images, with no more MACs. The paper's channel pruner chooses a share for
+each layer; the one here prunes all alike (torch-pruning, smallest weight norms first).
+
+    python benchmarks/channel_pruning.py --data uoft-cs/cifar100 --out runs/channel_pruning
+
+The result is a data file in results/, named by processor and date. The script continues where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import deepreduce
+from deepreduce.cli._console import Watcher
+from deepreduce.reduction import comparison_row
+from deepreduce.training import RunOptions, SearchSettings, TrainingConfig
+
+COLUMNS = ("method", "network", "baseline", "pruned", "change", "macs", "relus")
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="digits, a folder, or OWNER/NAME on the hub")
+    parser.add_argument("--network", default="resnet18")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--out", type=Path, default=Path("runs/channel_pruning"), help="run folder")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+
+    data = deepreduce.load_data(options.data)
+    training = TrainingConfig(epochs=options.epochs, flip=options.data != "digits")
+    settings = SearchSettings(training=training, criticality_plain=False)
+    fronts: dict[str, dict[str, Any]] = {}
+    with Watcher() as watcher:
+        for method in ("deepreduce", "channel-pruning"):
+            front = deepreduce.reduce(
+                options.network,
+                data,
+                out=options.out,
+                settings=replace(settings, method=method),
+                width=options.width,
+                options=RunOptions(workers=options.workers),
+                progress=watcher,
+            )
+            fronts[method] = front.content
+    rows = compare(fronts["deepreduce"], fronts["channel-pruning"])
+    environment = fronts["deepreduce"]["environment"]
+    processor = re.sub(r"[^A-Za-z0-9]+", "-", environment["processor"]).strip("-").lower()
+    path = options.results / f"channel_pruning-{processor}-{environment['date']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "benchmark": "channel_pruning",
+        "network": fronts["deepreduce"]["network"],
+        "data": fronts["deepreduce"]["data"],
+        "settings": {method: content["settings"] for method, content in fronts.items()},
+        "environment": {**environment, "command": " ".join(["python", *sys.argv])},
+        "rows": rows,
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+    print(path)
+    return 0
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each pruned network, and after it one for ours with no more MACs."""
+    rows = []
+    for pruned in (entry for entry in theirs["candidates"] if entry["status"] == "done"):
+        rows.append(comparison_row(theirs, pruned))
+        fitting = [e for e in ours["candidates"] if e["status"] == "done" and e["macs"] <= pruned["macs"]]
+        if fitting:
+            rows.append(comparison_row(ours, max(fitting, key=lambda e: e["validation"]["accuracy"])))
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Lay the rows out as text; accuracies in %, the change in points."""
+    lines = ["  ".join(f"{name:>24}" if name == "network" else f"{name:>16}" for name in COLUMNS)]
+    for row in rows:
+        cells = [
+            f"{row['method']:>16}",
+            f"{row['network'][:24]:>24}",
+            *(f"{row[name]:>16.2f}" for name in ("baseline", "pruned")),
+            f"{row['change']:>+16.2f}",
+            *(f"{row[name]:>16,}" for name in ("macs", "relus")),
+        ]
+        lines.append("  ".join(cells) + f"  {row['split']} images")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

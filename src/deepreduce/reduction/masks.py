@@ -1,0 +1,189 @@
+"""Masks: which elements of a ReLU layer keep their ReLU, packed eight to a byte."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
+
+from .._json import json_field, json_list
+from ..errors import UsageError, problem
+
+GRANULARITIES = ("element", "channel", "layer")
+MOST_ELEMENTS = 2**26
+"""Of all masks of one network: six times ResNet50 at 224x224; unpacked they take a byte each."""
+
+_METHOD = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_MOST_DIMENSIONS = 8
+
+Mask = Bool[NDArray[np.bool_], "..."]
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """Which elements of one ReLU layer keep their ReLU.
+
+    Attributes:
+        name: call site.
+        shape: of the layer's output for one image.
+        bits: the mask in row-major order, packed by `numpy.packbits` (big-endian, the last byte filled with zeros).
+        kept: how many elements keep their ReLU: at least one, and not all.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bits: bytes
+    kept: int
+
+    @classmethod
+    def of(cls, name: str, mask: Mask) -> LayerMask:
+        """Pack a mask."""
+        return cls(name, tuple(int(n) for n in mask.shape), np.packbits(mask.ravel()).tobytes(), int(mask.sum()))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def array(self) -> Mask:
+        """Return the mask as booleans."""
+        return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.size).astype(bool).reshape(self.shape)
+
+    def to_json(self, *, bits: bool = True) -> dict[str, Any]:
+        """Return the JSON form; without `bits` it only says how many elements are kept."""
+        packed = {"bits": base64.b64encode(zlib.compress(self.bits, 9)).decode("ascii")} if bits else {}
+        return {"name": self.name, "shape": list(self.shape), "kept": self.kept, **packed}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> LayerMask:
+        """Rebuild a mask from `to_json`'s form; nothing larger than its shape is ever unpacked.
+
+        Raises:
+            ValueError: if a field is missing, of another type, or does not fit the others.
+        """
+        name = json_field(value, "name", str)
+        shape = tuple(json_list(value, "shape", int))
+        if not 1 <= len(shape) <= _MOST_DIMENSIONS or min(shape) < 1 or math.prod(shape) > MOST_ELEMENTS:
+            raise ValueError(f"the mask of {name!r} has no possible shape")
+        expected = (math.prod(shape) + 7) // 8
+        unpacker = zlib.decompressobj()
+        try:
+            packed = base64.b64decode(json_field(value, "bits", str), validate=True)
+            bits = unpacker.decompress(packed, expected + 1)
+        except (binascii.Error, zlib.error, ValueError) as error:
+            raise ValueError(f"the mask of {name!r} cannot be unpacked: {error}") from None
+        if len(bits) != expected or not unpacker.eof or unpacker.unused_data:
+            raise ValueError(f"the mask of {name!r} does not have the length of its shape")
+        mask = cls(name, shape, bits, json_field(value, "kept", int))
+        array = mask.array()
+        if int(array.sum()) != mask.kept or not 0 < mask.kept < mask.size or LayerMask.of(name, array) != mask:
+            raise ValueError(f"the mask of {name!r} does not keep as many elements as it says, or keeps all or none")
+        return mask
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a method that looks at single ReLUs found.
+
+    Attributes:
+        method: name of the method, for people.
+        granularity: `element`, `channel` or `layer`: what was kept or removed as a whole.
+        budget: number of ReLUs that was asked for, at least 1.
+        layers: the ReLU layers of which only a part is kept, by call site. A layer that is kept or removed as a whole
+            has no mask: the candidate's `keep` and `drop` speak of it.
+    """
+
+    method: str
+    granularity: str
+    budget: int
+    layers: tuple[LayerMask, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: naming what is out of range.
+        """
+        object.__setattr__(self, "layers", tuple(sorted(self.layers, key=lambda layer: layer.name)))
+        names = [layer.name for layer in self.layers]
+        for name, fine, allowed, got in (
+            ("method", bool(_METHOD.fullmatch(self.method)), "a short name in small letters", repr(self.method)),
+            ("granularity", self.granularity in GRANULARITIES, " or ".join(GRANULARITIES), repr(self.granularity)),
+            ("budget", self.budget >= 1, "at least 1", self.budget),
+            ("layers", len(set(names)) == len(names), "one mask for each call site", ", ".join(names[:8])),
+            ("layers", sum(layer.size for layer in self.layers) <= MOST_ELEMENTS, "fewer elements", "too many"),
+        ):
+            if not fine:
+                raise UsageError(
+                    problem(f"the {name} of masks must be {allowed}", got=got, remedy="correct it", where="masks")
+                )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that they say, in hex."""
+        state = hashlib.sha256(f"{self.method} {self.granularity} {self.budget}".encode())
+        for layer in self.layers:
+            state.update(repr((layer.name, layer.shape)).encode() + layer.bits)
+        return state.hexdigest()
+
+    def counts(self) -> dict[str, int]:
+        """Return how many elements each mask keeps, by call site."""
+        return {layer.name: layer.kept for layer in self.layers}
+
+    def arrays(self) -> dict[str, Mask]:
+        """Return the masks as booleans, by call site."""
+        return {layer.name: layer.array() for layer in self.layers}
+
+    def to_json(self, *, bits: bool = True) -> dict[str, Any]:
+        """Return the JSON form, see docs/formats.md; without `bits` a description that cannot be read back."""
+        return {
+            "method": self.method,
+            "granularity": self.granularity,
+            "budget": self.budget,
+            "layers": [layer.to_json(bits=bits) for layer in self.layers],
+            "sha256": self.digest,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Masks:
+        """Rebuild masks from `to_json`'s form.
+
+        Raises:
+            ValueError: if a field is missing, of another type, does not fit the others, or the digest is another.
+            UsageError: if a value is out of range.
+        """
+        layers = value.get("layers")
+        if not isinstance(layers, list):
+            raise ValueError("the field 'layers' must be a list")
+        elements, found = 0, []
+        for layer in layers:
+            found.append(LayerMask.from_json(layer))
+            elements += found[-1].size
+            if elements > MOST_ELEMENTS:
+                raise ValueError("the masks have more elements than any network")
+        masks = cls(
+            method=json_field(value, "method", str),
+            granularity=json_field(value, "granularity", str),
+            budget=json_field(value, "budget", int),
+            layers=tuple(found),
+        )
+        if json_field(value, "sha256", str) != masks.digest:
+            raise ValueError("the masks have another hash")
+        return masks
+
+
+def split(kept: Mapping[str, Mask]) -> tuple[tuple[str, ...], tuple[LayerMask, ...]]:
+    """Return the call sites that lose every ReLU, and the masks of those that keep a part, from a mask for each."""
+    gone = tuple(name for name, mask in kept.items() if not mask.any())
+    partial = tuple(LayerMask.of(name, mask) for name, mask in kept.items() if mask.any() and not mask.all())
+    return gone, partial

@@ -1,0 +1,244 @@
+"""The loop of a mask search: a network with a slope for every ReLU is trained, and a finder decides what stays.
+
+It is `loop.train` with the finder's part in it: what happens before and after an epoch and a step differs by method,
+see `deepreduce.reduction.finding`. The network is not compiled, because finders look into it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, fx
+
+from ..census import Census
+from ..errors import Interrupted, NetworkError, problem
+from ..reduction import Mask, MaskFinder, MaskOrder, Survey, method, watch, with_slopes
+from ..reduction.finding import set_masks
+from .batches import DeviceSplit
+from .checkpoint import Checkpoint
+from .config import TrainingConfig, learning_rate_at
+from .distillation import distillation_loss
+from .loop import crop_of, laid_out, mean_loss
+
+_RATE = 0.5  # of the peak learning rate: the network is trained already
+_SURVEY_IMAGES = 1024
+_CHECK_EVERY = 50
+
+
+@dataclass(frozen=True)
+class MaskSearch:
+    """One search for masks.
+
+    Attributes:
+        order: what to find.
+        census: of the full network.
+        config: how to train: all but fading and compilation.
+        accelerator: device, precision and processes.
+        seed: of batches and augmentation.
+    """
+
+    order: MaskOrder
+    census: Census
+    config: TrainingConfig
+    accelerator: Accelerator
+    seed: int = 0
+
+    def run(
+        self,
+        teacher: fx.GraphModule,
+        data: DeviceSplit,
+        *,
+        checkpoint: Checkpoint | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda line: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[dict[str, Mask], fx.GraphModule]:
+        """Search, and return the masks by call site and the network as it was trained, with the masks for slopes.
+
+        Args:
+            teacher: the full network with its trained weights, where the search begins; not changed.
+            data: training images, on the accelerator's device.
+            checkpoint: where the state is kept between epochs; one found there is continued.
+            on_epoch: called after every epoch with its line of history, and on continuing first for those that the
+                checkpoint holds.
+            should_stop: asked before every step.
+
+        Raises:
+            TrainingError: if the loss is no longer finite.
+            NetworkError: if a slope does not fit its layer.
+            UsageError: if the crop is too large for the images.
+            Interrupted: if `should_stop` said so.
+            RunError: if the checkpoint cannot be written.
+        """
+        config, accelerator = self.config, self.accelerator
+        device, world = accelerator.device, accelerator.num_processes
+        network, slopes = with_slopes(teacher, self.census, self.order.granularity)
+        asked, asked_slopes = with_slopes(teacher, self.census, "layer")
+        network = laid_out(network, device, torch.channels_last).requires_grad_(True).train()
+        asked = laid_out(asked, device, torch.channels_last).eval().requires_grad_(False)
+        steps = data.steps(config.batch_size, world)
+        kind = method(self.order.method).finder
+        assert kind is not None
+        finder = kind(slopes, self.order, steps=steps, epochs=config.epochs)
+        optimizer = self._optimizer(network, finder)
+        history = self._continued(network, optimizer, checkpoint, finder)
+        for line in history:
+            on_epoch(line)
+        prepared, optimizer = accelerator.prepare(network, optimizer)
+
+        def loss_of(logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
+            weight, temperature = config.distillation, config.temperature
+            return distillation_loss(logits.float(), answers.float(), labels, weight=weight, temperature=temperature)
+
+        epoch = len(history)
+        while epoch < config.epochs and not finder.is_finished():
+            torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout, and labels that a finder draws
+            begun = time.monotonic()
+            survey = Survey(
+                network,
+                slopes,
+                asked,
+                asked_slopes,
+                partial(self._images, data, epoch),
+                loss_of,
+                config.temperature,
+                self._mean,
+            )
+            with accelerator.autocast():
+                finder.begin_epoch(epoch, survey)
+            if finder.matches_teacher:
+                watch(slopes, True)
+                watch(asked_slopes, True)
+            losses = torch.zeros((), device=device)
+            done = 0
+            for images, labels in self._batches(data, epoch):
+                if should_stop():
+                    raise Interrupted("stopped on request; run the same command again to continue")
+                rate = _RATE * learning_rate_at(config, (epoch * steps + done + 0.5) / (config.epochs * steps))
+                optimizer.param_groups[0]["lr"] = rate
+                with accelerator.autocast():
+                    logits = prepared(images)
+                    with torch.no_grad():
+                        answers = asked(images)
+                    loss = loss_of(logits, answers, labels)
+                    extra = finder.extra_loss(survey)
+                    if extra is not None:
+                        loss = loss + extra
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                accelerator.unscale_gradients()
+                finder.before_step()
+                optimizer.step()
+                finder.after_step()
+                losses += loss.detach()
+                done += 1
+                if done % _CHECK_EVERY == 0:
+                    mean_loss(losses, accelerator, epoch, done - 1)
+                if finder.is_finished():
+                    break
+            watch(slopes, False)
+            watch(asked_slopes, False)
+            loss_now = mean_loss(losses, accelerator, epoch, done - 1)
+            with accelerator.autocast():
+                finder.end_epoch(epoch, survey)
+            epoch += 1
+            line = {
+                "epoch": epoch,
+                "loss": loss_now,
+                "relus": sum(int(mask.sum()) for mask in finder.masks().values()),
+                "steps": done,
+                "seconds": time.monotonic() - begun,
+                "state": finder.state(),
+            }
+            history.append(line)
+            on_epoch(line)
+            more = epoch < config.epochs and not finder.is_finished()
+            if checkpoint is not None and accelerator.is_main_process and more and checkpoint.is_due():
+                checkpoint.write(network, optimizer, history)
+        found = finder.masks()
+        self._check(found)
+        set_masks(slopes, found)
+        network = laid_out(network, torch.device("cpu"), torch.contiguous_format)
+        return found, network.eval().requires_grad_(False)
+
+    def _optimizer(self, network: fx.GraphModule, finder: MaskFinder) -> torch.optim.SGD:
+        """Give the weights a group as in any training, and the slopes one without decay, whose rate does not fall."""
+        config = self.config
+        alphas = {slope.alpha for slope in finder.slopes.values()}
+        for alpha in alphas:
+            alpha.requires_grad_(finder.trains_slopes)
+        groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p not in alphas]}]
+        if finder.trains_slopes:
+            slopes = [slope.alpha for slope in finder.slopes.values()]
+            groups.append({"params": slopes, "lr": finder.slope_rate(config.momentum), "weight_decay": 0.0})
+        return torch.optim.SGD(
+            groups,
+            lr=_RATE * config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )
+
+    def _continued(
+        self, network: fx.GraphModule, optimizer: Any, checkpoint: Checkpoint | None, finder: MaskFinder
+    ) -> list[dict[str, Any]]:
+        if checkpoint is None:
+            return []
+        history = checkpoint.read(network, optimizer, epochs=self.config.epochs)
+        self.accelerator.wait_for_everyone()  # all have read it, so it may go
+        if self.accelerator.is_main_process:
+            checkpoint.move_damaged_aside()
+        if history:
+            finder.restore(history[-1]["state"])
+        return history
+
+    def _mean(self, value: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(value, reduction="mean")
+        return mean
+
+    def _batches(self, data: DeviceSplit, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return data.shuffled(
+            self.config.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            crop=crop_of(self.config, tuple(data.images.shape)),
+            flip=self.config.flip,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+
+    def _images(self, data: DeviceSplit, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield up to 1,024 images for a survey, others in every epoch; of several processes each sees its part."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        batches = data.shuffled(
+            self.config.batch_size,
+            seed=self.seed + 1,
+            epoch=epoch,
+            crop=0,
+            flip=False,
+            rank=rank,
+            world=world,
+        )
+        seen = 0
+        for images, labels in batches:
+            yield images, labels
+            seen += len(images) * world
+            if seen >= _SURVEY_IMAGES:
+                return
+
+    def _check(self, found: dict[str, Mask]) -> None:
+        kept = sum(int(mask.sum()) for mask in found.values())
+        if not 0 < kept <= self.order.budget:
+            raise NetworkError(
+                problem(
+                    f"masks must keep from 1 to {self.order.budget:,} ReLUs",
+                    got=f"{kept:,} by {self.order.granularity}",
+                    remedy="raise the budget, or take a finer --granularity",
+                    where=self.order.label,
+                )
+            )

@@ -1,0 +1,284 @@
+"""Methods that find masks: a search, then a student; resumable, within the budget, its cost counted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import deepreduce
+from deepreduce.census import take_census
+from deepreduce.errors import Interrupted, RunError, TrainingError, UsageError
+from deepreduce.private.program import make_program
+from deepreduce.private.twin import Twin
+from deepreduce.reduction import MaskOrder
+from deepreduce.training import (
+    Context,
+    Front,
+    Job,
+    RunOptions,
+    SearchSettings,
+    TrainingConfig,
+    describe,
+    estimate,
+    mask_jobs,
+    plan,
+    run_job,
+    search,
+)
+
+METHODS = ["snl", "senet", "relupruner"]
+TOTAL = 2 * 8 * 8 * 8 + 2 * 8 * 4 * 4
+
+
+def front_of(context: Context, settings: SearchSettings, **more: Any) -> Front:
+    return Front(describe(search(context, settings, **more), context, environment={}), context.folder)
+
+
+def ordered(settings: SearchSettings, method: str, budget: int, **more: Any) -> SearchSettings:
+    return replace(settings, method=method, budget=budget, **more)
+
+
+def test_example_snl_on_digits_meets_its_budget_and_runs_in_the_twin(tmp_path: Path) -> None:
+    data = deepreduce.load_data("digits", validation=0.2)
+    training = TrainingConfig(epochs=3, batch_size=64, flip=False)
+    settings = SearchSettings(training=training, method="snl", budget=300)
+    options = RunOptions(threads=1)
+    front = deepreduce.reduce("resnet18", data, out=tmp_path, settings=settings, width=0.125, options=options)
+    (entry,) = front.content["candidates"]
+    assert 0.9 * 300 < entry["relus"] <= 300
+    assert entry["validation"]["accuracy"] > 0.5
+    network, recipe = front.load(entry)
+    assert take_census(network, (1, 8, 8)).relus == entry["relus"] == recipe.relus
+    assert recipe.candidate is not None and recipe.candidate.masks is not None
+    pixels = (data.train.images[:64].double() / 255 - data.mean[0]) / data.std[0]
+    program = make_program(network, pixels)
+    with torch.no_grad():
+        expected = network(pixels.float()).argmax(1).numpy()
+    assert program.public.relus == entry["relus"]
+    assert (Twin(program).run(pixels.numpy()).labels == expected).mean() >= 0.95
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("granularity", ["element", "channel", "layer"])
+def test_every_method_at_every_granularity(
+    method: str, granularity: str, context: Context, settings: SearchSettings, watch: Any
+) -> None:
+    front = front_of(context, ordered(settings, method, 700, granularity=granularity), progress=watch)
+    assert [phase[0][0].split("/")[0] for phase in watch.begun] == ["teacher", "masks", "candidate"]
+    (entry,) = front.content["candidates"]
+    assert entry["status"] == "done" and entry["label"] == f"{method} by {granularity}, budget 700"
+    # A layer whose ReLUs do harm is not kept for the sake of the budget.
+    assert (128 if (method, granularity) == ("relupruner", "layer") else 630) <= entry["relus"] <= 700
+    network, _ = front.load(entry, network=context.network)
+    assert take_census(network, (1, 8, 8)).relus == entry["relus"]
+    assert front.content["criticality"] == [] and front.content["settings"]["method"] == method
+    assert "bits" not in json.dumps(entry["recipe"]) and entry["recipe"]["masks"]["budget"] == 700
+    metrics = json.loads((context.folder / f"masks/{method}-{granularity}-700/seed0/metrics.json").read_text())
+    assert entry["search_epochs"] == metrics["epochs"] >= 1
+    assert entry["epochs"] == metrics["epochs"] + settings.training.epochs
+    assert entry["seconds"] > metrics["seconds"] > 0
+
+
+def test_several_budgets_make_a_front(context: Context, settings: SearchSettings) -> None:
+    front = front_of(context, ordered(settings, "snl", 640, budgets=(640, 160, 40), seeds=2))
+    assert sorted(entry["relus"] for entry in front.content["candidates"]) == [40, 160, 640]
+    assert all(len(entry["validation"]["runs"]) == 2 for entry in front.content["candidates"])
+    assert len(list((context.folder / "masks").iterdir())) == 3  # one search for both seeds
+    default = replace(settings, method="snl").mask_orders(search_base(context))
+    assert [order.budget for order in default] == [TOTAL // 4, TOTAL // 8, TOTAL // 16, TOTAL // 32]
+
+
+def search_base(context: Context) -> Any:
+    from deepreduce.reduction import make_base
+
+    return make_base(context.spec, context.network)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_search_ends_like_one_that_was_not(
+    method: str, context: Context, settings: SearchSettings, variant: Any
+) -> None:
+    order = MaskOrder(method, "element", 200)
+    job = Job("masks", None, 0, True, replace(settings.training, epochs=4), masks=order)
+    teacher = Job("teacher", None, 0, False, settings.training)
+    folders = []
+    for name in ("whole", "cut"):
+        own = replace(context, folder=context.folder.with_name(name))
+        run_job(teacher, own)
+        folders.append(own.folder / job.place)
+        if name == "whole":
+            run_job(job, own)
+            continue
+        for _ in range(20):
+            asked = iter(range(1000))
+            try:
+                run_job(job, own, lambda asked=asked: next(asked) >= 6)  # type: ignore[misc]
+                break
+            except Interrupted:
+                assert (own.folder / job.place / "checkpoint.safetensors").exists()
+    whole, cut = folders
+    assert (whole / "masks.json").read_text() == (cut / "masks.json").read_text()
+    assert (whole / "weights.safetensors").read_bytes() == (cut / "weights.safetensors").read_bytes()
+    assert not (cut / "checkpoint.safetensors").exists()
+    history = [json.loads(line) for line in (cut / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history] == list(range(1, len(history) + 1))
+
+
+def test_a_finished_search_is_not_repeated(
+    context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch, watch: Any
+) -> None:
+    settings = ordered(settings, "snl", 300)
+    with monkeypatch.context() as patched:
+        patched.setattr("deepreduce.training.jobs.train", _interrupt_candidates(context))
+        with pytest.raises(Interrupted):
+            search(context, settings)
+    masks = context.folder / "masks/snl-element-300/seed0/masks.json"
+    before = masks.stat().st_mtime_ns
+    assert not list((context.folder / "candidate").rglob("metrics.json"))
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(mask_jobs.MaskSearch, "run", never)
+    first = front_of(context, settings, progress=watch)
+    assert [all(finished for _, finished in phase) for phase in watch.begun] == [True, True, False]
+    assert masks.stat().st_mtime_ns == before
+    assert front_of(context, settings).content == first.content
+
+
+def _interrupt_candidates(context: Context) -> Any:
+    from deepreduce.training import jobs
+
+    honest = jobs.train
+
+    def train(*arguments: Any, **more: Any) -> Any:
+        if more["teacher"] is not None:
+            raise Interrupted("stopped on request")
+        return honest(*arguments, **more)
+
+    return train
+
+
+def test_damaged_masks_are_searched_again(context: Context, settings: SearchSettings, watch: Any) -> None:
+    settings = ordered(settings, "relupruner", 300)
+    first = front_of(context, settings)
+    folder = context.folder / "masks/relupruner-element-300/seed0"
+    (folder / "masks.json").write_text("{}")
+    assert front_of(context, settings, progress=watch).content["front"] == first.content["front"]
+    assert len(watch.notes) == 1 and "is damaged and is trained again" in watch.notes[0]
+    value = json.loads((folder / "masks.json").read_text())
+    value["candidate"]["masks"]["budget"] = 301
+    (folder / "masks.json").write_text(json.dumps(value))
+    with pytest.raises(RunError, match="Masks.json must be complete"):
+        mask_jobs.read_masks(folder, MaskOrder("relupruner", "element", 300))
+
+
+def test_students_begin_where_the_search_ended_unless_told_otherwise(
+    context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepreduce.reduction.recipe import read_tensors
+    from deepreduce.training import jobs
+
+    begun: dict[str, Any] = {}
+    honest = jobs.train
+
+    def train(network: Any, *arguments: Any, **more: Any) -> Any:
+        if more["teacher"] is not None:
+            begun.update({name: value.clone() for name, value in network.state_dict().items()})
+        return honest(network, *arguments, **more)
+
+    monkeypatch.setattr(jobs, "train", train)
+    search(context, ordered(settings, "senet", 300))
+    left = read_tensors(context.folder / "masks/senet-element-300/seed0/weights.safetensors")
+    assert left.keys() == begun.keys() and all(torch.equal(left[name], begun[name]) for name in left)
+    cold = replace(settings, training=replace(settings.training, warm_start=False))
+    search(replace(context, folder=context.folder.with_name("cold")), ordered(cold, "senet", 300))
+    assert not torch.equal(left["conv1.weight"], begun["conv1.weight"])
+
+
+def test_a_failed_search_is_named(context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = mask_jobs.MaskSearch.run
+
+    def run(self: Any, *arguments: Any, **more: Any) -> Any:
+        if self.order.budget == 300:
+            raise TrainingError("the training loss must stay finite")
+        return honest(self, *arguments, **more)
+
+    monkeypatch.setattr(mask_jobs.MaskSearch, "run", run)
+    front = front_of(context, ordered(settings, "snl", 300, budgets=(300, 100)))
+    entries = {entry["label"]: entry for entry in front.content["candidates"]}
+    assert entries["snl by element, budget 100"]["status"] == "done"
+    failed = entries["snl by element, budget 300"]
+    assert failed["status"] == "skipped" and "finite" in failed["reason"]
+    other = replace(context, folder=context.folder.with_name("other"))
+    with pytest.raises(TrainingError, match="none of the 1 searches"):
+        search(other, ordered(settings, "snl", 300))
+
+
+def test_the_plan_knows_searches_and_their_students(
+    context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_MEASURE_SECONDS", 0.02)
+    settings = ordered(settings, "snl", 300, search_epochs=3, seeds=2)
+    found = plan(context, settings, RunOptions(threads=1))
+    assert [(job["kind"], job["relus"], job["epochs"], job["seeds"]) for job in found["jobs"]] == [
+        ("teacher", TOTAL, 2, 2), ("masks", TOTAL, 3, 1), ("candidate", 300, 2, 2),
+    ]  # fmt: skip
+    assert all(job["hours"] > 0 for job in found["jobs"]) and "not known yet" in found["note"]
+    assert not context.folder.exists()
+    search(context, settings)
+    found = plan(context, settings, RunOptions(threads=1))
+    assert {job["status"] for job in found["jobs"]} == {"finished"} and "not known yet" not in found["note"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": TOTAL}, "below the network"),
+        ({"budget": 100, "granularity": "layer"}, "smallest candidate has 128"),
+        ({"budget": 100, "budgets": (100, 100)}, "Several budgets"),
+        ({"budget": 100, "budgets": (200,)}, "Several budgets"),
+        ({"method": "deepreduce", "budget": 200, "budgets": (200, 100)}, "Several budgets"),
+        ({"method": "deepreduce", "budget": 200, "granularity": "channel"}, "A granularity belongs"),
+        ({"granularity": "pixel"}, "The granularity must be known"),
+        ({"search_epochs": 0}, "Search_epochs"),
+    ],
+)
+def test_settings_that_cannot_be_met(
+    change: dict[str, Any], words: str, context: Context, settings: SearchSettings
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        search(context, replace(settings, **{"method": "snl", **change}))
+    assert not context.folder.exists()
+
+
+def test_channel_pruning_is_a_method_like_any_other(context: Context, settings: SearchSettings) -> None:
+    front = front_of(context, ordered(settings, "channel-pruning", 640, budgets=(640, 320)))
+    entries = front.content["candidates"]
+    assert [(entry["relus"], entry["recipe"]["alpha"]) for entry in entries] == [(320, 0.25), (640, 0.5)]
+    assert all(entry["macs"] < front.content["teacher"]["macs"] and entry["status"] == "done" for entry in entries)
+    assert not (context.folder / "criticality").exists() and not (context.folder / "masks").exists()
+
+
+def test_masks_depend_on_what_the_network_learnt(context: Context, settings: SearchSettings) -> None:
+    """A search that ignored its network would find the same masks everywhere."""
+    front_of(context, ordered(settings, "relupruner", 300))
+    path = "masks/relupruner-element-300/seed0/masks.json"
+    first = mask_jobs.read_masks((context.folder / path).parent, MaskOrder("relupruner", "element", 300))
+    other = replace(context, folder=context.folder.with_name("other"))
+    front_of(other, replace(ordered(settings, "relupruner", 300), training=replace(settings.training, epochs=3)))
+    second = mask_jobs.read_masks((other.folder / path).parent, MaskOrder("relupruner", "element", 300))
+    assert first.masks is not None and second.masks is not None and first.id != second.id
+    shared = sum(
+        int(np.logical_and(one.array(), two.array()).sum())
+        for one in first.masks.layers
+        for two in second.masks.layers
+        if one.name == two.name
+    )
+    assert shared > 300 * 300 / TOTAL  # yet more alike than chance
