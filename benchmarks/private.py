@@ -68,7 +68,11 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--cases", default=None, help="comma-separated by ';', default all for resnet18, else full")
     parser.add_argument("--links", default="loopback,lan,wan")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--threads", type=int, default=max(1, cores // 2), help="of each party; default: half the cores"
+    )
+    parser.add_argument("--workers", type=int, default=cores, help="homomorphic workers of each party; they alternate")
     parser.add_argument("--work", type=Path, default=Path("build/private"), help="models, bundles, certificates")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--client", type=Path, help=argparse.SUPPRESS)  # the benchmark starts itself as the client
@@ -86,6 +90,7 @@ def main() -> int:
         "network": f"{options.network}, {options.input}, {options.classes} classes, random weights",
         "environment": deepreduce.environment(command=["python", "benchmarks/private.py", *sys.argv[1:]]),
         "threads_per_party": options.threads,
+        "workers_per_party": options.workers,
     }
     if "kernel" not in result:
         result["kernel"] = kernel()
@@ -183,7 +188,8 @@ def run_case(options: argparse.Namespace, folder: Path, link: str) -> dict[str, 
         if limits is not None:
             port = stack.enter_context(Relay(port, *limits)).port
         typed = [sys.executable, __file__, "--client", str(folder), "--connect", f"127.0.0.1:{port}"]
-        typed += ["--images", str(_IMAGES[link]), "--threads", str(options.threads), "--work", str(options.work)]
+        typed += ["--images", str(_IMAGES[link]), "--threads", str(options.threads)]
+        typed += ["--workers", str(options.workers), "--work", str(options.work)]
         client = subprocess.run(typed, capture_output=True, text=True, check=False, timeout=3000)
         if client.returncode:
             raise SystemExit(f"the client failed:\n{client.stderr}")
@@ -218,7 +224,7 @@ def serving(options: argparse.Namespace, folder: Path) -> Iterator[tuple[subproc
         "--key",
         str(options.work / "key.pem"),
     ]
-    typed += ["--reveal", "logits", "--workers", str(options.threads), "--threads", str(options.threads)]
+    typed += ["--reveal", "logits", "--workers", str(options.workers), "--threads", str(options.threads)]
     with log, subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=log, text=True) as server:
         try:
             assert server.stdout is not None
@@ -240,7 +246,7 @@ def play_client(options: argparse.Namespace) -> int:
     images = pixels(options.images, model.public.input.shape, seed=2)
     context = client_context(options.work / "cert.pem")
     with Client.connect(
-        options.connect, context, model, store, workers=options.threads, threads=options.threads, deadline_seconds=600
+        options.connect, context, model, store, workers=options.workers, threads=options.threads, deadline_seconds=600
     ) as client:
         offline = [client.prepare(1) for _ in images]
         online = [client.infer(image[None]) for image in images]

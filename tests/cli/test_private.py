@@ -285,7 +285,9 @@ def test_another_model_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "everybody"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["as a terminal", "as a batch system"]
+    ("number", "everybody"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False)],
+    ids=["as a terminal", "as a batch system"],
 )
 def test_a_signal_ends_the_server_and_its_workers(
     home: Home, number: signal.Signals, everybody: bool, tmp_path: Path

@@ -25,13 +25,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="deepreduce",
         metavar="NAME",
-        help="deepreduce (default), snl, senet, relupruner, or channel-pruning",
+        help="deepreduce (default), deepreduce-masks, snl, senet, relupruner, or channel-pruning",
     )
     parser.add_argument(
         "--granularity",
         default="element",
         metavar="NAME",
-        help="what snl, senet and relupruner keep or remove as a whole: element (default), channel or layer",
+        help="what methods that find masks keep or remove as a whole: element (default), channel or layer",
     )
     parser.add_argument(
         "--search-epochs", type=int, metavar="N", help="epochs in which they find masks (default: those of --epochs)"

@@ -26,7 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--store", type=Path, metavar="DIR", help=STORE_HELP)
     parser.add_argument(
-        "--store-limit", type=gigabytes, metavar="GB", help="most that bundles may take on the disk (default: no limit)"
+        "--store-limit",
+        type=gigabytes,
+        default=gigabytes("20"),
+        metavar="GB",
+        help="most that bundles may take on the disk (default 20): strangers decide how many there are",
     )
     parser.add_argument(
         "--reveal",
