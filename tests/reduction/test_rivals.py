@@ -174,7 +174,9 @@ def test_layer_budgets_add_up_and_follow_sensitivity(layers: list[tuple[float, i
 
 
 def test_methods_and_granularities_by_name() -> None:
-    assert {name for name, reducer in METHODS.items() if reducer.finder} == {"snl", "senet", "relupruner"}
+    assert {name for name, reducer in METHODS.items() if reducer.finder} == {
+        "deepreduce-masks", "snl", "senet", "relupruner",
+    }  # fmt: skip
     assert all((reducer.finder is None) is (reducer.propose is not None) for reducer in METHODS.values())
     with pytest.raises(UsageError, match="did you mean relupruner"):
         method("reluprune")

@@ -32,7 +32,7 @@ from deepreduce.training import (
     search,
 )
 
-METHODS = ["snl", "senet", "relupruner"]
+METHODS = ["deepreduce-masks", "snl", "senet", "relupruner"]
 TOTAL = 2 * 8 * 8 * 8 + 2 * 8 * 4 * 4
 
 

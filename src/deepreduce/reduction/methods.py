@@ -10,6 +10,7 @@ from ..errors import UsageError, near_misses, problem
 from .candidate import Candidate
 from .channel_pruning import channel_pruning
 from .criticality import Criticality, least_critical_first
+from .culled_masks import CulledMasks
 from .culling import cull
 from .finding import MaskFinder
 from .relupruner import ReLUPruner
@@ -92,6 +93,7 @@ METHODS: dict[str, Reducer] = {
     reducer.name: reducer
     for reducer in (
         Reducer("deepreduce", "DeepReDuce", propose=deepreduce, needs_criticality=True),
+        Reducer("deepreduce-masks", "layers culled, then masks (ours)", finder=CulledMasks),
         Reducer("snl", "selective network linearisation (SNL)", finder=SNL),
         Reducer("senet", "sensitivity-budgeted masks (in the manner of SENet)", finder=SENet),
         Reducer("relupruner", "second-order importance (in the manner of ReLUPruner)", finder=ReLUPruner),

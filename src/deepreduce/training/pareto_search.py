@@ -167,7 +167,8 @@ def search(
         if all(outcome.failure is not None for outcome in outcomes):
             raise TrainingError(f"none of the {len(outcomes)} candidates could be trained. {outcomes[0].failure}")
         front = _front(teacher, outcomes)
-        test = agree(lambda: _look_at_test(run, [o for o in (teacher, *outcomes) if o.job.id in front or o is teacher]))
+        shown = [o for o in (teacher, *outcomes) if o.job.id in front or o is teacher or settings.test_all]
+        test = agree(lambda: _look_at_test(run, shown))
         seconds = sum(float(metrics["seconds"]) for metrics in run.seen.values())
     return Search(
         base=run.base,

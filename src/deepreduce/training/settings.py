@@ -31,6 +31,8 @@ class SearchSettings:
         budget: ReLUs that a candidate may have; None trains all.
         budgets: for methods that make a candidate for each budget: several of them, none above `budget`.
         trained: the network comes with its weights and is not trained again.
+        test_all: look at the test images, once, for every candidate and not for those of the front alone: for tables
+            whose rows are fixed beforehand. Nothing is chosen by it.
     """
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -44,6 +46,7 @@ class SearchSettings:
     budget: int | None = None
     budgets: tuple[int, ...] = ()
     trained: bool = False
+    test_all: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -77,7 +80,7 @@ class SearchSettings:
                 problem(
                     "a granularity belongs to a method that finds masks",
                     got=f"{self.granularity} for {self.method}",
-                    remedy="leave it out, or use --method snl, senet or relupruner",
+                    remedy="leave it out, or use --method deepreduce-masks, snl, senet or relupruner",
                     where="--granularity",
                 )
             )

@@ -49,10 +49,10 @@ class Builder:
         self._gates: list[tuple[int, int, int]] = []
         self._outputs: list[BitOutput] = []
         self._words: list[WordOutput] = []
-        self._forms: list[int] = [0]  # per wire: the set of basis wires whose XOR it is, as bits of an integer
-        self._wire_of_form: dict[int, int] = {0: 0}
+        self._forms: list[frozenset[int]] = [frozenset()]  # per wire: the basis wires whose XOR it is
+        self._wire_of_form: dict[frozenset[int], int] = {frozenset(): 0}
         self._ands: dict[tuple[int, int], int] = {}  # pair of wires without inversion, and its inversions, to a literal
-        self._evaluator_wires = 0
+        self._evaluator_wires: set[int] = set()
 
     # inputs and outputs
 
@@ -91,10 +91,11 @@ class Builder:
         group = InputGroup(owner, name, bits, count)
         self._groups.append(group)
         for wire in range(first, first + group.wires):
-            self._forms.append(1 << wire)
-            self._wire_of_form[1 << wire] = wire
+            form = frozenset((wire,))
+            self._forms.append(form)
+            self._wire_of_form[form] = wire
             if owner == "evaluator":
-                self._evaluator_wires |= 1 << wire
+                self._evaluator_wires.add(wire)
         return [2 * wire for wire in range(first, first + group.wires)]
 
     def inputs_of(self, name: str) -> list[int]:
@@ -249,7 +250,7 @@ class Builder:
     def known_to_evaluator(self, literal: int) -> bool:
         """Is the literal an XOR of the evaluator's own inputs?"""
         form = self._forms[literal >> 1]
-        return form != 0 and form & ~self._evaluator_wires == 0
+        return bool(form) and form <= self._evaluator_wires
 
     def _repolarised(self, product: int, a: int, b: int, flip: int) -> int:
         """a AND b, from `product` = (a ^ f0) AND (b ^ f1), where f0 and f1 are the bits of `flip`."""
@@ -260,10 +261,10 @@ class Builder:
             product = self.xor(product, a)
         return product
 
-    def _add(self, kind: int, a: int, b: int, form: int | None) -> int:
+    def _add(self, kind: int, a: int, b: int, form: frozenset[int] | None) -> int:
         wire = len(self._forms)
         self._gates.append((kind, a, b))
-        form = 1 << wire if form is None else form
+        form = frozenset((wire,)) if form is None else form
         self._forms.append(form)
         self._wire_of_form[form] = wire
         return wire

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor
 
 from .graph import Array, Node, evaluate
 from .operations import Concatenate, Convolution, Gather, Matrix, Reshape, Sum, SumPool
+
+_PORTION = 1 << 23
+"""Most elements of a map times the unit vectors that go through it together."""
 
 
 @dataclass(frozen=True)
@@ -305,13 +308,41 @@ def piece_weight(region: Region, entry: Node, piece: Piece) -> Array:
 
 
 def matrix_weight(region: Region, entry: Node) -> Array:
-    """Return the whole map as a matrix, [elements of the output, elements of the entry]."""
-    size = region.output.size
-    start = _Window(torch.eye(size, dtype=torch.float64).reshape(size, *_planes(region.output.shape)), 0, 0)
-    found = _derivatives(region, entry, start, rows=True, columns=True)
-    if found is None:
-        return np.zeros((size, entry.size))
-    return np.ascontiguousarray(_whole(found, _planes(entry.shape)).reshape(size, -1).numpy())
+    """Return the whole map as a matrix, [elements of the output, elements of the entry].
+
+    Unit vectors go through the region from its smaller end, a portion at a time: all of them at once would take
+    gigabytes.
+    """
+    outputs, inputs = region.output.size, entry.size
+    portion = max(1, _PORTION // max(node.size for node in (entry, *region.inside)))
+    weight = np.zeros((outputs, inputs))
+    for start in range(0, min(outputs, inputs), portion):
+        part = slice(start, min(start + portion, outputs, inputs))
+        if inputs < outputs:
+            weight[:, part] = _answers(region, entry, _units(part, inputs)).T
+            continue
+        unit = _units(part, outputs).reshape(-1, *_planes(region.output.shape))
+        found = _derivatives(region, entry, _Window(unit, 0, 0), rows=True, columns=True)
+        if found is not None:
+            weight[part] = _whole(found, _planes(entry.shape)).flatten(1).numpy()
+    return weight
+
+
+def _units(part: slice, size: int) -> Tensor:
+    """Return some rows of the identity matrix."""
+    rows = torch.zeros(part.stop - part.start, size, dtype=torch.float64)
+    rows[:, part].fill_diagonal_(1.0)
+    return rows
+
+
+def _answers(region: Region, entry: Node, vectors: Tensor) -> Array:
+    """Return what the region makes of vectors at one entry, [n, elements of the output], without its biases."""
+    batch = len(vectors)
+    values = {other: vectors.new_zeros(batch, *other.shape) for other in region.entries}
+    values[entry] = vectors.reshape(batch, *entry.shape)
+    for node in region.inside:
+        values[node] = evaluate(replace(node, bias=None), [values[before] for before in node.inputs])
+    return values[region.output].flatten(1).numpy()
 
 
 def constant(region: Region) -> Array:

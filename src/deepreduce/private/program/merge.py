@@ -39,17 +39,30 @@ SLOTS = 8192
 LARGEST_WEIGHTS = 1 << 26
 """No more weights than these come out of one merging."""
 
+LARGEST_WORK = 1e11
+"""No more MACs than these go into computing one matrix in place of a region: some ten seconds of one core."""
+
 
 @dataclass(frozen=True)
 class Cost:
-    """What a linear layer costs, for one image: MACs online, and MACs and homomorphic work together."""
+    """What a linear layer costs, for one image.
+
+    Attributes:
+        macs: online.
+        total: MACs and homomorphic work together, in MACs.
+        weights: how many.
+        work: MACs to compute the weights with, once, where they come out of merging.
+    """
 
     macs: float = 0.0
     total: float = 0.0
     weights: int = 0
+    work: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.macs + other.macs, self.total + other.total, self.weights + other.weights)
+        return Cost(
+            self.macs + other.macs, self.total + other.total, self.weights + other.weights, self.work + other.work
+        )
 
 
 def _cost(macs: float, pairs: float, weights: int) -> Cost:
@@ -90,7 +103,7 @@ def merge(graph: Graph) -> None:
             before = sum((node_cost(node) for node in region.inside), Cost())
             after = merged_cost(region)
             saved = before.total - after.total
-            small = after.weights <= max(LARGEST_WEIGHTS, before.weights)
+            small = after.weights <= max(LARGEST_WEIGHTS, before.weights) and after.work <= LARGEST_WORK
             if small and saved > 0.02 * before.total and (best is None or saved > best[0]):
                 best = (saved, region)
         if best is None:
@@ -143,12 +156,14 @@ def _in_a_row(members: list[Node]) -> bool:
 def merged_cost(region: Region) -> Cost:
     """Return what a region would cost as one map."""
     total = Cost()
+    macs = sum((node_cost(node) for node in region.inside), Cost()).macs
     for entry in region.entries:
         if arm_sign(region, entry) is not None:
             continue
         bands = plan(region, entry)
         if bands is None:
             total += matrix_cost(region.output.size, entry.size)
+            total += Cost(work=macs * min(region.output.size, entry.size))
         else:
             total += sum((convolution_cost(p.op, entry.shape, _raw_shape(p)) for band in bands for p in band), Cost())
     return total

@@ -316,6 +316,8 @@ def _max(call: Call) -> Node:
             zip(pair(kernel), strides, pair(padding), pair(dilation), x.shape[1:], strict=True)
         )
     )
+    if not all(rows) or not all(columns):
+        raise Unsupported("max pooling with a window that sees padding alone", "lower dilation or padding")
     return max_pool(call.name, call.source, x, rows, columns)
 
 

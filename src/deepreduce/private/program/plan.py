@@ -30,9 +30,16 @@ from .operations import (
 )
 from .settings import FormatSettings
 
-_EXCESS = 1000.0
-"""Penalty per element and bit above the largest ring: far beyond what a refresh costs."""
+_EXCESS, _FORBIDDEN = 1e3, 1e9
+"""Penalties per element and bit above the largest ring: what weighs against refreshes, and what none outweighs.
 
+The first finds better places. In small tensors it is less than a refresh and its message cost, so a plan that leaves a
+ring too large is made again with the second.
+"""
+
+
+_DEAD_BITS = 16
+"""Outputs whose weights are so many bits below the largest are dead: weight decay leaves them at 1e-20 or so."""
 
 _MESSAGE = 100_000.0
 """What one more message each way costs, in AND gates: 0.2 ms of work at each side, without the link's latency."""
@@ -79,9 +86,9 @@ def weight_fraction(node: Node, settings: FormatSettings) -> int:
     if bool((node.weight == np.rint(node.weight)).all()) and float(np.abs(node.weight).max()) < 2**16:
         return 0  # signs and the like are exact as they are
     rows = np.sqrt(np.mean(np.square(node.weight.reshape(node.weight.shape[0], -1)), axis=1))
-    rows = rows[rows > 0]
-    if not rows.size:
+    if not rows.any():
         return 0
+    rows = rows[rows > 2.0**-_DEAD_BITS * rows.max()]
     magnitudes = np.log2(rows)  # folded batch norms spread them; the small ones must not drown in rounding
     return math.ceil(settings.weight_bits - float(magnitudes.mean() - magnitudes.std()))
 
@@ -92,7 +99,13 @@ def range_bits(limit: float, settings: FormatSettings) -> int:
 
 
 def choose(
-    order: list[Node], output: Node, ranges: dict[Node, float], fractions: dict[Node, int], settings: FormatSettings
+    order: list[Node],
+    output: Node,
+    ranges: dict[Node, float],
+    fractions: dict[Node, int],
+    settings: FormatSettings,
+    *,
+    penalty: float = _EXCESS,
 ) -> Formats:
     """Choose all formats of a graph whose circuits are given.
 
@@ -102,6 +115,7 @@ def choose(
         ranges: largest magnitude of every node in calibration.
         fractions: `weight_fraction` of every node.
         settings: see `FormatSettings`.
+        penalty: for each element and bit above the largest ring.
     """
     made = Formats(weight_fraction=fractions)
     f = made.fraction
@@ -119,7 +133,7 @@ def choose(
             f[node] = f[node.inputs[0]] + fractions[node]
     made.logits = _narrow(f[output], ranges[output], settings.logit_bits, settings)
     _rings(made, order, output, settings)
-    _count(made, order, settings)
+    _count(made, order, settings, penalty)
     return made
 
 
@@ -174,13 +188,13 @@ def gates(n: int, kind: str, width: int, ring: int, window: int = 1) -> int:
     return total + n * (width - 1) if kind.endswith("6") else total
 
 
-def _count(made: Formats, order: list[Node], settings: FormatSettings) -> None:
+def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: float) -> None:
     cost = 0.0
     depth: dict[Node, int] = {}
     for node in order:
         depth[node] = max((depth[before] for before in node.inputs), default=0) + isinstance(node.op, Circuit)
         ring = made.ring[node]
-        cost += _EXCESS * node.size * max(0, ring - settings.max_ring_bits)
+        cost += penalty * node.size * max(0, ring - settings.max_ring_bits)
         if isinstance(node.op, Circuit):
             width = made.width[node]
             if node.op.kept is None:
@@ -246,11 +260,15 @@ def plan(
     first = choose(graph.order(), graph.output, ranges, known, settings)
     coarse = _too_long(graph, first, known, settings) if first.excess and trim else set()
     best: Plan | None = None
-    for bits in range(_MOST_TRIMMED + 1 if coarse else 1):
-        trial = _refreshed(graph, ranges, {n: f - bits * (n in coarse) for n, f in known.items()}, settings, bits)
-        trial.undo()
-        if best is None or trial.cost < best.cost:
-            best = trial
+    for penalty in (_EXCESS, _FORBIDDEN):
+        for bits in range(_MOST_TRIMMED + 1 if coarse else 1):
+            trimmed = {n: f - bits * (n in coarse) for n, f in known.items()}
+            trial = _refreshed(graph, ranges, trimmed, settings, penalty, bits)
+            trial.undo()
+            if best is None or (trial.formats.excess > 0, trial.cost) < (best.formats.excess > 0, best.cost):
+                best = trial
+        if best is not None and not best.formats.excess:
+            break
     assert best is not None
     for refresh in best.refreshes:
         refresh.do()
@@ -269,12 +287,17 @@ def plan(
 
 
 def _refreshed(
-    graph: Graph, ranges: dict[Node, float], fractions: dict[Node, int], settings: FormatSettings, trimmed: int
+    graph: Graph,
+    ranges: dict[Node, float],
+    fractions: dict[Node, int],
+    settings: FormatSettings,
+    penalty: float,
+    trimmed: int,
 ) -> Plan:
     """Insert refreshes one by one, the one that saves most first, and take out what no longer pays, while it saves."""
 
     def formats() -> Formats:
-        return choose(graph.order(), graph.output, ranges, fractions, settings)
+        return choose(graph.order(), graph.output, ranges, fractions, settings, penalty=penalty)
 
     done: list[_Refresh] = []
     best = formats()

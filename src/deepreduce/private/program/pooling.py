@@ -101,7 +101,8 @@ def max_pool(name: str, source: str, x: Node, rows: list[list[int]], columns: li
     Args:
         name, source: the place in the user's network.
         x: a feature map.
-        rows, columns: per output row and column, the input rows and columns of its window, padding left out.
+        rows, columns: per output row and column, the input rows and columns of its window, padding left out; none
+            may be empty.
     """
     channels, height, width = x.shape
     longest = max(map(len, rows)) * max(map(len, columns))

@@ -10,7 +10,7 @@ from ...errors import NetworkError
 from .compose import Region
 from .fold import simplify
 from .graph import Graph, Node
-from .merge import LARGEST_WEIGHTS, Cost, compose, merged_cost, node_cost, regions
+from .merge import LARGEST_WEIGHTS, LARGEST_WORK, Cost, compose, merged_cost, node_cost, regions
 from .operations import RESCALE, Circuit
 from .plan import plan, weight_fraction
 from .settings import FormatSettings
@@ -43,7 +43,9 @@ def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> b
                 continue
             before = sum((node_cost(node) for node in region.inside), Cost())
             after = merged_cost(region)
-            if after.weights > LARGEST_WEIGHTS or after.total - before.total > GATE * spots[region.output]:
+            if after.weights > LARGEST_WEIGHTS or after.work > LARGEST_WORK:
+                continue
+            if after.total - before.total > GATE * spots[region.output]:
                 continue
             trial = _trial(graph, region, ranges, settings, fractions)
             if trial < (1 - _LEAST) * score and (best is None or trial < best[0]):

@@ -376,7 +376,7 @@ class _Dialogue:
         try:
             bundle: Bundle = self._server._store.take(BundleName(session, number))
         except (BundleGone, BundleDamaged) as error:
-            log.info("%s: no bundle %s-%d: %s", self._peer, session.hex(), number, type(error).__name__)
+            log.info("%s: no bundle %s-%d: %s", self._peer, session.hex()[:8], number, type(error).__name__)
             raise _Refused(
                 BUNDLE, "the server does not have its half of a bundle; prepare new ones and try again"
             ) from error
