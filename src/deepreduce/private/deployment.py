@@ -201,7 +201,7 @@ def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
         if path.exists() and not path.is_file():  # a pipe would block
             raise _damaged(path, "no regular file")
         size = path.stat().st_size
-        if size > MAX_PUBLIC_BYTES + MAX_SECRET_BYTES:
+        if size > MAX_PUBLIC_BYTES + _MAX_ABOUT_BYTES + (MAX_SECRET_BYTES if form == SERVER else 0):
             raise _damaged(path, f"{size:,} bytes")
         arrays = load(path.read_bytes())
     except OSError as error:

@@ -20,11 +20,14 @@ from deepreduce.errors import RecipeError
 from deepreduce.private.program import (
     Circuit,
     FormatSettings,
+    Gather,
+    Matrix,
     Program,
     PublicProgram,
     Reshape,
     Step,
     Sum,
+    SumPool,
     TensorFormat,
     check_public,
     make_program,
@@ -136,6 +139,58 @@ def test_steps_that_do_not_fit_are_refused() -> None:
     for step in broken:
         with pytest.raises(RecipeError, match="consistent"):
             check_public(replace(TINY, steps=(TINY.steps[0], step, TINY.steps[2])))
+
+
+def image_of(shape: tuple[int, ...], *steps: tuple[Any, tuple[int, ...]]) -> PublicProgram:
+    """Return a program on one image in which every step reads the image and nothing reads the step."""
+    tensors = [TensorFormat(shape, 3, 9), *(TensorFormat(out, 3, 9) for _, out in steps)]
+    made = [Step(op, (0,), number + 1, "") for number, (op, _) in enumerate(steps)]
+    return PublicProgram(
+        (*tensors, TensorFormat((2,), 3, 9), TensorFormat((1,), 0, 1)),
+        (
+            *made,
+            Step(Matrix((2, 1)), (len(tensors) - 1,), len(tensors), "classes"),
+            Step(Circuit("argmax", 8, 1), (len(tensors),), len(tensors) + 1, "argmax"),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "public"),
+    [
+        ("rows and columns", image_of((1, 1 << 21, 1), (Gather(np.zeros(1, np.int32)), (1,)))),
+        ("elements in all", image_of((64, 1024, 1024), (Gather(np.zeros(1, np.int32)), (1,)))),
+        (
+            "reads by local steps",
+            image_of(
+                (1, 4096, 4096),
+                (SumPool((4096, 4096), (1, 1)), (1, 1, 1)),
+                *[(SumPool((4000, 4000), (1, 1), (0, 0, 0, 0)), (1, 97, 97))] * 5,
+                (Reshape(), (1,)),
+            ),
+        ),
+        (
+            "circuits of",
+            image_of((1, 1, 2), (Circuit("max", 9, 0, windows=np.zeros((1, 1 << 16), np.int32)), (1,))),
+        ),
+        ("a padding in range", image_of((1, 1, 1), (SumPool((1, 1), (1, 1), (1 << 16, 0, 0, 0)), (1, 65537, 1)))),
+    ],
+    ids=["sides", "elements", "reads", "circuits", "padding"],
+)
+def test_a_short_file_cannot_name_endless_work(what: str, public: PublicProgram) -> None:
+    assert len(public_to_bytes(public)) < 1 << 19
+    with pytest.raises(RecipeError, match=what):
+        check_public(public)
+
+
+def test_an_arg_max_of_a_million_classes_is_refused() -> None:
+    size = 1_000_000
+    public = PublicProgram(
+        (TensorFormat((1, 1, size), 3, 9), TensorFormat((size,), 3, 9), TensorFormat((1,), 0, 20)),
+        (Step(Reshape(), (0,), 1, "flat"), Step(Circuit("argmax", 8, 1), (1,), 2, "argmax")),
+    )
+    with pytest.raises(RecipeError, match="circuits of 8000000 bits"):
+        check_public(public)
 
 
 def test_weights_of_another_program_are_refused(program: Program) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
@@ -157,3 +160,60 @@ def test_what_another_layer_reads_is_not_merged_away() -> None:
     relu = next(node for node in graph.order() if isinstance(node.op, Circuit))
     assert isinstance(relu.inputs[0].op, Convolution)
     assert torch.allclose(graph.run(batch)[graph.output], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 4), (4, 1)])
+def test_a_matrix_is_computed_in_portions_from_its_smaller_end(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, outputs: int
+) -> None:
+    torch.manual_seed(0)
+    net = Lambda(
+        lambda net, x: net.c2(net.c1(x) + x.flip(3)).flatten(1),
+        c1=nn.Conv2d(inputs, inputs, 3, padding=1),
+        c2=nn.Conv2d(inputs, outputs, 3, padding=1),
+    )
+    graph = convert(net, (inputs, 5, 6))
+    inside = tuple(node for node in graph.order() if node not in (graph.input, graph.output))
+    region = Region(inside[-1], inside, (graph.input,))
+    composing = importlib.import_module("deepreduce.private.program.compose")
+    portions: list[int] = []
+    units = composing._units
+
+    def recorded(part: slice, size: int) -> torch.Tensor:
+        portions.append(part.stop - part.start)
+        return units(part, size)
+
+    monkeypatch.setattr(composing, "_PORTION", 7 * 30 * max(inputs, outputs))
+    monkeypatch.setattr(composing, "_units", recorded)
+    weight = matrix_weight(region, graph.input)
+    assert sum(portions) == 30 * min(inputs, outputs)
+    assert max(portions) == 7
+    batch = images(4, inputs, 5, 6).double()
+    expected = graph.run(batch)[region.output].flatten(1).numpy()
+    assert np.allclose(batch.flatten(1).numpy() @ weight.T + constant(region).reshape(-1), expected, atol=1e-12)
+
+
+def test_a_matrix_that_takes_too_long_to_compute_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = Lambda(lambda net, x: net.f2(net.f1(x.flatten(1))), f1=nn.Linear(16, 16), f2=nn.Linear(16, 16))
+    merging = importlib.import_module("deepreduce.private.program.merge")
+    for most, layers in ((2 * 256 * 16, 1), (2 * 256 * 16 - 1, 2)):
+        monkeypatch.setattr(merging, "LARGEST_WORK", most)
+        graph = convert(net, (1, 4, 4))
+        merge(graph)
+        assert len(weighted(graph)) == layers
+
+
+def test_pieces_that_take_too_long_to_compute_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = Lambda(
+        lambda net, x: F.relu(net.c2(net.c1(x))).flatten(1),
+        c1=nn.Conv2d(4, 4, 3, padding=1),
+        c2=nn.Conv2d(4, 4, 1),
+    )
+    merging = importlib.import_module("deepreduce.private.program.merge")
+    for most, layers in ((1e11, 1), (0.0, 2)):
+        monkeypatch.setattr(merging, "LARGEST_WORK", most)
+        graph = convert(net, (4, 16, 16))
+        merge(graph)
+        assert len(weighted(graph)) == layers

@@ -14,8 +14,11 @@ from deepreduce.private.program import (
     Program,
     Sum,
     check_public,
+    convert,
     make_program,
 )
+from deepreduce.private.program.fold import fold
+from deepreduce.private.program.plan import weight_fraction
 from deepreduce.private.twin import Twin
 
 from .small import Lambda, images, photographs, settle
@@ -162,6 +165,57 @@ def test_relu6_has_its_constant_and_becomes_relu_where_the_range_stays_below_it(
         output = next(step.output for step in program.public.steps if step.circuit is op)
         six = 6 * 2.0 ** program.public.tensors[output].fraction_bits
         assert op.cap == (six if kind == "relu6" else 0)
+
+
+def test_relu6_keeps_its_precision_behind_large_values() -> None:
+    torch.manual_seed(0)
+    net = Lambda(lambda net, x: net.f(F.relu6(1e5 * x).flatten(1)), f=nn.Linear(12, 3))
+    program = make_program(net, images(16, 3, 2, 2), settings=FormatSettings(input_bits=30, tolerance=1.0))
+    (_, op, _, _) = circuits(program)[0]
+    assert op.kind == "relu6"
+    assert op.cap >= 6 * 2**9  # 13 bits up to 8, where the values' own range would leave none
+    assert program.report is not None
+    assert program.report.agreement.rms_error < 0.01 * program.report.agreement.spread
+
+
+def test_a_ring_too_large_is_refreshed_in_a_small_tensor_too() -> None:
+    """A refresh of few elements costs a message more than it saves, but without it there is no program."""
+    torch.manual_seed(0)
+    layers = {f"f{i}": nn.Linear(4, 4) for i in range(6)}
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        for name in layers:
+            x = getattr(net, name)(x)
+        return x
+
+    settings = FormatSettings(merge=False, tolerance=1.0, max_ring_bits=45)
+    program = make_program(Lambda(run, **layers), images(8, 1, 2, 2), settings=settings)
+    assert max(tensor.ring_bits for tensor in program.public.tensors) <= 45
+    assert any(op.kind == "rescale" for _, op, _, _ in circuits(program))
+
+
+def test_dead_channels_take_no_bits_from_the_others() -> None:
+    """Weight decay leaves half of some networks' channels at 1e-20."""
+    torch.manual_seed(0)
+    net = Lambda(
+        lambda net, x: net.f(F.relu(net.c(x)).flatten(1)), c=nn.Conv2d(3, 8, 3, padding=1), f=nn.Linear(128, 4)
+    )
+    batch = images(16, 3, 4, 4)
+
+    def bits() -> int:
+        graph = convert(net, (3, 4, 4))
+        fold(graph, batch.double())
+        node = next(node for node in graph.order() if isinstance(node.op, Convolution))
+        return weight_fraction(node, FormatSettings())
+
+    alive = bits()
+    with torch.no_grad():
+        net.c.weight[::2] *= 1e-20
+    assert abs(bits() - alive) <= 1
+    program = make_program(net, batch)
+    assert program.report is not None
+    assert program.report.agreement.rms_error <= 0.003 * program.report.agreement.spread
 
 
 def test_a_network_that_needs_more_bits_gets_them() -> None:

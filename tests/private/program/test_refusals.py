@@ -35,6 +35,11 @@ REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
     ("max_pool2d_with_indices", lambda net, x: F.max_pool2d(x, 2, return_indices=True)[0].flatten(1), {}),
     ("shapes", lambda net, x: (x + x.mean((2, 3), keepdim=True)).flatten(1), {}),
     ("linear layer over", lambda net, x: net.f(x).flatten(1), {"f": nn.Linear(6, 2)}),
+    (
+        "sees padding alone",
+        lambda net, x: F.max_pool2d(x[:, :, :3, :3], 2, 1, padding=1, dilation=4).flatten(1),
+        {},
+    ),
     ("mean over dimensions", lambda net, x: x.mean(1).flatten(1), {}),
 ]
 

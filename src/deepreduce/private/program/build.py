@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...census import trace
-from ...errors import DataError, NetworkError, problem
+from ...errors import DataError, NetworkError, RecipeError, problem
+from .check import check_public
 from .convert import convert
 from .fold import fold
 from .graph import Array, Graph, Input, Node
@@ -118,12 +119,27 @@ def make_program(
         program, rows = _quantise(graph, made.formats, ranges, means)
         agreement = _measure(program, calibration, logits, chosen)
         if agreement.rms_error <= chosen.tolerance * agreement.spread:
+            _check_public(program.public)
             return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
         made.undo()
         if made.trimmed:
             trim = False
             continue
         chosen = _finer(chosen, agreement, settings or FormatSettings())
+
+
+def _check_public(public: PublicProgram) -> None:
+    """Refuse a program that no client would load."""
+    try:
+        check_public(public)
+    except RecipeError as error:
+        raise NetworkError(
+            problem(
+                "a program is within the bounds that its clients hold it to",
+                got=error,
+                remedy="reduce the network's input or its layers, or its settings",
+            )
+        ) from error
 
 
 def _finer(used: FormatSettings, agreement: Agreement, first: FormatSettings) -> FormatSettings:
@@ -251,7 +267,7 @@ def _operation(node: Node, formats: Formats) -> Operation:
         return op
     kind, cap, width = op.kind, 0, formats.width[node]
     if kind in (RELU6, MAX_RELU6):
-        cap = round(math.ldexp(6.0, formats.fraction[node]))
+        cap = max(1, round(math.ldexp(6.0, formats.fraction[node])))
         if cap >= 1 << (width - 1):  # no value in range reaches it
             kind, cap = (RELU if kind == RELU6 else MAX_RELU), 0
     return replace(op, kind=kind, cap=cap, width=width, dropped=formats.dropped[node])

@@ -1,7 +1,8 @@
 """Checking a program that came from outside, before anything is computed or allocated by it.
 
 Every shape is recomputed from the inputs, every ring from its readers, every index held against its range. A program
-that passes can be executed: no step reads beyond a tensor or needs a ring that its inputs do not have.
+that passes can be executed: no step reads beyond a tensor or needs a ring that its inputs do not have. Laying it out
+and running it takes memory and time within bounds that a short file cannot push up by naming large numbers.
 """
 
 from __future__ import annotations
@@ -31,12 +32,21 @@ from .operations import (
 )
 from .program import PublicProgram, Step, TensorFormat, Weights, argmax_format, is_argmax
 
-MAX_STEPS = 20_000
+MAX_STEPS = 4096
 MAX_ELEMENTS = 1 << 26
-MAX_TOTAL = 1 << 28
+MAX_TOTAL = 1 << 26
 """Bounds on steps, on elements of one tensor or weight, and on elements of all tensors together."""
 
-_MAX_SIDE = 1 << 16
+MAX_SIDES = 1 << 20
+"""Bound on heights and widths of all feature maps together: layers list the rows and columns that they read."""
+
+MAX_READS = 1 << 32
+"""Bound on the elements that all local steps read, so often as they read them; a read counts as 64 at least."""
+
+MAX_CIRCUIT_BITS = 1 << 19
+"""Bound on the bits that enter one instance of each step's circuit: an arg-max of 20,000 classes has 420,000."""
+
+_MAX_SIDE = 1 << 12
 _MAX_FRACTION = 256
 
 
@@ -59,9 +69,14 @@ def check_public(public: PublicProgram) -> None:
         _check_tensors(public)
     except (_Broken, TypeError, ValueError, OverflowError) as reason:
         raise _refuse(str(reason), "the tensors") from None
+    reads = circuit_bits = 0
     for number, step in enumerate(public.steps):
         try:
             _check_step(public, step, number)
+            reads += _reads(public, step)
+            circuit_bits += _circuit_bits(public, step)
+            _require(reads <= MAX_READS, f"{reads} reads by local steps")
+            _require(circuit_bits <= MAX_CIRCUIT_BITS, f"circuits of {circuit_bits} bits")
         except (_Broken, TypeError, ValueError, OverflowError) as reason:
             raise _refuse(str(reason), f"step {number}") from None
 
@@ -117,6 +132,8 @@ def _check_tensors(public: PublicProgram) -> None:
         )
         total += tensor.size
     _require(total <= MAX_TOTAL, f"{total} elements in all")
+    sides = sum(sum(tensor.shape[1:]) for tensor in public.tensors if len(tensor.shape) == 3)
+    _require(sides <= MAX_SIDES, f"{sides} rows and columns in all")
     _require(len(public.tensors[0].shape) == 3, "an image of channels, height and width")
     _require([is_argmax(step) for step in public.steps].count(True) == 1, "one arg-max")
     _require(is_argmax(public.steps[-1]), "an arg-max at the end")
@@ -176,6 +193,25 @@ def _shape(step: Step, inputs: list[TensorFormat], out: TensorFormat) -> tuple[i
         _check_indices(op.index, (out.size,), inputs[0].size, lowest=-1)
         return out.shape
     return _circuit_shape(op, inputs[0], out)
+
+
+def _reads(public: PublicProgram, step: Step) -> int:
+    """Return how many elements a local step reads, those of many windows many times."""
+    if step.weighted or step.circuit is not None:
+        return 0
+    if isinstance(step.op, SumPool):
+        return max(64, public.tensors[step.output].size) * math.prod(step.op.kernel)
+    return sum(max(64, public.tensors[i].size) for i in step.inputs)
+
+
+def _circuit_bits(public: PublicProgram, step: Step) -> int:
+    """Return how many bits of each party enter one instance of a step's circuit."""
+    op = step.circuit
+    if op is None:
+        return 0
+    if op.windows is not None:
+        return op.width * int(op.windows.shape[1])
+    return op.width * (public.tensors[step.inputs[0]].size if op.kind == ARGMAX else 1)
 
 
 def _windows(

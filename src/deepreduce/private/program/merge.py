@@ -40,7 +40,13 @@ LARGEST_WEIGHTS = 1 << 26
 """No more weights than these come out of one merging."""
 
 LARGEST_WORK = 1e11
-"""No more MACs than these go into computing one matrix in place of a region: some ten seconds of one core."""
+"""No more work than this goes into computing the weights in place of one region: up to 50 s of one core.
+
+In MACs of a matrix's unit vectors, which are slow: they go through small maps with many channels.
+"""
+
+_WINDOWED = 4.0
+"""How much faster MACs are that compute the kernels of pieces: windows of many outputs go through together."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,15 @@ def merged_cost(region: Region) -> Cost:
             total += matrix_cost(region.output.size, entry.size)
             total += Cost(work=macs * min(region.output.size, entry.size))
         else:
-            total += sum((convolution_cost(p.op, entry.shape, _raw_shape(p)) for band in bands for p in band), Cost())
+            total += sum((_piece_cost(piece, entry, macs) for band in bands for piece in band), Cost())
     return total
+
+
+def _piece_cost(piece: Piece, entry: Node, macs: float) -> Cost:
+    """Return the cost of a piece; what it sees of the entry is about what its derivatives see of the region's MACs."""
+    outputs, _, height, width = piece.op.weight_shape
+    seen = min(1.0, height * width / math.prod(entry.shape[1:]))
+    return convolution_cost(piece.op, entry.shape, _raw_shape(piece)) + Cost(work=outputs * macs * seen / _WINDOWED)
 
 
 def _raw_shape(piece: Piece) -> tuple[int, int, int]:

@@ -20,6 +20,8 @@ from ..ring import magnitude_bits
 from .graph import Graph, Input, Node
 from .operations import (
     ARGMAX,
+    MAX_RELU6,
+    RELU6,
     RESCALE,
     Circuit,
     Concatenate,
@@ -37,6 +39,9 @@ The first finds better places. In small tensors it is less than a refresh and it
 ring too large is made again with the second.
 """
 
+
+_SIX_BITS = 3
+"""What leaves a ReLU6 is below 2^3."""
 
 _DEAD_BITS = 16
 """Outputs whose weights are so many bits below the largest are dead: weight decay leaves them at 1e-20 or so."""
@@ -124,8 +129,10 @@ def choose(
         if isinstance(op, Input):
             f[node] = settings.input_bits + fractions[node] - range_bits(ranges[node], settings)
         elif isinstance(op, Circuit):
-            narrowed = _narrow(f[node.inputs[0]], ranges[node.inputs[0]], settings.activation_bits, settings)
-            made.width[node], made.dropped[node] = narrowed
+            used = _SIX_BITS if op.kind in (RELU6, MAX_RELU6) else None
+            made.width[node], made.dropped[node] = _narrow(
+                f[node.inputs[0]], ranges[node.inputs[0]], settings.activation_bits, settings, used=used
+            )
             f[node] = f[node.inputs[0]] - made.dropped[node]
         elif isinstance(op, (Sum, Concatenate)):
             f[node] = max(f[before] for before in node.inputs)
@@ -137,10 +144,15 @@ def choose(
     return made
 
 
-def _narrow(fraction: int, limit: float, bits: int, settings: FormatSettings) -> tuple[int, int]:
-    """Return the width that enters a circuit and how many low bits are dropped before, for values up to `limit`."""
+def _narrow(
+    fraction: int, limit: float, bits: int, settings: FormatSettings, *, used: int | None = None
+) -> tuple[int, int]:
+    """Return the width that enters a circuit and how many low bits are dropped before, for values up to `limit`.
+
+    What leaves the circuit has `bits` magnitude bits; it stays below 2^used if that is given, however large it entered.
+    """
     top = range_bits(limit, settings)
-    dropped = max(0, fraction - (bits - top))
+    dropped = max(0, fraction - (bits - (top if used is None else min(top, used))))
     return max(2, top + fraction - dropped + 1), dropped
 
 
