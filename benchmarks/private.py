@@ -69,9 +69,7 @@ def main() -> int:
     parser.add_argument("--cases", default=None, help="comma-separated by ';', default all for resnet18, else full")
     parser.add_argument("--links", default="loopback,lan,wan")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "--threads", type=int, default=max(1, cores // 2), help="of each party; default: half the cores"
-    )
+    parser.add_argument("--threads", type=int, default=cores, help="of the client; the server has half as many")
     parser.add_argument("--workers", type=int, default=cores, help="homomorphic workers of each party; they alternate")
     parser.add_argument("--work", type=Path, default=Path("build/private"), help="models, bundles, certificates")
     parser.add_argument("--results", type=Path, default=Path("results"))
@@ -89,7 +87,7 @@ def main() -> int:
         "what": "private inference end to end, both parties on this machine; seconds are the client's",
         "network": f"{options.network}, {options.input}, {options.classes} classes, random weights",
         "environment": deepreduce.environment(command=["python", "benchmarks/private.py", *sys.argv[1:]]),
-        "threads_per_party": options.threads,
+        "threads": {"client": options.threads, "server": max(1, options.threads // 2)},
         "workers_per_party": options.workers,
     }
     if "kernel" not in result:
@@ -206,7 +204,8 @@ def run_case(options: argparse.Namespace, folder: Path, link: str) -> dict[str, 
     twin = Twin(model.program).run(model.client.normalise(images))
     labels = np.array(measured.pop("labels"))
     logits = np.array(measured.pop("logits"))
-    measured["labels_equal_twin"] = bool(np.array_equal(labels, twin.labels))
+    # An untrained network's largest logits lie close together: a rounding may decide.
+    measured["labels_equal_to_twin"] = f"{int((labels == twin.labels).sum())} of {len(labels)}"
     measured["largest_logit_difference_to_twin"] = float(np.abs(logits - twin.logits[-1]).max())
     return measured
 
@@ -224,7 +223,7 @@ def serving(options: argparse.Namespace, folder: Path) -> Iterator[tuple[subproc
         "--key",
         str(options.work / "key.pem"),
     ]
-    typed += ["--reveal", "logits", "--workers", str(options.workers), "--threads", str(options.threads)]
+    typed += ["--reveal", "logits", "--workers", str(options.workers), "--threads", str(max(1, options.threads // 2))]
     with log, subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=log, text=True) as server:
         try:
             assert server.stdout is not None
@@ -340,7 +339,7 @@ def line(name: str, link: str, case: dict[str, Any], network: dict[str, Any]) ->
         f" (DELPHI {network['delphi_online_seconds']:.1f})"
         f"  {case['online_bytes_per_relu']:5.0f} B/ReLU  offline {case['offline_seconds']['median']:6.2f} s"
         f"  kept {case['stored_bytes_per_relu']:5.0f} B/ReLU  {case['online_round_trips']} round trips"
-        f"  peak client {memory[0]:.0f} MB, server {memory[1]:.0f} MB  twin {case['labels_equal_twin']}"
+        f"  peak client {memory[0]:.0f} MB, server {memory[1]:.0f} MB  as twin {case['labels_equal_to_twin']}"
     )
 
 

@@ -25,6 +25,7 @@ from deepreduce.reduction import (
     method,
     with_slopes,
 )
+from deepreduce.reduction.culled_masks import CulledMasks
 from deepreduce.reduction.finding import kept, set_masks
 from deepreduce.reduction.relupruner import ReLUPruner, importance
 from deepreduce.reduction.senet import layer_budgets, measure_sensitivity, mismatch
@@ -106,6 +107,40 @@ def test_rounds_only_ever_remove(survey: Survey) -> None:
         assert all(not (now[name] & ~before[name]).any() for name in now)
         before = now
     assert sum(int(mask.sum()) for mask in finder.masks().values()) == 20
+
+
+def test_ours_culls_whole_layers_and_searches_in_the_rest_alone(survey: Survey) -> None:
+    order = MaskOrder("deepreduce-masks", "element", 10)
+    finder = CulledMasks(survey.slopes, order, steps=10, epochs=2)
+    survey.network.requires_grad_(True)
+    for slope in survey.slopes.values():
+        slope.alpha.requires_grad_(True)
+    worth = {name: float(value.sum()) for name, value in importance(survey).items()}
+    assert worth["relu2"] > worth["relu1"] and finder.room_for() == 64  # a layer at least, though 3 x 10 is less
+    finder.begin_epoch(0, survey)
+    assert list(finder.left) == ["relu2"] and list(finder.culled) == ["relu1"]
+    gone, left = survey.slopes["relu1"].alpha, survey.slopes["relu2"].alpha
+    optimizer = torch.optim.SGD([gone, left], lr=finder.slope_rate(0.9), momentum=0.9, nesterov=True)
+    fading = []
+    while not finder.is_finished():
+        for alpha in (gone, left):
+            alpha.grad = torch.zeros_like(alpha)
+        left.grad[0, 0] = -50.0  # of these sixteen elements the loss wants the ReLU
+        finder.before_step()
+        assert gone.grad is None
+        optimizer.step()
+        finder.after_step()
+        fading.append(float(gone.detach().max()))
+        assert len(fading) < 100
+        if len(fading) == 12:
+            break
+    assert fading[:5] == pytest.approx([0.75, 0.5, 0.25, 0, 0])
+    masks = finder.masks()
+    assert list(masks) == ["relu1", "relu2"] and not masks["relu1"].any()
+    assert masks["relu2"].sum() == 10 and masks["relu2"][0].sum() == 10
+    again = CulledMasks(survey.slopes, order, steps=10, epochs=2)
+    again.restore(finder.state())
+    assert again.state() == finder.state() and list(again.left) == ["relu2"]
 
 
 def test_a_slope_blends_and_goes_back_into_masks() -> None:

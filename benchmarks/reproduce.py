@@ -1,0 +1,291 @@
+"""The paper's tables and its rivals', trained here beside the published figures: one command, resumable, no network.
+
+    python benchmarks/reproduce.py pack --data DATA --out PIECES     # to carry the images to a machine without network
+    python benchmarks/reproduce.py run --pieces PIECES --runs RUNS   # or --data DATA; the same command continues
+    python benchmarks/reproduce.py table RUNS                        # paper beside ours, results file, plot
+
+Every network of a run has one teacher, which all methods share. Held-out training images choose; the test images are
+looked at once for each network of a table. `--epochs` is the whole cost of each reduced network: methods that find
+masks spend `--search-share` of it on the search. Besides the methods of `deepreduce reduce --method` there is
+`published`: the networks that the paper's authors released, trained here.
+"""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pieces import MOST_BYTES, join, pack
+from reproduction import PUBLISHED, load_published, reproduction, same_data, write_results
+from throughput import OurLoop, PlainLoop
+
+import deepreduce
+from deepreduce._files import write_json
+from deepreduce.cli._console import Watcher
+from deepreduce.errors import DeepReduceError, Interrupted
+from deepreduce.reduction import METHODS, Candidate, Reducer
+from deepreduce.training import RunOptions, SearchSettings, TrainingConfig, make_accelerator
+from deepreduce.training.batches import DeviceSplit, Normalisation
+
+METHOD_NAMES = ("published", "deepreduce-masks", "snl", "senet", "relupruner", "channel-pruning")
+BUDGETS = (12_288, 24_900, 49_600, 100_000, 180_000)
+"""Of methods that find masks, at width 1: those of the published rows."""
+
+PRUNING_BUDGETS = (311_700, 184_000)
+"""The ReLUs of the paper's channel-pruning row, and the ReLUs at which channel pruning has about its MACs."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the three commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="cut a folder into pieces that can travel")
+    packing.add_argument("--data", type=Path, required=True, help="folder of images, or of anything else")
+    packing.add_argument("--out", type=Path, required=True, help="folder for the pieces")
+    packing.add_argument("--most-mib", type=float, default=MOST_BYTES / 2**20, help="of one piece (default 60)")
+    joining = commands.add_parser("join", help="put a packed folder together again (`run --pieces` does it itself)")
+    joining.add_argument("--pieces", type=Path, required=True)
+    joining.add_argument("--out", type=Path, required=True)
+    _add_run(commands.add_parser("run", help="train what is not trained yet, then print the table"))
+    table = commands.add_parser("table", help="print and draw what is there")
+    table.add_argument("runs", type=Path, nargs="+", help="folders of `run`")
+    _add_results(table)
+    options = parser.parse_args(arguments)
+    try:
+        return {"pack": _pack, "join": _join, "run": run, "table": table_of}[options.command](options)
+    except DeepReduceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pieces", type=Path, help="folder that `pack` wrote")
+    source.add_argument("--data", help="folder of images, digits, or OWNER/NAME on the hub")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for everything that is trained")
+    parser.add_argument("--networks", type=_words, default=("resnet18",), help="reference networks, comma-separated")
+    parser.add_argument("--methods", type=_words, default=METHOD_NAMES, help=f"default {','.join(METHOD_NAMES)}")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--budgets", type=_counts, help="ReLUs of masks (default: the published ones, times the width)")
+    parser.add_argument("--granularity", default="element", choices=["element", "channel", "layer"])
+    parser.add_argument("--epochs", type=int, default=200, help="of each reduced network, its search included")
+    parser.add_argument("--teacher-epochs", type=int, help="default: those of --epochs")
+    parser.add_argument("--search-share", type=float, default=0.4, help="of the epochs, for finding masks")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16", "fp16"])
+    parser.add_argument("--classes", type=int, help="use the first N classes alone")
+    parser.add_argument("--per-class", type=int, help="use N training images of each class")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that chooses")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="networks trained side by side")
+    parser.add_argument("--threads", type=int, help="processor threads of each")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the same command continues")
+    parser.add_argument("--no-times", action="store_true", help="do not compare epoch times with a plain loop")
+    _add_results(parser)
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, help="folder for results file and plot (default: the run's)")
+    parser.add_argument("--name", default="reproduce", help="what their names begin with")
+    parser.add_argument("--published", type=Path, default=PUBLISHED, help="the published figures")
+
+
+def _pack(options: argparse.Namespace) -> int:
+    manifest = pack(options.data, options.out, most_bytes=int(options.most_mib * 2**20))
+    for piece in manifest["pieces"]:
+        print(f"{piece['name']}  {piece['bytes']:>12,} bytes  {piece['sha256'][:16]}")
+    print(f"{len(manifest['files'])} files in {len(manifest['pieces'])} pieces; carry them with manifest.json")
+    return 0
+
+
+def _join(options: argparse.Namespace) -> int:
+    print(join(options.pieces, options.out))
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train what is missing, as far as time allows, and print the table."""
+    limit = threading.Timer(60 * (options.minutes or 0), _thread.interrupt_main)
+    limit.daemon = True
+    if options.minutes is not None:
+        limit.start()
+    failures: list[str] = []
+    try:
+        source = options.data if options.pieces is None else str(join(options.pieces, options.runs / "data"))
+        data = deepreduce.load_data(
+            source, classes=options.classes, per_class=options.per_class, validation=options.validation
+        )
+        published = load_published(options.published)
+        for network in options.networks:
+            with Watcher() as watcher:
+                train_all(network, data, options, published, watcher, failures)
+            if not options.no_times and data.input[0] == 3:  # the plain loop is one for colour images
+                epoch_times(network, data, options)
+    except (Interrupted, KeyboardInterrupt):
+        print("stopped; the same command continues", file=sys.stderr)
+        if options.minutes is None:
+            return 1
+    finally:
+        limit.cancel()
+    if list(options.runs.glob("fronts/*.json")):
+        options.runs = [options.runs]
+        table_of(options)
+    return 1 if failures else 0
+
+
+def train_all(
+    network: str,
+    data: deepreduce.Dataset,
+    options: argparse.Namespace,
+    published: dict[str, Any],
+    watcher: Watcher,
+    failures: list[str],
+) -> None:
+    """Train the teacher and then every method's candidates of one network; a method that fails is passed over."""
+    relus = deepreduce.profile(network, input=data.input, classes=len(data.classes), width=options.width)["relus"]
+    training = TrainingConfig(
+        epochs=options.epochs, batch_size=options.batch_size, precision=options.precision, flip=data.name != "digits"
+    )
+    settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds, test_all=True)
+    running = RunOptions(workers=options.workers, threads=options.threads)
+    schooling = replace(settings, training=replace(training, epochs=options.teacher_epochs or options.epochs))
+    place = options.runs / network
+    deepreduce.train(
+        network, data, out=place, settings=schooling, width=options.width, options=running, progress=watcher
+    )
+    released = published_candidates(published, network, data.name, options)
+    for name in options.methods:
+        own = settings_for(name, network, relus, settings, options, released)
+        if own is None:
+            continue
+        print(f"{network}: {name}", file=sys.stderr, flush=True)
+        try:
+            front = deepreduce.reduce(
+                network, data, out=place, settings=own, width=options.width, options=running, progress=watcher
+            )
+        except Interrupted:
+            raise
+        except DeepReduceError as error:
+            failures.append(name)
+            print(f"{network}: {name} failed: {error}", file=sys.stderr, flush=True)
+            continue
+        write_json(options.runs / "fronts" / f"{network}-{name}.json", front.content)
+
+
+def settings_for(
+    name: str,
+    network: str,
+    relus: int,
+    settings: SearchSettings,
+    options: argparse.Namespace,
+    released: tuple[Candidate, ...],
+) -> SearchSettings | None:
+    """Return the settings of one method, None where it has nothing to do.
+
+    Args:
+        name: of the method.
+        network: its name.
+        relus: of the full network.
+        settings: what all methods share.
+        options: of the command.
+        released: candidates of the method `published`.
+    """
+    if name == "published":
+        METHODS[name] = Reducer(name, "the paper's own networks", propose=lambda *_: released)
+        return replace(settings, method=name) if released else None
+    reducer = deepreduce.reduction.method(name)
+    asked = None if name == "channel-pruning" else options.budgets
+    published_budgets = PRUNING_BUDGETS if name == "channel-pruning" else BUDGETS
+    budgets = asked or [int(budget * options.width) for budget in published_budgets]
+    budgets = tuple(budget for budget in budgets if budget < relus)
+    if reducer.needs_criticality:
+        return replace(settings, method=name)
+    if not budgets:
+        return None
+    own = replace(settings, method=name, budget=max(budgets), budgets=budgets)
+    if reducer.finder is None:
+        return own
+    search = min(options.epochs - 1, max(1, round(options.search_share * options.epochs)))
+    training = replace(settings.training, epochs=options.epochs - search)
+    return replace(own, training=training, search_epochs=search, granularity=options.granularity)
+
+
+def published_candidates(
+    published: dict[str, Any], network: str, data: str, options: argparse.Namespace
+) -> tuple[Candidate, ...]:
+    """Return the networks released for these images; with budgets, of each the largest network within it."""
+    rows = [row for row in published["rows"] if "candidate" in row and row["network"] == network]
+    rows = [row for row in rows if same_data(data, row["data"])]
+    if options.budgets:
+        sizes = [[row for row in rows if row["relus"] * options.width <= budget] for budget in options.budgets]
+        rows = [max(fitting, key=lambda row: row["relus"]) for fitting in sizes if fitting]
+    return tuple(dict.fromkeys(Candidate.from_json({**row["candidate"], "drop": []}) for row in rows))
+
+
+def epoch_times(
+    network: str, data: deepreduce.Dataset, options: argparse.Namespace, *, turns: int = 3, seconds: float = 5.0
+) -> None:
+    """Measure an epoch of our loop and of a plain PyTorch loop, in turns, on the same network and images; once."""
+    path = options.runs / "times" / f"{network}.json"
+    if path.exists():
+        return
+    config = TrainingConfig(epochs=100_000, batch_size=options.batch_size, precision=options.precision)
+    accelerator = make_accelerator(config)
+    device = accelerator.device
+    spec = deepreduce.NetworkSpec(network, data.input, len(data.classes), options.width)
+    plain = PlainLoop(deepreduce.build(spec), data.train.images, data.train.labels, options.batch_size, device)
+    split = DeviceSplit.of(data.train, Normalisation(data.mean, data.std), device)
+    ours = OurLoop(deepreduce.build(spec), split, config)
+    plain.run(seconds / 2)
+    rates = [(plain.run(seconds), ours.run(seconds, warm_up=20 if device.type == "cuda" else 3)) for _ in range(turns)]
+    images = len(data.train)
+    slow, fast = (images / statistics.median(rate) for rate in zip(*rates, strict=True))
+    write_json(
+        path,
+        {
+            "network": spec.to_json(),
+            "images": images,
+            "batch_size": options.batch_size,
+            "precision": {"ours": accelerator.mixed_precision, "plain": "no"},
+            "plain_epoch_seconds": slow,
+            "our_epoch_seconds": fast,
+            "ratio": slow / fast,
+            "turns": [{"plain": plain_rate, "ours": our_rate} for plain_rate, our_rate in rates],
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "processor",
+            "measured_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        },
+    )
+
+
+def table_of(options: argparse.Namespace) -> int:
+    """Print the tables of one or several run folders, and write the results file and the plot."""
+    fronts = [
+        json.loads(path.read_text("utf-8")) for runs in options.runs for path in sorted(runs.glob("fronts/*.json"))
+    ]
+    times = [json.loads(path.read_text("utf-8")) for runs in options.runs for path in sorted(runs.glob("times/*.json"))]
+    content, text = reproduction(load_published(options.published), fronts, times)
+    print(text)
+    for path in write_results(content, options.results or options.runs[0], options.name):
+        print(path)
+    return 0
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(word.replace("_", "")) for word in _words(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

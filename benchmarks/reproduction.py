@@ -1,0 +1,306 @@
+"""From finished runs and the published figures to tables, a results file and a plot; used by `reproduce.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from deepreduce._files import read_json, write_json
+from deepreduce.errors import RunError, problem
+
+Json = dict[str, Any]
+
+PUBLISHED = Path(__file__).with_name("published.json")
+OURS = "deepreduce-masks"
+PAPER = ("published", "deepreduce")
+"""Methods whose candidates are DeepReDuce's own."""
+
+_TOLERANCE = 1.05  # where only the bracket of a published budget is known
+
+
+def load_published(path: Path = PUBLISHED) -> Json:
+    """Read the published figures.
+
+    Raises:
+        RunError: if the file is not of this format.
+    """
+    content = read_json(path)
+    if (content.get("format"), content.get("version")) != ("deepreduce.published", 1):
+        raise RunError(
+            problem("published figures have their format", got=content.get("format"), remedy="restore it", where=path)
+        )
+    return content
+
+
+def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tuple[Json, str]:
+    """Put published and measured figures side by side.
+
+    Args:
+        published: content of `published.json`.
+        fronts: content of the `front.json` of every network and method.
+        times: what `reproduce.py` measured of epochs.
+
+    Returns:
+        The content of the results file, and the tables as text.
+
+    Raises:
+        RunError: if there is no front.
+    """
+    if not fronts:
+        raise RunError(problem("there must be finished runs", got="no fronts", remedy="run `reproduce.py run` first"))
+    rows = [_row(row, fronts) for row in published["rows"]]
+    comparison = [_compared(row, fronts) for row in published["comparison"]]
+    claims = [_claim(claim, fronts) for claim in published["claims"]]
+    measured = [_measured(front, entry) for front in fronts for entry in (front["teacher"], *front["candidates"])]
+    measured = [entry for entry in measured if entry is not None]
+    measured = list({(m["network"], m["method"], m["label"], m["relus"]): m for m in measured}.values())
+    first = fronts[0]
+    content = {
+        "environment": {**fronts[-1]["environment"], "command": public(fronts[-1]["environment"]["command"])},
+        "data": {key: first["data"][key] for key in ("name", "fingerprint", "train", "validation", "test", "notes")},
+        "networks": list({str(front["network"]): front["network"] for front in fronts}.values()),
+        "settings": {f"{f['network']['name']} {f['settings']['method']}": f["settings"] for f in fronts},
+        "seconds": sum({(m["network"], m["label"], m["relus"]): m["seconds"] for m in measured}.values()),
+        "comparable_with_the_papers": all(map(_full_size, fronts)),
+        "sources": published["sources"],
+        "rows": rows,
+        "comparison": comparison,
+        "claims": claims,
+        "measured": measured,
+        "epoch_times": times,
+    }
+    return content, as_text(content)
+
+
+def _full_size(front: Json) -> bool:
+    return front["network"]["width"] == 1 and not any("subset" in note for note in front["data"]["notes"])
+
+
+def public(command: str) -> str:
+    """Return a command without folders of this machine: of absolute paths the last part stays."""
+    return " ".join(Path(word).name if word.startswith(("/", "~")) else word for word in command.split())
+
+
+def same_data(name: str, published: str) -> bool:
+    """Tell whether a data set of this name is one of the published figures: a folder's name, or OWNER/NAME."""
+    plain = [re.sub("[^a-z0-9]", "", each.rsplit("/", 1)[-1].lower()) for each in (name, published)]
+    return plain[0] == plain[1]
+
+
+def _of(fronts: list[Json], data: str, network: str, methods: tuple[str, ...]) -> list[tuple[Json, Json]]:
+    """Return the trained entries of these methods, each with its front."""
+    return [
+        (front, entry)
+        for front in fronts
+        if same_data(front["data"]["name"], data)
+        and front["network"]["name"] == network
+        and front["settings"]["method"] in methods
+        for entry in front["candidates"]
+        if entry["status"] == "done"
+    ]
+
+
+def _best(found: list[tuple[Json, Json]], relus: float) -> Json | None:
+    """Return the entry that the held-out images choose among those with at most so many ReLUs at full width."""
+    fitting = [(front, entry) for front, entry in found if entry["relus"] <= relus * front["network"]["width"]]
+    if not fitting:
+        return None
+    return _measured(*max(fitting, key=lambda pair: pair[1]["validation"]["accuracy"]))
+
+
+def _measured(front: Json, entry: Json) -> Json | None:
+    """Return what the tables show of one entry, accuracies in percent."""
+    if entry["status"] != "done":
+        return None
+    split = "test" if entry["test"] else "validation"
+    value = entry[split]
+    return {
+        "network": front["network"]["name"],
+        "width": front["network"]["width"],
+        "method": "teacher" if entry["id"] == "teacher" else front["settings"]["method"],
+        "label": entry["label"],
+        "relus": entry["relus"],
+        "macs": entry["macs"],
+        "split": split,
+        "accuracy": 100 * value["accuracy"],
+        "low": 100 * value["low"],
+        "high": 100 * value["high"],
+        "n": value["n"],
+        "seeds": len(value["runs"]),
+        "sd": None if value["sd"] is None else 100 * value["sd"],
+        "validation": 100 * entry["validation"]["accuracy"],
+        "epochs": entry["epochs"],
+        "search_epochs": entry["search_epochs"],
+        "seconds": entry["seconds"],
+    }
+
+
+def _row(row: Json, fronts: list[Json]) -> Json:
+    """Return one row of sections 2 and 3 with what was measured for it here."""
+    methods = PAPER if row["method"] == "deepreduce" else (row["method"],)
+    found = _of(fronts, row["data"], row["network"], methods)
+    limit = row["relus"] * (1 if row["exact"] else _TOLERANCE)
+    if "candidate" in row:
+        found = [(front, entry) for front, entry in found if _is(entry["recipe"], row["candidate"])]
+    same, ours = _best(found, limit), _best(_of(fronts, row["data"], row["network"], (OURS,)), limit)
+    gap = None if ours is None or row["accuracy"] is None else ours["accuracy"] - row["accuracy"]
+    return {**row, "here": same, "ours": ours, "ours_minus_paper": gap}
+
+
+def _is(recipe: Json, candidate: Json) -> bool:
+    kept = {name: recipe[name] for name in ("keep", "thin", "alpha", "rho")}
+    return kept == candidate and not recipe["drop"] and "masks" not in recipe
+
+
+def _compared(row: Json, fronts: list[Json]) -> Json:
+    """Return one row of the comparison with channel pruning: baseline, pruned accuracy, change, MACs, ReLUs."""
+    methods = PAPER if row["method"] == "deepreduce" else (row["method"],)
+    found = _of(fronts, row["data"], "resnet18", methods)
+
+    def measured(front: Json, entry: Json) -> Json:
+        teacher, pruned = _measured(front, front["teacher"]), _measured(front, entry)
+        assert teacher is not None and pruned is not None
+        return {**pruned, "baseline": teacher["accuracy"], "change": pruned["accuracy"] - teacher["accuracy"]}
+
+    fitting = [(f, e) for f, e in found if e["relus"] <= row["relus"] * f["network"]["width"]]
+    here = measured(*max(fitting, key=lambda pair: pair[1]["validation"]["accuracy"])) if fitting else None
+    mine = [(f, e) for f, e in _of(fronts, row["data"], "resnet18", (OURS,))]
+    mine = [(f, e) for f, e in mine if e["relus"] <= row["relus"] * f["network"]["width"]]
+    ours = measured(*max(mine, key=lambda pair: pair[1]["validation"]["accuracy"])) if mine else None
+    return {**row, "here": here, "ours": ours}
+
+
+def _claim(claim: Json, fronts: list[Json]) -> Json:
+    """Return one of the paper's claims with what these runs say about it, or why they say nothing."""
+    network = "mobilenet_v1" if claim["id"] == "mobilenet" else "resnet18"
+    if claim["id"] in ("no-loss", "mobilenet"):
+        found = _of(fronts, claim["data"], network, (*PAPER, OURS))
+        kept = [
+            (entry["relus"], front["teacher"]["relus"] / entry["relus"], front, entry)
+            for front, entry in found
+            if entry["validation"]["accuracy"] >= front["teacher"]["validation"]["accuracy"]
+        ]
+        if not found:
+            return {**claim, "here": None, "reason": f"no run of {network} on {claim['data']}"}
+        if not kept:
+            return {**claim, "here": None, "reason": "no network reaches its teacher on held-out images"}
+        _, factor, front, entry = min(kept, key=lambda item: item[0])
+        return {
+            **claim,
+            "here": factor,
+            "network": _measured(front, entry),
+            "teacher": _measured(front, front["teacher"]),
+        }
+    if claim["id"] in ("culling", "thinning", "reshaping"):
+        factors = sorted(_factors(claim["id"], _of(fronts, claim["data"], network, PAPER)))
+        return {**claim, "here": [factors[0], factors[-1]] if factors else None}
+    elsewhere = claim["id"] == "latency"
+    reason = "measured by benchmarks/private.py" if elsewhere else "the curve of 2021 is not in our sources"
+    return {**claim, "here": None, "reason": reason}
+
+
+def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:
+    """Return by how much one step of the method divides the ReLUs, for every network that was trained for it."""
+    whole = {"thin": False, "alpha": 1.0, "rho": 1.0}
+    before = {"culling": None, "thinning": whole, "reshaping": {**whole, "thin": True}}[step]
+    factors = []
+    for front, entry in found:
+        recipe = entry["recipe"]
+        shape = {name: recipe[name] for name in whole}
+        if step == "culling" and shape == whole:
+            factors.append(front["teacher"]["relus"] / entry["relus"])
+        reached = shape == {**whole, "thin": True} if step == "thinning" else shape["thin"] and shape != before
+        if step == "culling" or not reached:
+            continue
+        factors += [
+            other["relus"] / entry["relus"]
+            for _, other in found
+            if other["recipe"]["keep"] == recipe["keep"] and before == {name: other["recipe"][name] for name in whole}
+        ]
+    return factors
+
+
+def as_text(content: Json) -> str:
+    """Lay everything out as text."""
+    lines = []
+    if not content["comparable_with_the_papers"]:
+        lines += [
+            "Not at full size (narrower networks or a part of the images): accuracies do not compare with the papers';",
+            "published ReLU counts are scaled by the width to find the network to show.",
+            "",
+        ]
+    columns = f"{'here':>33}  {'ours (' + OURS + ')':>33}"
+    lines += ["Paper beside ours; accuracies in %, in brackets the 95 % interval", ""]
+    lines.append(f"{'data':<14}{'network':<17}{'method':<12}{'ReLUs':>10}  {'paper':>6}  {columns}  ours-paper")
+    for row in content["rows"]:
+        paper = "-" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
+        gap = "-" if row["ours_minus_paper"] is None else f"{row['ours_minus_paper']:+.2f}"
+        relus = f"{'' if row['exact'] else '~'}{row['relus']:,}"
+        lines.append(
+            f"{row['data']:<14}{row['network']:<17}{row['method']:<12}{relus:>10}  {paper:>6}  "
+            f"{_cell(row['here']):>33}  {_cell(row['ours']):>33}  {gap:>10}"
+        )
+    lines += ["", "Channel pruning; baseline -> pruned (change), MACs, ReLUs", ""]
+    for row in content["comparison"]:
+        lines.append(f"{row['data']:<10}{row['method']:<17}paper {_pruned(row)}")
+        for name in ("here", "ours"):
+            text = _pruned({**row[name], "pruned": row[name]["accuracy"]}) if row[name] else "-"
+            lines.append(f"{'':<27}{name:<5} {text}")
+    lines += ["", "Claims", ""]
+    for claim in content["claims"]:
+        lines.append(
+            f"{claim['text']}: paper {_value(claim['value'])} {claim['unit']}, here {_value(claim['here'])}"
+            + (f" ({claim['reason']})" if claim.get("reason") else "")
+        )
+    lines += ["", "Everything that was trained", ""]
+    lines.append(
+        f"{'network':<17}{'method':<17}{'ReLUs':>9}  {'held out':>8}  {'accuracy':>24}  {'epochs (search)':>15}"
+        f"  {'seeds':>5}  {'seconds':>8}"
+    )
+    for m in sorted(content["measured"], key=lambda m: (m["network"], -m["relus"], m["method"])):
+        lines.append(
+            f"{m['network']:<17}{m['method']:<17}{m['relus']:>9,}  {m['validation']:>8.2f}  {_interval(m):>24}  "
+            f"{m['epochs']:>8} ({m['search_epochs']:>4})  {m['seeds']:>5}  {m['seconds']:>8.1f}  {m['split']}"
+        )
+    for time in content["epoch_times"]:
+        lines.append(
+            f"epoch of {time['network']['name']}, width {time['network']['width']:g}, {time['images']:,} images, on "
+            f"{time['device']}: {time['our_epoch_seconds']:.2f} s, plain loop {time['plain_epoch_seconds']:.2f} s "
+            f"({time['ratio']:.1f} times)"
+        )
+    return "\n".join(lines)
+
+
+def _interval(m: Json) -> str:
+    return f"{m['accuracy']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
+
+
+def _cell(m: Json | None) -> str:
+    return "-" if m is None else f"{_interval(m)} @{m['relus']:,}"
+
+
+def _pruned(row: Json) -> str:
+    accuracies = f"{row['baseline']:.2f} -> {row['pruned']:.2f} ({row['change']:+.2f})"
+    return f"{accuracies}, {row['macs'] / 1e6:.1f}M, {row['relus']:,}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " to ".join(f"{part:.3g}" for part in (value if isinstance(value, list) else [value]))
+
+
+def write_results(content: Json, folder: Path, name: str) -> list[Path]:
+    """Write the results file, named by device and date, and the plot beside it where matplotlib is installed."""
+    environment = content["environment"]
+    device = environment["devices"][0] if environment["devices"] else environment["processor"]
+    stem = f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}-{environment['date']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{stem}.json"]
+    write_json(written[0], {"benchmark": name, **content})
+    try:
+        from reproduction_plot import draw
+    except ImportError:
+        return written
+    return [*written, *draw(content, folder / stem)]
