@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reproduction import public
+
 import deepreduce
 from deepreduce.cli._console import Watcher
 from deepreduce.reduction import comparison_row
@@ -33,13 +35,19 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="digits, a folder, or OWNER/NAME on the hub")
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--classes", type=int, help="use the first N classes alone")
+    parser.add_argument("--per-class", type=int, help="use N training images of each class")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that chooses")
     parser.add_argument("--out", type=Path, default=Path("runs/channel_pruning"), help="run folder")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of each job; default: the cores, shared out evenly")
     options = parser.parse_args()
 
-    data = deepreduce.load_data(options.data)
+    data = deepreduce.load_data(
+        options.data, classes=options.classes, per_class=options.per_class, validation=options.validation
+    )
     training = TrainingConfig(epochs=options.epochs, flip=options.data != "digits")
     settings = SearchSettings(training=training, criticality_plain=False)
     fronts: dict[str, dict[str, Any]] = {}
@@ -51,7 +59,7 @@ def main() -> int:
                 out=options.out,
                 settings=replace(settings, method=method),
                 width=options.width,
-                options=RunOptions(workers=options.workers),
+                options=RunOptions(workers=options.workers, threads=options.threads),
                 progress=watcher,
             )
             fronts[method] = front.content
@@ -65,7 +73,7 @@ def main() -> int:
         "network": fronts["deepreduce"]["network"],
         "data": fronts["deepreduce"]["data"],
         "settings": {method: content["settings"] for method, content in fronts.items()},
-        "environment": {**environment, "command": " ".join(["python", *sys.argv])},
+        "environment": {**environment, "command": public(" ".join(["python", *sys.argv]))},
         "rows": rows,
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
