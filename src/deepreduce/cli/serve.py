@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
     model = load_server(options.file)
     folder = default_store(options.file) if options.store is None else options.store
     store = BundleStore(folder, program=model.client.digest, role="server", limit_bytes=options.store_limit)
-    torch.set_num_threads(options.threads)
+    # PyTorch's threads stall where several clients want all cores at once.
+    torch.set_num_threads(options.threads if options.clients == 1 else 1)
 
     def progress(done: int, total: int) -> None:
         if done == 0:
