@@ -174,6 +174,18 @@ class Layout:
         """All units, in the order of their numbers."""
         return (*(unit for one in self.rounds for unit in one.units), self.ending)
 
+    @functools.cached_property
+    def last_read(self) -> tuple[frozenset[int], ...]:
+        """Per round the tensors that are read there for the last time: the server forgets its shares of them."""
+        last: dict[int, int] = {}
+        for number, one in enumerate(self.rounds):
+            last |= {tensor: number for step in (*one.linear, *one.circuits) for tensor in step.inputs}
+        last |= {tensor: len(self.rounds) for step in (*self.tail, self.public.steps[-1]) for tensor in step.inputs}
+        return tuple(
+            frozenset(tensor for tensor, round_number in last.items() if round_number == number)
+            for number in range(len(self.rounds))
+        )
+
     def compile(self) -> None:
         """Translate all circuits for the kernel now, and not when an image waits: the arg-max takes a while."""
         for circuit in dict.fromkeys(unit.circuit for unit in self.units):

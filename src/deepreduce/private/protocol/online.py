@@ -188,7 +188,7 @@ def infer_server(
     with seconds.on("channel"):
         message = channel.receive(Kind.INPUT, count * layout.input_bytes)
     shares: dict[int, Words] = {0: unpack(message, (count, *public.input.shape), public.input.ring_bits)}
-    for one in layout.rounds:
+    for one, done in zip(layout.rounds, layout.last_read, strict=True):
         with seconds.on("linear"):
             _linear(layout, linear, one.linear, materials, shares)
         for index, material in enumerate(materials):
@@ -198,6 +198,8 @@ def infer_server(
             message = channel.receive(Kind.WORDS, count * sum(unit.words_bytes for unit in one.units))
         with seconds.on("circuits"):
             _take_words(layout, one, materials, shares, message)
+        for tensor in done:
+            del shares[tensor]
     with seconds.on("linear"):
         _linear(layout, linear, layout.tail, materials, shares)
     if reveal == "logits":
