@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.backends.openssl import backend as openssl
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from machine import processor_name, summary
 
 import deepreduce
 from deepreduce.private import garbling
@@ -171,27 +172,6 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     begun = time.process_time()
     result = function()
     return time.process_time() - begun, result
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Return median, mean, standard deviation, extremes, and number."""
-    return {
-        "median": statistics.median(values),
-        "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "min": min(values),
-        "max": max(values),
-        "n": len(values),
-    }
-
-
-def processor_name() -> str:
-    """Return the processor's name as Linux reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from garbling import measure, random_ands
 from link import Relay
+from machine import summary
 
 import deepreduce
 from deepreduce.networks import NetworkSpec
@@ -324,11 +325,6 @@ def kernel() -> dict[str, Any]:
         "garble_relus_per_second": 1e9 / words["garble_ns_per_instance"]["median"],
         "aes_calls_per_openssl_aes": None if blocks is None else 2e9 / ands["evaluate_ns_per_and"]["median"] / blocks,
     }
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Return median, extremes and number."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
 def line(name: str, link: str, case: dict[str, Any], network: dict[str, Any]) -> str:

@@ -17,13 +17,13 @@ import json
 import os
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import processor_name, summary
 
 import deepreduce
 from deepreduce.private import transfer
@@ -139,27 +139,6 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     begun = time.perf_counter()
     outcome = function(*arguments)
     return time.perf_counter() - begun, outcome
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Return median, mean, standard deviation, extremes, and number."""
-    return {
-        "median": statistics.median(values),
-        "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "min": min(values),
-        "max": max(values),
-        "n": len(values),
-    }
-
-
-def processor_name() -> str:
-    """Return the processor's name as Linux reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reduction(parser: argparse._ActionsContainer) -> None:
+    """Add the options that describe one reduced network."""
+    parser.add_argument("--keep", type=stages, metavar="S2,S3", help="stages that keep their ReLUs (default all)")
+    parser.add_argument("--thin", action="store_true", help="drop alternate ReLU layers of those stages")
+    parser.add_argument("--alpha", type=float, default=1.0, metavar="X", help="scale of the channels, such as 0.5")
+    parser.add_argument(
+        "--rho", type=float, default=1.0, metavar="X", help="scale of the resolution: 0.5, 0.25 or 0.125"
+    )
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the options that name and split the images."""
     group = parser.add_argument_group("images")

@@ -28,14 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--input", type=_options.size, metavar="CxHxW", help="size of one image, such as 3x32x32")
     group.add_argument("--classes", type=int, metavar="N", help="number of classes (default 100)")
     group.add_argument("--width", type=float, default=1.0, metavar="X", help="width of the full network (default 1)")
-    group.add_argument(
-        "--keep", type=_options.stages, metavar="S2,S3", help="stages that keep their ReLUs (default all)"
-    )
-    group.add_argument("--thin", action="store_true", help="drop alternate ReLU layers of those stages")
-    group.add_argument("--alpha", type=float, default=1.0, metavar="X", help="scale of the channels, such as 0.5")
-    group.add_argument(
-        "--rho", type=float, default=1.0, metavar="X", help="scale of the resolution: 0.5, 0.25 or 0.125"
-    )
+    _options.add_reduction(group)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

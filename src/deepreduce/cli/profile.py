@@ -15,14 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--input", type=_options.size, required=True, metavar="CxHxW", help="size of one image, such as 3x32x32"
     )
     parser.add_argument("--classes", type=int, default=100, metavar="N", help="number of classes (default 100)")
-    parser.add_argument(
-        "--keep", type=_options.stages, metavar="S2,S3", help="stages that keep their ReLUs (default all)"
-    )
-    parser.add_argument("--thin", action="store_true", help="drop alternate ReLU layers of those stages")
-    parser.add_argument("--alpha", type=float, default=1.0, metavar="X", help="scale of the channels, such as 0.5")
-    parser.add_argument(
-        "--rho", type=float, default=1.0, metavar="X", help="scale of the resolution: 0.5, 0.25 or 0.125"
-    )
+    _options.add_reduction(parser)
     parser.add_argument("--layers", action="store_true", help="show every ReLU layer with its place in the source")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
