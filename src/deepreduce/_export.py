@@ -78,8 +78,7 @@ def export(
     front = run if isinstance(run, Front) else Front.read(run)
     chosen = _chosen(front, relus, entry)
     reduced, recipe = front.load(chosen, network=network)
-    named = str(front.content["data"]["name"])
-    source = _load(data if data is not None else named, len(recipe.classes))
+    source = _images_of(front, len(recipe.classes)) if data is None else _load(data, len(recipe.classes))
     if source.input != recipe.spec.input or source.classes != recipe.classes:
         raise DataError(
             problem(
@@ -125,6 +124,22 @@ def _chosen(front: Front, relus: int | None, entry: str | None) -> dict[str, Any
             )
         )
     return known[entry]
+
+
+def _images_of(front: Front, classes: int) -> Dataset:
+    """Read the images of the run by the name that it knows; of a local folder that is the last part alone."""
+    name = str(front.content["data"]["name"])
+    try:
+        return _load(name, classes)
+    except (UsageError, DataError) as error:
+        raise UsageError(
+            problem(
+                "images calibrate the fixed-point formats: those of the run, if they are found by their name",
+                got=f"{name!r}, which is not found from here",
+                remedy="say where they are, with --data (from Python data=)",
+                where=front.folder,
+            )
+        ) from error
 
 
 def _load(data: str | Dataset, classes: int) -> Dataset:

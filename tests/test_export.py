@@ -1,0 +1,68 @@
+"""`deepreduce.export`: which network it takes, and which images calibrate it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import deepreduce
+from deepreduce.errors import UsageError
+from deepreduce.private.deployment import load_client, load_server
+
+
+class Net(nn.Module):
+    """Two ReLU layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()
+        self.conv2, self.relu2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.relu2(self.conv2(self.relu1(self.conv1(x)))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> deepreduce.Front:
+    data = deepreduce.load_data("digits", per_class=20)
+    settings = deepreduce.SearchSettings(
+        training=deepreduce.TrainingConfig(epochs=1, flip=False), criticality_plain=False, trained=True
+    )
+    options = deepreduce.RunOptions(threads=1)
+    return deepreduce.reduce(Net(), data, out=tmp_path_factory.mktemp("run"), settings=settings, options=options)
+
+
+def test_example_the_full_network_by_its_id(run: deepreduce.Front, tmp_path: Path) -> None:
+    made = deepreduce.export(run, entry="teacher", out=tmp_path, images=64, network=Net())
+    assert made.entry["id"] == "teacher"
+    client, server = load_client(made.client), load_server(made.server)
+    assert client.about.relus == made.entry["relus"] == 4 * 64 + 4 * 16
+    assert client.digest == server.client.digest
+    assert made.agreement["same_label"] > 0.9
+    assert made.server.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_budget_or_a_network_is_named(run: deepreduce.Front, tmp_path: Path) -> None:
+    for both in ({}, {"relus": 10_000, "entry": "teacher"}):
+        with pytest.raises(UsageError, match=r"a network is named.*Got: .*Do: "):
+            deepreduce.export(run, out=tmp_path, network=Net(), **both)
+    with pytest.raises(UsageError, match=r"on the front.*'S9'.*teacher"):
+        deepreduce.export(run, entry="S9", out=tmp_path, network=Net())
+    assert not any(tmp_path.iterdir())
+
+
+def test_images_that_are_not_found_by_their_name_are_asked_for(run: deepreduce.Front, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    content = json.loads((folder / "front.json").read_text())
+    content["data"]["name"] = "a-folder-elsewhere"
+    (folder / "front.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="'a-folder-elsewhere'.*--data"):
+        deepreduce.export(folder, entry="teacher", out=tmp_path / "out", network=Net())
+    assert deepreduce.export(folder, entry="teacher", out=tmp_path / "out", network=Net(), data="digits", images=32)
