@@ -1,8 +1,9 @@
 """Training one network, and searching over many, in a run folder that can be continued.
 
 A newcomer reads `loop.py` (how a network is trained), then `pareto_search.py` (which networks, and what is chosen).
-`jobs.py` writes the folder of one network, `checkpoint.py` keeps its state, `run_folder.py` knows what is finished, and
-`executors.py` runs jobs side by side. Names are imported when they are first used, so that options cost no PyTorch.
+`jobs.py` writes the folder of one network, `mask_jobs.py` finds masks, `dispatch.py` does whichever a job asks for,
+`checkpoint.py` keeps the state, `run_folder.py` knows what is finished, and `executors.py` runs jobs side by side.
+Names are imported when they are first used, so that options cost no PyTorch.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .config import TrainingConfig
+    from .dispatch import run_job
     from .distillation import distillation_loss
     from .estimate import plan
     from .executors import available_cores, default_workers
     from .front import Front, describe
     from .intervals import summarise, wilson_interval
-    from .jobs import Context, Job, require_tracker, run_job
+    from .jobs import Context, Job, require_tracker
     from .loop import Epoch, accuracy, make_accelerator, train
     from .pareto_search import Outcome, Progress, Search, search, train_teacher
     from .settings import RunOptions, SearchSettings
@@ -43,7 +45,7 @@ _HOMES = {
     "make_accelerator": "loop",
     "plan": "estimate",
     "require_tracker": "jobs",
-    "run_job": "jobs",
+    "run_job": "dispatch",
     "search": "pareto_search",
     "summarise": "intervals",
     "train": "loop",

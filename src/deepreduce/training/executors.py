@@ -21,8 +21,9 @@ import torch
 
 from ..census import trace
 from ..errors import UsageError, missing_extra, problem
+from .dispatch import run_job
 from .distributed import process_count
-from .jobs import Context, Job, run_job
+from .jobs import Context, Job
 from .settings import RunOptions
 
 

@@ -23,10 +23,6 @@ from .._files import append_line, sha256_of, write_json
 from ..census import Census
 from ..data import Dataset
 from ..errors import (
-    DeepReduceError,
-    Interrupted,
-    RunError,
-    TrainingError,
     UsageError,
     missing_extra,
     near_misses,
@@ -38,7 +34,6 @@ from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
 from .config import TrainingConfig
-from .distributed import process_count
 from .loop import Epoch, count_correct, make_accelerator, train
 
 METRICS_FORMAT, METRICS_VERSION = "deepreduce.metrics", 1
@@ -148,71 +143,8 @@ def teacher_place(folder: Path) -> Path:
     return folder / "teacher" / "seed0"
 
 
-def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda: False) -> str:
-    """Train one network (or find masks) and write its folder: history, weights, recipe, and last of all its metrics.
-
-    The random state and the thread count of the caller stay as they are.
-
-    Args:
-        job: what to train.
-        context: the rest of the run.
-        should_stop: asked before every step.
-
-    Returns:
-        What the user should know about it; empty as a rule.
-
-    Raises:
-        TrainingError, NetworkError: if this network cannot be trained; others are not touched.
-        Interrupted: if `should_stop` said so.
-        RunError: if a file cannot be written.
-    """
-    if should_stop():  # a job that waited in a queue when the others were stopped
-        raise Interrupted("stopped on request; run the same command again to continue")
-    with _own_state(context.threads):
-        try:
-            if job.masks is not None:
-                from .mask_jobs import run_mask_job
-
-                return run_mask_job(job, context, should_stop)
-            return _run(job, context, should_stop)
-        except DeepReduceError:
-            raise
-        except OSError as error:
-            raise RunError(
-                problem(
-                    "the files of a job must be readable and writable",
-                    got=error,
-                    remedy="make room or give rights, and run the same command again; what was finished is kept",
-                    where=context.folder / job.place,
-                )
-            ) from error
-        except (MemoryError, RuntimeError) as error:
-            # PyTorch reports everything by RuntimeError: no memory, a kernel that cannot take this shape.
-            if process_count() > 1:
-                raise  # the other processes wait for this one: let torchrun end them
-            raise TrainingError(
-                problem(
-                    "a network must run and fit into memory",
-                    got=f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}",
-                    remedy="use a smaller --batch-size or fewer --workers, then run the same command again",
-                    where=context.folder / job.place,
-                )
-            ) from error
-
-
-@contextlib.contextmanager
-def _own_state(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        if threads is not None:
-            torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
-def _run(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
+def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
+    """Train one network; see `run_job`."""
     folder = context.folder / job.place
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.seed)  # fresh weights
