@@ -90,6 +90,7 @@ def main() -> int:
         "environment": deepreduce.environment(command=["python", "benchmarks/private.py", *sys.argv[1:]]),
         "threads": {"client": options.threads, "server": max(1, options.threads // 2)},
         "workers_per_party": options.workers,
+        "seeds": {"weights": 0, "calibration": 1, "images": 2},
     }
     if "kernel" not in result:
         result["kernel"] = kernel()
