@@ -140,7 +140,7 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         view.sessions.append(state)
         view.keys = dict(state.keys)
         for sink in view.client:
-            view.shares.append(prepare_client(channel, layout, state, state.numbers.take(), sink))
+            view.shares.append(prepare_client(channel, layout, state, sink))
         if online_too:
             view.labels = infer_client(channel, layout, materials(state.start, view.client), values).labels
 

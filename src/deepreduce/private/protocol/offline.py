@@ -79,7 +79,7 @@ def server_sections(layout: Layout) -> Sections:
 
 
 def prepare_client(
-    channel: Channel, layout: Layout, session: ClientSession, number: int, sink: Sink, *, pool: Pool | None = None
+    channel: Channel, layout: Layout, session: ClientSession, sink: Sink, *, pool: Pool | None = None
 ) -> dict[int, Words]:
     """Make the client's bundle.
 
@@ -87,7 +87,6 @@ def prepare_client(
         channel: to the server, after the set-up.
         layout: the program's.
         session: of this connection.
-        number: of the bundle, from `session.numbers`.
         sink: takes the sections that `client_sections` lists.
         pool: workers for the homomorphic work.
 
@@ -161,12 +160,7 @@ def prepare_server(
 
 def _offsets(unit: Unit, offsets: Words) -> NDArray[Any]:
     """Return offsets in the ring of their word: the garbler draws them modulo 2^64."""
-    return reduce_wide(offsets[:, 0], unit.circuit.words[0].bits).astype(unit.word_type)
-
-
-def reduce_wide(values: Words, bits: int) -> Words:
-    """Return values mod 2^bits for up to 64 bits."""
-    return values if bits == 64 else values & np.uint64((1 << bits) - 1)
+    return reduce(offsets[:, 0], unit.circuit.words[0].bits).astype(unit.word_type)
 
 
 def _linear_client(channel: Channel, layout: Layout, session: ClientSession, pool: Pool | None) -> dict[int, Words]:
