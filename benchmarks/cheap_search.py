@@ -1,11 +1,13 @@
-"""Does a short schedule rank candidates as the full one does, and what does a search that uses it cost?
+"""Does a short training rank candidates as the full schedule does, and what does the search that uses it miss?
 
-Every candidate is trained for the full schedule and for several short ones, from one teacher. Reported, on held-out
-images: the rank correlation of each short schedule with the full one (Spearman's rho and Kendall's tau-b), which
-networks of the full schedule's front the short one finds, and what both would cost; and the same for successive
-halving over the schedules, from the shortest to the full one.
+Every candidate of DeepReDuce is trained for the full schedule, with as many seeds as asked for. Then the same search
+runs with `--rank-epochs` in a folder of its own, from the same teacher: criticality and ranking are measured anew in
+short trainings; candidates that are trained in full already are not trained again. Reported, on held-out images: the
+rank correlation of the short training with the full schedule (and, to hold it against, that of the ReLU count, and that
+of one seed with another), which networks of the full front are dropped, how far what is left lies below the front, and
+what the search cost.
 
-    python benchmarks/cheap_search.py --data uoft-cs/cifar100 --out runs/cheap_search --epochs 200 --short 10,20,40
+    python benchmarks/cheap_search.py --data uoft-cs/cifar100 --out runs/cheap_search --epochs 200 --rank-epochs 10,20
 
 The result is a data file in results/, named by device and date. The script continues where it was cut off.
 """
@@ -13,9 +15,10 @@ The result is a data file in results/, named by device and date. The script cont
 from __future__ import annotations
 
 import argparse
-import math
+import itertools
 import re
 import shutil
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduction import public
+from scipy import stats
 
 import deepreduce
 from deepreduce._files import write_json
@@ -30,8 +34,8 @@ from deepreduce.cli._console import Watcher
 from deepreduce.reduction import pareto_front
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig
 
-Runs = Mapping[int, Mapping[str, float]]
-"""Accuracy by epochs of the schedule and id of the candidate."""
+Accuracies = Mapping[str, float]
+"""On held-out images, by id of the candidate, in [0, 1]."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/cheap_search"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
     parser.add_argument("--epochs", type=int, default=200, help="of the full schedule")
-    parser.add_argument("--short", default="10,20,40", help="epochs of the short schedules")
-    parser.add_argument("--teacher-epochs", type=int, help="default: those of --epochs")
+    parser.add_argument("--rank-epochs", default="10,20", help="of the short trainings: one search for each")
+    parser.add_argument("--seeds", type=int, default=1, help="of the full schedule")
     parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16", "fp16"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int)
@@ -56,17 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     data = deepreduce.load_data(
         options.data, classes=options.classes, per_class=options.per_class, validation=options.validation
     )
-    schedules = sorted({*map(int, options.short.split(",")), options.epochs})
-    fronts = {epochs: train(options, data, epochs) for epochs in reversed(schedules)}
-    full = fronts[options.epochs]
-    done = [{e["id"]: e for e in front["candidates"] if e["status"] == "done"} for front in fronts.values()]
-    shared = [name for name in done[0] if all(name in entries for entries in done)]
-    entries = {e["id"]: e for e in full["candidates"]}
-    runs = {
-        epochs: {name: found[name]["validation"]["accuracy"] for name in shared}
-        for epochs, found in zip(fronts, done, strict=True)
-    }
-    relus = {name: entries[name]["relus"] for name in shared}
+    full = search(options, data, None)
+    found = [search(options, data, epochs) for epochs in sorted(map(int, options.rank_epochs.split(",")))]
+    entries = {e["id"]: e for front in (*found, full) for e in front["candidates"] if e["status"] == "done"}
+    inside = {e["id"] for e in full["candidates"] if e["status"] == "done"}
+    runs = {name: entries[name]["validation"]["runs"] for name in inside}
     environment = full["environment"]
     report = {
         "benchmark": "cheap_search",
@@ -75,18 +73,18 @@ def main(arguments: list[str] | None = None) -> int:
         "settings": full["settings"],
         "environment": {**environment, "command": public(environment["command"])},
         "teacher": {name: full["teacher"][name] for name in ("relus", "epochs", "validation")},
+        "full": {
+            "seconds": spent(full["candidates"]),
+            "front": sorted(front_of(means(runs), relus_of(full))),
+            "between_seeds": between_seeds(runs, relus_of(full)),
+            "by_relus": correlation(relus_of(full), means(runs)),
+        },
         "candidates": [
-            {
-                "id": name,
-                "label": entries[name]["label"],
-                "relus": relus[name],
-                "accuracy": {str(epochs): runs[epochs][name] for epochs in sorted(runs)},
-            }
-            for name in sorted(shared, key=lambda name: relus[name])
+            {name: entry[name] for name in ("id", "label", "relus", "epochs", "seconds")}
+            | {"accuracy": entry["validation"]["runs"]}
+            for entry in sorted(entries.values(), key=lambda entry: entry["relus"])
         ],
-        "seconds": {str(epochs): fronts[epochs]["seconds"] for epochs in sorted(fronts)},
-        "schedules": [compare(runs, relus, epochs) for epochs in schedules[:-1]],
-        "halving": halve(runs, relus),
+        "searches": [compare(front, full) for front in found],
     }
     device = environment["devices"][0] if environment["devices"] else environment["processor"]
     name = re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-").lower()
@@ -98,141 +96,161 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def train(options: argparse.Namespace, data: deepreduce.Dataset, epochs: int) -> dict[str, Any]:
-    """Train every candidate of DeepReDuce for one schedule; the order of culling and the teacher are the full one's."""
-    folder, first = options.out / f"epochs{epochs}", options.out / f"epochs{options.epochs}"
-    training = TrainingConfig(epochs=epochs, precision=options.precision, flip=data.name != "digits")
-    settings = SearchSettings(training=training, criticality_plain=False, criticality_epochs=options.epochs)
-    more: dict[str, Any] = {
-        "width": options.width,
-        "options": RunOptions(workers=options.workers, threads=options.threads),
-    }
+def search(options: argparse.Namespace, data: deepreduce.Dataset, rank_epochs: int | None) -> dict[str, Any]:
+    """Run one search in its own folder and return its front; a cheap one takes over the full one's teacher."""
+    full = options.out / "full"
+    folder = full if rank_epochs is None else options.out / f"rank{rank_epochs}"
+    training = TrainingConfig(epochs=options.epochs, precision=options.precision, flip=data.name != "digits")
+    settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds)
+    if rank_epochs is not None:
+        settings = replace(settings, seeds=1, rank_epochs=rank_epochs)
+        for part in ("run.json", "teacher", "candidate"):
+            if not (folder / part).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if (full / part).is_dir() else shutil.copyfile
+                copy(full / part, folder / part)
+    running = RunOptions(workers=options.workers, threads=options.threads)
     with Watcher() as watcher:
-        if epochs == options.epochs:
-            schooling = replace(training, epochs=options.teacher_epochs or epochs)
-            taught = replace(settings, training=schooling)
-            deepreduce.train(options.network, data, out=folder, settings=taught, progress=watcher, **more)
-        else:
-            for part in ("run.json", "teacher", "criticality"):
-                if not (folder / part).exists():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    copy = shutil.copytree if (first / part).is_dir() else shutil.copyfile
-                    copy(first / part, folder / part)
-        front = deepreduce.reduce(options.network, data, out=folder, settings=settings, progress=watcher, **more)
+        front = deepreduce.reduce(
+            options.network,
+            data,
+            out=folder,
+            settings=settings,
+            width=options.width,
+            options=running,
+            progress=watcher,
+        )
     return front.content
 
 
-def compare(runs: Runs, relus: Mapping[str, int], epochs: int) -> dict[str, Any]:
-    """Hold one short schedule against the longest.
+def relus_of(front: dict[str, Any]) -> dict[str, int]:
+    """Return the ReLUs of every candidate that was trained in full."""
+    return {e["id"]: e["relus"] for e in front["candidates"] if e["status"] == "done"}
 
-    Returns:
-        `epochs`, `cost` (of training all candidates so, as a share of the full schedule), `spearman`, `kendall`,
-        `front_found` (share of the full schedule's front that the short one's front has), and `cost_with_front` (of
-        the short schedule for all, and the full one for its front alone).
+
+def means(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the mean accuracy over the seeds."""
+    return {name: statistics.fmean(values) for name, values in runs.items()}
+
+
+def spent(entries: Sequence[dict[str, Any]]) -> float:
+    """Return the seconds of training of one seed of these candidates."""
+    return sum(e["seconds"] / len(e["validation"]["runs"]) for e in entries if e["status"] == "done")
+
+
+def correlation(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, Any]:
+    """Return Spearman's rank correlation and Kendall's tau-b over the candidates that both have.
+
+    Both are None where all values of one side are equal.
     """
-    full = max(runs)
-    names = list(relus)
-    short, long = ([runs[which][name] for name in names] for which in (epochs, full))
-    wanted, found = (front_of(runs[which], relus) for which in (full, epochs))
-    cost = epochs / full
+    shared = sorted(a.keys() & b.keys())
+    left, right = [a[name] for name in shared], [b[name] for name in shared]
+    told = len(set(left)) > 1 and len(set(right)) > 1
     return {
-        "epochs": epochs,
-        "cost": cost,
-        "spearman": spearman(short, long),
-        "kendall": kendall(short, long),
-        "front_found": len(wanted & found) / len(wanted),
-        "cost_with_front": cost + len(found) / len(names),
+        "candidates": len(shared),
+        "spearman": float(stats.spearmanr(left, right).statistic) if told else None,
+        "kendall": float(stats.kendalltau(left, right).statistic) if told else None,
     }
 
 
-def front_of(accuracy: Mapping[str, float], relus: Mapping[str, int]) -> set[str]:
+def between_seeds(runs: Mapping[str, Sequence[float]], relus: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return how well one seed of the full schedule predicts another: no short training can be asked for more."""
+    count = min(len(values) for values in runs.values())
+    found = []
+    for first, second in itertools.combinations(range(count), 2):
+        a, b = ({name: values[seed] for name, values in runs.items()} for seed in (first, second))
+        found.append({"seeds": [first, second], **correlation(a, b), **missed(front_of(a, relus), b, relus)})
+    return found
+
+
+def front_of(accuracy: Accuracies, relus: Mapping[str, int]) -> set[str]:
     """Return the networks on the front of accuracy and ReLUs."""
     return set(pareto_front(accuracy, relus=lambda name: relus[name], accuracy=lambda name: accuracy[name]))
 
 
-def margin(name: str, accuracy: Mapping[str, float], relus: Mapping[str, int]) -> float:
-    """Return by how much a network is more accurate than every other one with no more ReLUs."""
-    others = [accuracy[other] for other in relus if other != name and relus[other] <= relus[name]]
-    return accuracy[name] - max(others, default=0.0)
-
-
-def halve(runs: Runs, relus: Mapping[str, int]) -> dict[str, Any]:
-    """Simulate successive halving: after each schedule the half with the largest margin goes on to the next.
+def missed(kept: set[str], accuracy: Accuracies, relus: Mapping[str, int]) -> dict[str, Any]:
+    """Hold what a search keeps against the front of all candidates.
 
     Returns:
-        `rungs[]{epochs, candidates}`, `cost` as a share of the full schedule for all, `front_found`, and
-        `largest_loss`: how many points the survivors' front lies below the true one where it is furthest below it.
+        `front_found`: the share of the front that is kept; `mean_loss` and `largest_loss`: how many points the best
+        kept network lies below a network of the front, at its ReLU count.
     """
-    names = list(relus)
-    rungs, spent = [], 0
-    for number, epochs in enumerate(sorted(runs)):
-        if number:
-            earlier = {name: runs[rungs[-1]["epochs"]][name] for name in names}
-            sizes = {name: relus[name] for name in names}
-            names = sorted(names, key=lambda name: -margin(name, earlier, sizes))[: math.ceil(len(names) / 2)]
-        rungs.append({"epochs": epochs, "candidates": len(names)})
-        spent += epochs * len(names)
-    full = runs[max(runs)]
-    wanted = front_of(full, relus)
+    wanted = front_of(accuracy, relus)
     losses = [
-        full[target] - max((full[name] for name in names if relus[name] <= relus[target]), default=0.0)
-        for target in wanted
+        max(0.0, accuracy[name] - max((accuracy[k] for k in kept if relus[k] <= relus[name]), default=0.0))
+        for name in wanted
     ]
     return {
-        "rungs": rungs,
-        "cost": spent / (max(runs) * len(relus)),
-        "front_found": len(wanted & set(names)) / len(wanted),
-        "largest_loss": 100 * max(0.0, *losses),
+        "front_found": len(wanted & kept) / len(wanted),
+        "mean_loss": 100 * statistics.fmean(losses),
+        "largest_loss": 100 * max(losses),
     }
 
 
-def ranks(values: Sequence[float]) -> list[float]:
-    """Return ranks from 1, equal values with their mean rank."""
-    return [
-        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
-    ]
+def compare(cheap: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
+    """Hold a cheap search against the full one.
 
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation; None where all values of one side are equal."""
-    x, y = ranks(a), ranks(b)
-    middle = (len(x) + 1) / 2
-    spread = math.sqrt(sum((v - middle) ** 2 for v in x) * sum((v - middle) ** 2 for v in y))
-    return sum((v - middle) * (w - middle) for v, w in zip(x, y, strict=True)) / spread if spread else None
-
-
-def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return Kendall's tau-b; None where all values of one side are equal."""
-    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
-    signs = [(_sign(a[i] - a[j]), _sign(b[i] - b[j])) for i, j in pairs]
-    spread = math.sqrt(sum(x != 0 for x, _ in signs) * sum(y != 0 for _, y in signs))
-    return sum(x * y for x, y in signs) / spread if spread else None
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
+    Costs are shares of the full search's epochs, those of criticality included on both sides: `cost` of criticality
+    and ranking, `cost_with_front` with the full schedule of what was kept; `seconds` are those of the ranking.
+    """
+    relus = relus_of(full)
+    runs = {e["id"]: e["validation"]["runs"] for e in full["candidates"] if e["status"] == "done"}
+    accuracy, rows = means(runs), cheap["ranking"]
+    order = [[c["stage"] for c in sorted(f["criticality"], key=lambda c: c["criticality"])] for f in (cheap, full)]
+    epochs, whole = cheap["settings"]["rank_epochs"], full["settings"]["epochs"]
+    before = len(cheap["criticality"])
+    all_epochs = (before + len(relus)) * whole
+    kept = {row["id"] for row in rows if row["kept"]}
+    beyond = {e["id"]: e for e in cheap["candidates"] if e["status"] == "done"}
+    known = {**accuracy, **{name: e["validation"]["accuracy"] for name, e in beyond.items() if name not in accuracy}}
+    sizes = {**relus, **{name: e["relus"] for name, e in beyond.items()}}
+    return {
+        "rank_epochs": epochs,
+        "cost": (before + len(rows)) * epochs / all_epochs,
+        "cost_with_front": ((before + len(rows)) * epochs + len(kept) * whole) / all_epochs,
+        "seconds": sum(row["seconds"] for row in rows),
+        "same_order_of_culling": order[0] == order[1],
+        **correlation({row["id"]: row["accuracy"] for row in rows}, accuracy),
+        "kept": sorted(kept),
+        "ranking": {row["id"]: row["accuracy"] for row in rows},
+        **missed(kept, known, sizes),
+    }
 
 
 def table(report: dict[str, Any]) -> str:
     """Lay the figures out as text."""
-    epochs = [str(number) for number in sorted(map(int, report["candidates"][0]["accuracy"]))]
-    lines = [f"{'ReLUs':>9}  " + "  ".join(f"{number + ' epochs':>11}" for number in epochs) + "  network"]
+    searches, full = report["searches"], report["full"]
+    names = "  ".join(f"{'ranked, ' + str(found['rank_epochs']):>11}" for found in searches)
+    lines = [f"{'ReLUs':>9}  {'full':>11}  {names}  network (+ on the full front, * kept)"]
     for candidate in report["candidates"]:
-        cells = "  ".join(f"{100 * candidate['accuracy'][number]:>11.2f}" for number in epochs)
-        lines.append(f"{candidate['relus']:>9,}  {cells}  {candidate['label']}")
-    for row in report["schedules"]:
-        tied = [("-" if row[name] is None else f"{row[name]:.2f}") for name in ("spearman", "kendall")]
-        lines.append(
-            f"{row['epochs']} epochs: {row['cost']:.0%} of the cost, Spearman {tied[0]}, Kendall {tied[1]}, "
-            f"{row['front_found']:.0%} of the front"
+        accuracy = 100 * statistics.fmean(candidate["accuracy"])
+        cells = "".join(
+            f"  {100 * found['ranking'][candidate['id']]:>10.2f}{'*' if candidate['id'] in found['kept'] else ' '}"
+            if candidate["id"] in found["ranking"]
+            else f"  {'-':>11}"
+            for found in searches
         )
-    halving = report["halving"]
-    steps = ", ".join(f"{rung['candidates']} for {rung['epochs']}" for rung in halving["rungs"])
-    lines.append(
-        f"successive halving ({steps} epochs): {halving['cost']:.0%} of the cost, {halving['front_found']:.0%} of the "
-        f"front, at most {halving['largest_loss']:.2f} points below it"
-    )
+        mark = "+" if candidate["id"] in full["front"] else " "
+        lines.append(f"{candidate['relus']:>9,}  {accuracy:>10.2f}{mark}{cells}  {candidate['label']}")
+    lines.append(f"the ReLU count alone: {_agreement(full['by_relus'])}")
+    for found in full["between_seeds"]:
+        lines.append(f"seed {found['seeds'][0]} against seed {found['seeds'][1]}: {_quality(found)}")
+    for found in searches:
+        lines.append(
+            f"{found['rank_epochs']} epochs: {found['cost']:.0%} of the cost ({found['cost_with_front']:.0%} with the "
+            f"training of the {len(found['kept'])} kept in full), {_quality(found)}"
+        )
     return "\n".join(lines)
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    rho, tau = ("-" if found[name] is None else f"{found[name]:.2f}" for name in ("spearman", "kendall"))
+    return f"Spearman {rho}, Kendall {tau}"
+
+
+def _quality(found: dict[str, Any]) -> str:
+    below = f"{found['mean_loss']:.2f} points below it on average, {found['largest_loss']:.2f} at most"
+    return f"{_agreement(found)}, {found['front_found']:.0%} of the front, {below}"
 
 
 if __name__ == "__main__":

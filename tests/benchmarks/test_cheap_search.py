@@ -1,45 +1,86 @@
-"""Rank correlations against SciPy's definitions by hand, and halving on a table that one can follow."""
+"""What a cheap search is held against: correlations, fronts and losses on tables that one can follow; one real run."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
-from cheap_search import compare, front_of, halve, kendall, margin, ranks, spearman
+from cheap_search import between_seeds, compare, correlation, front_of, main, missed
+
+RELUS = {"a": 10, "b": 20, "c": 20, "d": 40}
+FULL = {"a": 0.7, "b": 0.8, "c": 0.75, "d": 0.78}
 
 
 def test_example_correlations() -> None:
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == kendall([1, 2, 3], [1, 2, 3]) == 1
-    assert spearman([1, 2, 3], [3, 2, 1]) == kendall([1, 2, 3], [3, 2, 1]) == -1
     # Worked by hand: ranks 1 2 3 4 against 1 3 2 4: 1 - 6 * 2 / (4 * 15) and (5 - 1) / 6.
-    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
-    assert kendall([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)
+    found = correlation({"a": 1, "b": 2, "c": 3, "d": 4}, {"d": 9, "b": 7, "c": 6, "a": 5, "other": 1})
+    assert found == {"candidates": 4, "spearman": pytest.approx(0.8), "kendall": pytest.approx(4 / 6)}
+    assert correlation(RELUS, {name: -value for name, value in RELUS.items()})["kendall"] == pytest.approx(-1)
+    flat = correlation(RELUS, dict.fromkeys(RELUS, 0.5))
+    assert flat == {"candidates": 4, "spearman": None, "kendall": None}
 
 
-def test_correlations_with_ties() -> None:
-    assert ranks([5, 1, 5]) == [2.5, 1, 2.5]
-    # Values of scipy.stats.spearmanr and kendalltau for these lists.
-    assert spearman([1, 2, 2, 3], [1, 2, 3, 3]) == pytest.approx(0.8333333)
-    assert kendall([1, 2, 2, 3], [1, 2, 3, 3]) == pytest.approx(0.8)
-    assert spearman([1, 1], [1, 2]) is None and kendall([1, 1], [1, 2]) is None
+def test_what_a_search_misses() -> None:
+    assert front_of(FULL, RELUS) == {"a", "b"}
+    assert missed({"a", "b", "d"}, FULL, RELUS) == {"front_found": 1.0, "mean_loss": 0.0, "largest_loss": 0.0}
+    lost = missed({"a", "c"}, FULL, RELUS)
+    assert lost["front_found"] == 0.5
+    assert lost["largest_loss"] == pytest.approx(5.0) and lost["mean_loss"] == pytest.approx(2.5)
+    assert missed({"d"}, FULL, RELUS)["largest_loss"] == pytest.approx(80.0)  # nothing as small is left
 
 
-RELUS = {"a": 10, "b": 20, "c": 20, "d": 40}
-RUNS = {
-    2: {"a": 0.5, "b": 0.6, "c": 0.4, "d": 0.7},
-    8: {"a": 0.7, "b": 0.8, "c": 0.75, "d": 0.78},
-}
+def test_one_seed_against_another() -> None:
+    runs = {"a": [0.5, 0.6], "b": [0.7, 0.7], "c": [0.6, 0.8], "d": [0.9, 0.9]}
+    (found,) = between_seeds(runs, RELUS)
+    assert found["seeds"] == [0, 1] and found["spearman"] == pytest.approx(0.8)
+    assert found["front_found"] == pytest.approx(2 / 3) and found["largest_loss"] == pytest.approx(10.0)
 
 
-def test_a_short_schedule_against_the_full_one() -> None:
-    assert front_of(RUNS[8], RELUS) == {"a", "b"} and front_of(RUNS[2], RELUS) == {"a", "b", "d"}
-    found = compare(RUNS, RELUS, 2)
-    assert (found["cost"], found["front_found"], found["cost_with_front"]) == (0.25, 1.0, 1.0)
-    assert found["spearman"] == pytest.approx(0.6) and found["kendall"] == pytest.approx(2 / 6)
+def entry(name: str, accuracy: float | None) -> dict[str, Any]:
+    done = accuracy is not None
+    return {
+        "id": name,
+        "relus": RELUS.get(name, 15),
+        "status": "done" if done else "skipped",
+        "validation": {"accuracy": accuracy, "runs": [accuracy]} if done else None,
+    }
 
 
-def test_halving_keeps_what_stands_out_and_says_what_it_cost() -> None:
-    assert margin("a", RUNS[2], RELUS) == 0.5 and margin("c", RUNS[2], RELUS) == pytest.approx(-0.2)
-    found = halve(RUNS, RELUS)
-    assert found["rungs"] == [{"epochs": 2, "candidates": 4}, {"epochs": 8, "candidates": 2}]
-    assert found["cost"] == (4 * 2 + 2 * 8) / (4 * 8) and found["front_found"] in (0.5, 1.0)
-    lost = halve({2: {"a": 0.1, "b": 0.2, "c": 0.9, "d": 0.95}, 8: RUNS[8]}, RELUS)
-    assert lost["front_found"] == 0.5 and lost["largest_loss"] == pytest.approx(5.0)
+def test_a_cheap_search_against_the_full_one() -> None:
+    stages = [{"stage": "S1", "criticality": 0.0}, {"stage": "S2", "criticality": 1.0}]
+    full = {
+        "criticality": stages,
+        "settings": {"epochs": 20},
+        "candidates": [entry(name, accuracy) for name, accuracy in FULL.items()],
+    }
+    short = {"a": 0.3, "b": 0.5, "c": 0.2, "d": 0.55}
+    cheap = {
+        "criticality": stages,
+        "settings": {"epochs": 20, "rank_epochs": 2},
+        "candidates": [entry("a", 0.7), entry("b", 0.8), entry("c", None), entry("d", 0.78)],
+        "ranking": [
+            {"id": name, "relus": RELUS[name], "accuracy": value, "kept": name != "c", "seconds": 1.5}
+            for name, value in short.items()
+        ],
+    }
+    found = compare(cheap, full)
+    assert found["cost"] == 0.1 and found["cost_with_front"] == 0.1 + 3 * 20 / (6 * 20)
+    assert found["same_order_of_culling"] and found["kept"] == ["a", "b", "d"] and found["seconds"] == 6.0
+    assert found["spearman"] == pytest.approx(0.6) and found["front_found"] == 1.0
+
+
+def test_the_benchmark_runs_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (
+        f"--data digits --network mobilenet_v1 --width 0.125 --classes 3 --per-class 40 --validation 0.25 "
+        f"--out {tmp_path / 'runs'} --results {tmp_path} --epochs 2 --rank-epochs 1 --threads 1"
+    ).split()
+    assert main(asked) == 0
+    report = json.loads(next(tmp_path.glob("cheap_search-*.json")).read_text())
+    assert report["full"]["between_seeds"] == [] and report["searches"][0]["rank_epochs"] == 1
+    text = capsys.readouterr().out
+    assert "of the cost" in text and "the ReLU count alone" in text
+    assert main(asked) == 0  # nothing is trained again
+    again = json.loads(next(tmp_path.glob("cheap_search-*.json")).read_text())
+    assert again["searches"] == report["searches"] and again["candidates"] == report["candidates"]

@@ -17,7 +17,13 @@ from rich.table import Column
 if TYPE_CHECKING:
     from ..training import Job
 
-_PHASES = {"teacher": "Teacher", "criticality": "Criticality", "masks": "Masks", "candidate": "Candidates"}
+_PHASES = {
+    "teacher": "Teacher",
+    "criticality": "Criticality",
+    "masks": "Masks",
+    "ranking": "Ranking",
+    "candidate": "Candidates",
+}
 
 
 def console() -> Console:

@@ -18,7 +18,7 @@ from .executors import threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
 from .mask_jobs import read_masks
-from .pareto_search import criticality_of
+from .pareto_search import criticality_of, rank
 from .proposals import (
     Proposal,
     assumed_criticality,
@@ -30,6 +30,7 @@ from .proposals import (
     propose,
     weigh,
 )
+from .ranking import ranking_jobs
 from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
 
@@ -145,11 +146,18 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
         if job.masks is not None and job not in awaited
     ]
     proposals = propose(base, criticality, settings) + weigh(base, known)
+    ranking = ranking_jobs(proposals, settings)
+    ranked = [(job, metrics, None) for job in ranking if (metrics := folder.metrics(job)) is not None]
+    finished.update({job.place: metrics for job, metrics, _ in ranked})
+    if ranking and len(ranked) == len(ranking):
+        proposals, _ = rank(ranked, proposals)
+    elif ranking:
+        note += " Which candidates the ranking drops is not known yet: these hours are the most that it can take."
     candidates = candidate_jobs(proposals, settings) + awaited_jobs(awaited, settings)
     clock = Clock(context)
     rows: dict[str, dict[str, Any]] = {}
     total = 0.0
-    for phase in (teachers, critical, searches, candidates):
+    for phase in (teachers, critical, searches, ranking, candidates):
         threads = context.threads or threads_per_job(options, len(phase))
         waiting: list[float] = []
         for job in phase:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,7 @@ def describe(found: Search, context: Context, *, environment: dict[str, Any]) ->
             for c in found.criticality
         ],
         "exponent": found.settings.exponent,
+        "ranking": [asdict(ranked) for ranked in found.ranking],
         "candidates": [*(_entry(outcome, found, context) for outcome in found.outcomes), *skipped],
         "front": list(found.front),
         "environment": environment,

@@ -44,7 +44,7 @@ class Job:
     """A network to train, or masks to find by training one.
 
     Attributes:
-        kind: `teacher`, `criticality`, `masks` or `candidate`.
+        kind: `teacher`, `criticality`, `masks`, `ranking` (a short training of a candidate) or `candidate`.
         candidate: what to keep; None for the teacher, and where masks are to be found.
         seed: of initial weights and batches.
         distilled: whether the teacher's answers are used.
@@ -89,6 +89,8 @@ class Job:
             return "teacher"
         if self.kind == "criticality":
             return f"{self.candidate.label} alone" + (", distilled" if self.distilled else ", plain")
+        if self.kind == "ranking":
+            return f"{self.candidate.label}, ranked"
         return self.candidate.label
 
     @property

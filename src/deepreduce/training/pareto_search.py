@@ -28,6 +28,7 @@ from .proposals import (
     propose,
     weigh,
 )
+from .ranking import Ranked, ranking_jobs, short_list
 from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
 
@@ -110,6 +111,7 @@ class Search:
         criticality: by stage; empty for a network with one stage, and for methods that do not ask for it.
         outcomes: of all candidates that were to be trained.
         skipped: candidates that were not.
+        ranking: every candidate after its short training, by ReLUs; empty without `rank_epochs`.
         front: ids of the outcomes on the Pareto front (`teacher` among them if it is), by ReLUs.
         test: number of correct test images by place.
         seconds: of training, all jobs together.
@@ -121,6 +123,7 @@ class Search:
     criticality: tuple[Criticality, ...]
     outcomes: tuple[Outcome, ...]
     skipped: tuple[Proposal, ...]
+    ranking: tuple[Ranked, ...]
     front: tuple[str, ...]
     test: dict[str, Any]
     seconds: float
@@ -136,7 +139,7 @@ def search(
     """Find the Pareto front of ReLUs and accuracy of a network.
 
     In this order: the teacher; for DeepReDuce the networks that measure criticality, for methods that find masks the
-    searches for them; the candidates; and one look at the test images.
+    searches for them; with `rank_epochs` short trainings that rank; the candidates; and one look at the test images.
 
     Args:
         context: network, images and run folder. A folder that holds an earlier part of the same run is continued.
@@ -161,6 +164,7 @@ def search(
         ranking = criticality or assumed_criticality(run.base.census)
         searched = run.carry_out(mask_jobs(run.base, settings))
         proposals = propose(run.base, ranking, settings) + _found(run, searched)
+        proposals, ranked = rank(run.carry_out(ranking_jobs(proposals, settings)), proposals)
         jobs = candidate_jobs(proposals, settings)
         _require_candidates(jobs, proposals, settings)
         outcomes = _outcomes(run.carry_out(jobs), {p.candidate.id: p for p in proposals})
@@ -177,6 +181,7 @@ def search(
         criticality=criticality,
         outcomes=tuple(outcomes),
         skipped=tuple(p for p in proposals if p.reason),
+        ranking=ranked,
         front=front,
         test=test,
         seconds=seconds,
@@ -326,6 +331,40 @@ def _outcomes(results: Sequence[Result], proposals: dict[str, Proposal]) -> list
         )
         for name, group in grouped.items()
     ]
+
+
+def rank(results: Sequence[Result], proposals: tuple[Proposal, ...]) -> tuple[tuple[Proposal, ...], tuple[Ranked, ...]]:
+    """Skip what the short trainings drop; see `short_list`.
+
+    Args:
+        results: of the short trainings; none leave the proposals as they are.
+        proposals: of the method.
+
+    Raises:
+        TrainingError: if all of them failed.
+    """
+    outcomes = _outcomes(results, {p.candidate.id: p for p in proposals})
+    failures = {o.job.id: o.failure for o in outcomes if o.failure is not None}
+    if outcomes and len(failures) == len(outcomes):
+        raise TrainingError(f"none of the {len(outcomes)} candidates could be ranked. {outcomes[0].failure}")
+    if not outcomes:
+        return proposals, ()
+    measured = {o.job.id: o for o in outcomes if o.failure is None}
+    n = next(int(o.runs[0]["validation"]["n"]) for o in measured.values())
+    left = short_list(proposals, {name: o.accuracy for name, o in measured.items()}, n, failures)
+    kept = {p.candidate.id for p in left if not p.reason}
+    ranked = tuple(
+        Ranked(
+            id=o.job.id,
+            relus=o.proposal.census.relus,
+            accuracy=measured[o.job.id].accuracy if o.job.id in measured else None,
+            kept=o.job.id in kept,
+            seconds=sum(float(run["seconds"]) for run in o.runs),
+        )
+        for o in outcomes
+        if o.proposal is not None and o.proposal.census is not None
+    )
+    return left, ranked
 
 
 def _require(outcome: Outcome) -> None:

@@ -20,11 +20,14 @@ class SearchSettings:
 
     Attributes:
         training: how teacher and candidates are trained.
-        criticality_epochs: epochs of the networks that measure criticality; None takes those of `training`.
+        criticality_epochs: epochs of the networks that measure criticality; None takes `rank_epochs`, or those of
+            `training`.
         criticality_plain: measure criticality without distillation too (it is reported, and not used).
         exponent: w in C_k, at least 0.
         method: name of the method that finds candidates.
         granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`.
+        rank_epochs: epochs of a short training that ranks the candidates first; only those that it leaves on the
+            front or near it are trained for the full schedule, see `ranking`. None trains all of them.
         search_epochs: epochs of a search for masks, which come before those of the candidate; None takes those of
             `training`.
         seeds: how many times teacher and candidates are trained, at least 1. Masks are searched once.
@@ -41,6 +44,7 @@ class SearchSettings:
     exponent: float = DEFAULT_EXPONENT
     method: str = "deepreduce"
     granularity: str = "element"
+    rank_epochs: int | None = None
     search_epochs: int | None = None
     seeds: int = 1
     budget: int | None = None
@@ -58,6 +62,7 @@ class SearchSettings:
         check_granularity(self.granularity)
         self.criticality_config()
         self.search_config()
+        self.ranking_config()
         _check(
             self,
             ("seeds", 1 <= self.seeds <= 100, "from 1 to 100"),
@@ -85,10 +90,28 @@ class SearchSettings:
                 )
             )
 
+        if self.rank_epochs is not None and reducer.propose is None:
+            raise UsageError(
+                problem(
+                    "ranking belongs to a method that proposes candidates",
+                    got=f"rank_epochs {self.rank_epochs} for {self.method}, which makes one network for each budget",
+                    remedy="leave it out, or use --method deepreduce",
+                    where="--rank-epochs",
+                )
+            )
+
+    def ranking_config(self) -> TrainingConfig | None:
+        """Return the training settings of the short trainings that rank candidates; None without ranking."""
+        if self.rank_epochs is None:
+            return None
+        most = self.training.epochs - 1
+        _check(self, ("rank_epochs", 1 <= self.rank_epochs <= most, f"from 1 to {most:,}, below the full schedule"))
+        return replace(self.training, epochs=self.rank_epochs)
+
     def criticality_config(self) -> TrainingConfig:
         """Return the training settings of the networks that measure criticality."""
         if self.criticality_epochs is None:
-            return self.training
+            return self.ranking_config() or self.training
         _check(self, ("criticality_epochs", 1 <= self.criticality_epochs <= 100_000, "from 1 to 100,000"))
         return replace(self.training, epochs=self.criticality_epochs)
 
@@ -121,6 +144,7 @@ class SearchSettings:
         return {
             "method": self.method,
             "granularity": self.granularity,
+            "rank_epochs": self.rank_epochs,
             "search_epochs": self.search_config().epochs if self.reducer().finder is not None else None,
             "budget": self.budget,
             "budgets": list(self.budgets),

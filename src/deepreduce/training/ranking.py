@@ -1,0 +1,88 @@
+"""Cheap search: short training ranks the candidates, and the full schedule is spent on those near the front alone.
+
+The paper trains every candidate for the full schedule. Here every candidate, and every network that measures
+criticality, is first trained for `SearchSettings.rank_epochs`, all of them distilled by the one teacher. A candidate
+goes on if its short training leaves it on the front of ReLUs and accuracy, or so little below it that the held-out
+images cannot tell. The others are skipped, with what dropped them as the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .jobs import Job
+from .proposals import Proposal
+from .settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One candidate after its short training.
+
+    Attributes:
+        id: of the candidate.
+        relus: that it keeps.
+        accuracy: on held-out images, in [0, 1]; None if the short training failed.
+        kept: whether it goes on to the full schedule.
+        seconds: of the short training.
+    """
+
+    id: str
+    relus: int
+    accuracy: float | None
+    kept: bool
+    seconds: float
+
+
+def ranking_jobs(proposals: Sequence[Proposal], settings: SearchSettings) -> list[Job]:
+    """Return the short trainings of all proposals that are not skipped, the smallest networks first.
+
+    None without `rank_epochs`, and none for a single proposal, which there is nothing to rank against.
+    """
+    config = settings.ranking_config()
+    chosen = [(p.census.relus, p) for p in proposals if not p.reason and p.census is not None]
+    if config is None or len(chosen) < 2:
+        return []
+    return [
+        Job("ranking", proposal.candidate, 0, True, config) for _, proposal in sorted(chosen, key=lambda pair: pair[0])
+    ]
+
+
+def short_list(
+    proposals: Sequence[Proposal], accuracy: Mapping[str, float], n: int, failures: Mapping[str, str]
+) -> tuple[Proposal, ...]:
+    """Give those that the ranking drops a reason, so that they are skipped.
+
+    Args:
+        proposals: of the method.
+        accuracy: after the short training, in [0, 1], by id; of those that were ranked.
+        n: held-out images that it was measured on.
+        failures: of the short trainings that failed, why, by id.
+
+    Returns:
+        The proposals, in their order.
+    """
+    relus = {p.candidate.id: p.census.relus for p in proposals if p.candidate.id in accuracy and p.census is not None}
+    labels = {p.candidate.id: p.candidate.label for p in proposals}
+    found = []
+    for proposal in proposals:
+        name, reason = proposal.candidate.id, proposal.reason
+        if name in failures:
+            reason = f"its short training failed: {failures[name]}"
+        elif name in relus:
+            rivals = [other for other in relus if other != name and relus[other] <= relus[name]]
+            best = max(rivals, key=lambda other: accuracy[other], default=name)
+            if accuracy[best] - accuracy[name] > tolerance(accuracy[best], accuracy[name], n):
+                reason = (
+                    f"ranked {100 * (accuracy[best] - accuracy[name]):.1f} points below {labels[best]}, which has no "
+                    "more ReLUs"
+                )
+        found.append(replace(proposal, reason=reason))
+    return tuple(found)
+
+
+def tolerance(a: float, b: float, n: int) -> float:
+    """Return the standard error of the difference of two accuracies, in [0, 1], each measured on n images."""
+    return math.sqrt((a * (1 - a) + b * (1 - b)) / n)
