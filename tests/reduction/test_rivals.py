@@ -98,12 +98,18 @@ def test_importance_is_the_expansion_computed_image_by_image(survey: Survey) -> 
     np.testing.assert_allclose(mean, expected.numpy(), atol=0.05 * float(expected.abs().max()))
 
 
-def test_rounds_only_ever_remove(survey: Survey) -> None:
-    finder = ReLUPruner(survey.slopes, MaskOrder("relupruner", "element", 20), steps=1, epochs=3)
+def test_rounds_only_ever_remove_and_fade_what_they_remove(survey: Survey) -> None:
+    finder = ReLUPruner(survey.slopes, MaskOrder("relupruner", "element", 20), steps=5, epochs=3)
     before = kept(survey.slopes)
     for epoch in range(3):
         finder.begin_epoch(epoch, survey)
+        assert all((kept(survey.slopes)[name] == before[name]).all() for name in before)  # not all at once
+        for step in range(5):
+            finder.after_step()
+            lowest = min(float(slope.alpha.min()) for slope in survey.slopes.values())
+            assert epoch or lowest == pytest.approx(max(0.0, 1 - (step + 1) / 4))
         now = kept(survey.slopes)
+        assert all(set(slope.alpha.unique().tolist()) <= {0.0, 1.0} for slope in survey.slopes.values())
         assert all(not (now[name] & ~before[name]).any() for name in now)
         before = now
     assert sum(int(mask.sum()) for mask in finder.masks().values()) == 20

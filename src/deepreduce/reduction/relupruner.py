@@ -14,33 +14,62 @@ temperature of distillation), which for these losses is the Gauss-Newton matrix:
 gradient h for a drawn label. The importance of an element is the mean of delta over training images. An element that
 is never negative has importance 0.
 
-Masks shrink in as many rounds as the search has epochs, geometrically: importances are measured, the least important
-ReLUs go, and the network is trained for an epoch.
+Masks shrink in as many rounds as the search has epochs, geometrically: importances are measured, and while the network
+is trained for an epoch, the least important ReLUs turn into the identity. (Removed at once, they leave a network in
+which the early layers look most important, so that those are kept.)
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor
 
-from .finding import MaskFinder, SlopedReLU, Survey, kept, set_masks, watch
+from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, kept, set_masks, watch
 from .selection import Array, choose
+
+_FADE = 0.8  # share of a round over which ReLUs turn into the identity
 
 
 class ReLUPruner(MaskFinder):
     """Remove the ReLUs of least second-order importance, round by round."""
 
+    def __init__(self, slopes: Mapping[str, SlopedReLU], order: MaskOrder, *, steps: int, epochs: int) -> None:
+        """See `MaskFinder`."""
+        super().__init__(slopes, order, steps=steps, epochs=epochs)
+        self.step = 0
+        self.goals: dict[str, Tensor] = {}
+        self.leaving: dict[str, Tensor] = {}
+
+    @torch.no_grad()
     def begin_epoch(self, epoch: int, survey: Survey) -> None:
-        """Remove the ReLUs of a round."""
+        """Choose the ReLUs that go in a round."""
         goal = round(self.total * (self.order.budget / self.total) ** ((epoch + 1) / self.epochs))
         scores = importance(survey)
         current = kept(self.slopes)
         for name, mask in current.items():
             scores[name][~mask] = -np.inf
         chosen = choose(scores, max(goal, self.order.budget), self.order.granularity)
+        before = {name: slope.alpha.clone() for name, slope in self.slopes.items()}
         set_masks(self.slopes, {name: chosen[name] & mask for name, mask in current.items()})
+        self.step = 0
+        self.goals = {name: slope.alpha.clone() for name, slope in self.slopes.items()}
+        self.leaving = {name: before[name] - goal for name, goal in self.goals.items()}
+        self._fade()
+
+    def after_step(self) -> None:
+        """Let the ReLUs of the round fade on."""
+        self.step += 1
+        self._fade()
+
+    @torch.no_grad()
+    def _fade(self) -> None:
+        left = max(0.0, 1 - self.step / max(1.0, _FADE * self.steps))
+        for name, slope in self.slopes.items():
+            slope.alpha.copy_(torch.add(self.goals[name], self.leaving[name], alpha=left))
 
 
 def importance(survey: Survey) -> dict[str, Array]:
