@@ -214,6 +214,8 @@ def settings_for(
     own = replace(settings, method=name, budget=max(budgets), budgets=budgets)
     if reducer.finder is None:
         return own
+    if not reducer.finder.trains:
+        return replace(own, granularity=options.granularity)
     search = min(options.epochs - 1, max(1, round(options.search_share * options.epochs)))
     training = replace(settings.training, epochs=options.epochs - search)
     return replace(own, training=training, search_epochs=search, granularity=options.granularity)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import deepreduce
 from deepreduce.census import take_census
@@ -32,7 +33,8 @@ from deepreduce.training import (
     search,
 )
 
-METHODS = ["deepreduce-masks", "snl", "senet", "relupruner"]
+SEARCHING = ["snl", "senet", "relupruner"]
+METHODS = ["deepreduce-masks", *SEARCHING]
 TOTAL = 2 * 8 * 8 * 8 + 2 * 8 * 4 * 4
 
 
@@ -74,13 +76,15 @@ def test_every_method_at_every_granularity(
     (entry,) = front.content["candidates"]
     assert entry["status"] == "done" and entry["label"] == f"{method} by {granularity}, budget 700"
     # A layer whose ReLUs do harm is not kept for the sake of the budget.
-    assert (128 if (method, granularity) == ("relupruner", "layer") else 630) <= entry["relus"] <= 700
+    by_importance = granularity == "layer" and method in ("deepreduce-masks", "relupruner")
+    assert (128 if by_importance else 630) <= entry["relus"] <= 700
     network, _ = front.load(entry, network=context.network)
     assert take_census(network, (1, 8, 8)).relus == entry["relus"]
     assert front.content["criticality"] == [] and front.content["settings"]["method"] == method
     assert "bits" not in json.dumps(entry["recipe"]) and entry["recipe"]["masks"]["budget"] == 700
     metrics = json.loads((context.folder / f"masks/{method}-{granularity}-700/seed0/metrics.json").read_text())
-    assert entry["search_epochs"] == metrics["epochs"] >= 1
+    assert entry["search_epochs"] == metrics["epochs"]
+    assert (metrics["epochs"] >= 1) is (method in SEARCHING)
     assert entry["epochs"] == metrics["epochs"] + settings.training.epochs
     assert entry["seconds"] > metrics["seconds"] > 0
 
@@ -100,7 +104,40 @@ def search_base(context: Context) -> Any:
     return make_base(context.spec, context.network)
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_ours_searches_without_training_and_its_candidate_fades_from_the_teacher(
+    context: Context, settings: SearchSettings, monkeypatch: Any, watch: Any
+) -> None:
+    from deepreduce.training import jobs
+
+    built: list[dict[str, Any]] = []
+    honest = jobs.build_candidate
+
+    def build(base: Any, candidate: Any, **more: Any) -> Any:
+        built.append(more)
+        return honest(base, candidate, **more)
+
+    monkeypatch.setattr(jobs, "build_candidate", build)
+    faded = replace(settings, training=replace(settings.training, fade=0.4))
+    asked = ordered(faded, "deepreduce-masks", 300)
+    front = front_of(context, asked, progress=watch)
+    assert built == [{"warm": True, "fading": True}]
+    folder = context.folder / "masks/deepreduce-masks-element-300/seed0"
+    taught, left = (load_file(path / "weights.safetensors") for path in (context.folder / "teacher/seed0", folder))
+    assert all((left[name] == taught[name]).all() for name in left)
+    assert not (folder / "history.jsonl").exists()
+    (entry,) = front.content["candidates"]
+    assert entry["epochs"] == settings.training.epochs and front.content["settings"]["search_epochs"] is None
+    assert front_of(context, asked).content == front.content
+    kept = {layer["name"]: layer["relus"] for stage in entry["stages"] for layer in stage["layers"]}
+    assert sum(kept.values()) == 300 and 0 in kept.values()  # a layer is culled
+
+
+def test_epochs_of_search_are_refused_where_nothing_trains(settings: SearchSettings) -> None:
+    with pytest.raises(UsageError, match="trains while it searches"):
+        ordered(settings, "deepreduce-masks", 300, search_epochs=3)
+
+
+@pytest.mark.parametrize("method", SEARCHING)
 def test_an_interrupted_search_ends_like_one_that_was_not(
     method: str, context: Context, settings: SearchSettings, variant: Any
 ) -> None:

@@ -126,7 +126,7 @@ class Watcher:
         if not jobs:
             return
         total = sum(work for _, work, _ in jobs) or 1.0
-        self._epochs = {job.place: job.config.epochs for job, _, _ in jobs}
+        self._epochs = {job.place: job.epochs for job, _, _ in jobs}
         self._share = {job.place: work / total for job, work, _ in jobs}
         self._reached = {job.place: self._share[job.place] if finished else 0.0 for job, _, finished in jobs}
         self._count, self._done = len(jobs), sum(finished for _, _, finished in jobs)

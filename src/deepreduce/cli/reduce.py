@@ -34,7 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what methods that find masks keep or remove as a whole: element (default), channel or layer",
     )
     parser.add_argument(
-        "--search-epochs", type=int, metavar="N", help="epochs in which they find masks (default: those of --epochs)"
+        "--search-epochs",
+        type=int,
+        metavar="N",
+        help="epochs in which snl, senet and relupruner find masks (default: those of --epochs)",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train teacher and candidates N times (default 1)"

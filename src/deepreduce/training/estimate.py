@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import Interrupted
-from ..reduction import Base, build_candidate, census_of, make_base, with_slopes
+from ..reduction import Base, build_candidate, census_of, make_base, method, with_slopes
 from .batches import DeviceSplit, Normalisation
 from .executors import threads_per_job
 from .jobs import Context, Job
@@ -62,8 +62,12 @@ class Clock:
         forward = step / (4 if job.teaches else 3) / batch
         if job.given:
             return start + forward * len(data.validation)
-        training = job.config.epochs * (len(data.train) // batch) * step
-        return start + training + (looks(job.config.epochs) + 1) * forward * len(data.validation)
+        if job.epochs == 0:  # masks that are found without training: a look at some images, forward and backward twice
+            finder = None if job.masks is None else method(job.masks.method).finder
+            looked = 0 if finder is None else min(finder.survey_images, len(data.train))
+            return start + 2 * step * looked / batch + forward * len(data.validation)
+        training = job.epochs * (len(data.train) // batch) * step
+        return start + training + (looks(job.epochs) + 1) * forward * len(data.validation)
 
     def _measure(self, job: Job, batch: int, threads: int) -> tuple[float, float]:
         """Return the seconds of one step, and those of all that comes before the first."""
@@ -202,7 +206,7 @@ def _row(job: Job, base: Base) -> dict[str, Any]:
         "kind": job.kind,
         "relus": masks.budget if masks is not None and unknown else census.relus,
         "macs": census.macs,
-        "epochs": 0 if job.given else job.config.epochs,
+        "epochs": job.epochs,
         "seeds": 0,
         "hours": 0.0,
         "status": "finished",

@@ -29,7 +29,7 @@ from ..errors import (
     problem,
 )
 from ..networks import NetworkSpec, build, is_reference
-from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base
+from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base, method
 from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
@@ -92,6 +92,12 @@ class Job:
         if self.kind == "ranking":
             return f"{self.candidate.label}, ranked"
         return self.candidate.label
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the job trains: none where the teacher comes trained, or the masks are found without."""
+        finder = None if self.masks is None else method(self.masks.method).finder
+        return 0 if self.given or (finder is not None and not finder.trains) else self.config.epochs
 
     @property
     def teaches(self) -> bool:

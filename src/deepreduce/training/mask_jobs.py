@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
     """Search for masks from the teacher's weights, and write history, masks, weights, and last of all metrics.
 
     The weights are those that the search leaves: the candidate's training goes on from there, as it does in the
-    papers. The accuracy in the metrics is that of the network as the search leaves it, before any fine-tuning.
+    papers. A finder that does not train leaves the teacher's. The accuracy in the metrics is that of the network as the
+    search leaves it, before any fine-tuning.
 
     Args:
         job: with `masks`.
@@ -52,11 +54,13 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
                 append_line(folder / "history.jsonl", line)
             accelerator.log({"loss": line["loss"], "relus": line["relus"]}, step=line["epoch"])
 
+        begun = time.monotonic()
         search = MaskSearch(job.masks, base.census, job.config, accelerator, job.seed)
         train = DeviceSplit.of(context.data.train, context.normalisation, accelerator.device)
         found, network = search.run(
             teacher.network, train, checkpoint=checkpoint, on_epoch=note, should_stop=should_stop
         )
+        surveyed = time.monotonic() - begun
         validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
         correct = count_correct(network, validation, accelerator)
         if accelerator.is_main_process:
@@ -68,11 +72,10 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
             with replacing(folder / "weights.safetensors") as temporary:
                 save_file(tensors, temporary)
             write_json(folder / "masks.json", {"format": FORMAT, "version": VERSION, "candidate": candidate.to_json()})
-            seconds = sum(line["seconds"] for line in history)
+            seconds = sum(line["seconds"] for line in history) if history else surveyed
             images = sum(line["steps"] for line in history) * train.batch(job.config.batch_size)
-            write_metrics(
-                job, context, correct, epochs=len(history), seconds=seconds, images_per_second=images / seconds
-            )
+            rate = images / seconds if history else None
+            write_metrics(job, context, correct, epochs=len(history), seconds=seconds, images_per_second=rate)
             checkpoint.path.unlink(missing_ok=True)
     if checkpoint.damage:
         return f"{job.place} began anew; its checkpoint could not be used (kept as .damaged): {checkpoint.damage}"

@@ -27,7 +27,6 @@ from .distillation import distillation_loss
 from .loop import crop_of, laid_out, mean_loss
 
 _RATE = 0.5  # of the peak learning rate: the network is trained already
-_SURVEY_IMAGES = 1024
 _CHECK_EVERY = 50
 
 
@@ -85,30 +84,30 @@ class MaskSearch:
         kind = method(self.order.method).finder
         assert kind is not None
         finder = kind(slopes, self.order, steps=steps, epochs=config.epochs)
+
+        def loss_of(logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
+            weight, temperature = config.distillation, config.temperature
+            return distillation_loss(logits.float(), answers.float(), labels, weight=weight, temperature=temperature)
+
+        def survey_of(epoch: int) -> Survey:
+            torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout, and labels that a finder draws
+            images = partial(self._images, data, epoch, finder.survey_images)
+            return Survey(network, slopes, asked, asked_slopes, images, loss_of, config.temperature, self._mean)
+
+        if not finder.trains:
+            with accelerator.autocast():
+                finder.begin_epoch(0, survey_of(0))
+            return self._result(finder, network)
         optimizer = self._optimizer(network, finder)
         history = self._continued(network, optimizer, checkpoint, finder)
         for line in history:
             on_epoch(line)
         prepared, optimizer = accelerator.prepare(network, optimizer)
 
-        def loss_of(logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
-            weight, temperature = config.distillation, config.temperature
-            return distillation_loss(logits.float(), answers.float(), labels, weight=weight, temperature=temperature)
-
         epoch = len(history)
         while epoch < config.epochs and not finder.is_finished():
-            torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout, and labels that a finder draws
             begun = time.monotonic()
-            survey = Survey(
-                network,
-                slopes,
-                asked,
-                asked_slopes,
-                partial(self._images, data, epoch),
-                loss_of,
-                config.temperature,
-                self._mean,
-            )
+            survey = survey_of(epoch)
             with accelerator.autocast():
                 finder.begin_epoch(epoch, survey)
             if finder.matches_teacher:
@@ -160,9 +159,12 @@ class MaskSearch:
             more = epoch < config.epochs and not finder.is_finished()
             if checkpoint is not None and accelerator.is_main_process and more and checkpoint.is_due():
                 checkpoint.write(network, optimizer, history)
+        return self._result(finder, network)
+
+    def _result(self, finder: MaskFinder, network: fx.GraphModule) -> tuple[dict[str, Mask], fx.GraphModule]:
         found = finder.masks()
         self._check(found)
-        set_masks(slopes, found)
+        set_masks(finder.slopes, found)
         network = laid_out(network, torch.device("cpu"), torch.contiguous_format)
         return found, network.eval().requires_grad_(False)
 
@@ -212,8 +214,8 @@ class MaskSearch:
             world=self.accelerator.num_processes,
         )
 
-    def _images(self, data: DeviceSplit, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield up to 1,024 images for a survey, others in every epoch; of several processes each sees its part."""
+    def _images(self, data: DeviceSplit, epoch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield so many images for a survey, others in every epoch; of several processes each sees its part."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = data.shuffled(
             self.config.batch_size,
@@ -228,7 +230,7 @@ class MaskSearch:
         for images, labels in batches:
             yield images, labels
             seen += len(images) * world
-            if seen >= _SURVEY_IMAGES:
+            if seen >= count:
                 return
 
     def _check(self, found: dict[str, Mask]) -> None:

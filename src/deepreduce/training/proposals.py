@@ -32,7 +32,7 @@ class Proposal:
         census: its counts; None if it cannot be built.
         reason: why it is skipped; empty if it is trained.
         search: metrics of the job that found its masks; None for a candidate without.
-        start: folder of that job within the run folder.
+        start: folder of that job within the run folder, if it trained the network.
     """
 
     candidate: Candidate
@@ -182,8 +182,6 @@ def candidate_jobs(proposals: Sequence[Proposal], settings: SearchSettings) -> l
 
 def job_work(job: Job, base: Base, images: int) -> float:
     """Estimate the MACs of a job: forward and backward cost three forward passes, the teacher one more."""
-    if job.given:
-        return 0.0
     macs = base.census.macs if job.candidate is None else census_of(base, job.candidate).macs
     teaching = base.census.macs if job.teaches else 0
-    return float((3 * macs + teaching) * images * job.config.epochs)
+    return float((3 * macs + teaching) * images * job.epochs)

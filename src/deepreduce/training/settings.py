@@ -28,8 +28,8 @@ class SearchSettings:
         granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`.
         rank_epochs: epochs of a short training that ranks the candidates first; only those that it leaves on the
             front or near it are trained for the full schedule, see `ranking`. None trains all of them.
-        search_epochs: epochs of a search for masks, which come before those of the candidate; None takes those of
-            `training`.
+        search_epochs: epochs of a search for masks that trains, which come before those of the candidate; None takes
+            those of `training`.
         seeds: how many times teacher and candidates are trained, at least 1. Masks are searched once.
         budget: ReLUs that a candidate may have; None trains all.
         budgets: for methods that make a candidate for each budget: several of them, none above `budget`.
@@ -90,6 +90,15 @@ class SearchSettings:
                 )
             )
 
+        if self.search_epochs is not None and not self._searches():
+            raise UsageError(
+                problem(
+                    "epochs of search belong to a method that trains while it searches for masks",
+                    got=f"search_epochs {self.search_epochs} for {self.method}",
+                    remedy="leave it out, or use --method snl, senet or relupruner",
+                    where="--search-epochs",
+                )
+            )
         if self.rank_epochs is not None and reducer.propose is None:
             raise UsageError(
                 problem(
@@ -99,6 +108,10 @@ class SearchSettings:
                     where="--rank-epochs",
                 )
             )
+
+    def _searches(self) -> bool:
+        finder = self.reducer().finder
+        return finder is not None and finder.trains
 
     def ranking_config(self) -> TrainingConfig | None:
         """Return the training settings of the short trainings that rank candidates; None without ranking."""
@@ -145,7 +158,7 @@ class SearchSettings:
             "method": self.method,
             "granularity": self.granularity,
             "rank_epochs": self.rank_epochs,
-            "search_epochs": self.search_config().epochs if self.reducer().finder is not None else None,
+            "search_epochs": self.search_config().epochs if self._searches() else None,
             "budget": self.budget,
             "budgets": list(self.budgets),
             "seeds": self.seeds,
