@@ -3,9 +3,9 @@
 Every candidate of DeepReDuce is trained for the full schedule, with as many seeds as asked for. Then the same search
 runs with `--rank-epochs` in a folder of its own, from the same teacher: criticality and ranking are measured anew in
 short trainings; candidates that are trained in full already are not trained again. Reported, on held-out images: the
-rank correlation of the short training with the full schedule (and, to hold it against, that of the ReLU count, and that
-of one seed with another), which networks of the full front are dropped, how far what is left lies below the front, and
-what the search cost.
+rank correlation of the short training with the full schedule, which networks of the full front are dropped, how far
+what is left lies below the front, and what the search cost. To hold it against: the ReLU count alone, and one seed of
+the full schedule against another. Small networks are worse anyway, so the correlation at a fixed count is given too.
 
     python benchmarks/cheap_search.py --data uoft-cs/cifar100 --out runs/cheap_search --epochs 200 --rank-epochs 10,20
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 import shutil
 import statistics
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             "seconds": spent(full["candidates"]),
             "front": sorted(front_of(means(runs), relus_of(full))),
             "between_seeds": between_seeds(runs, relus_of(full)),
-            "by_relus": correlation(relus_of(full), means(runs)),
+            "by_relus": correlation(relus_of(full), means(runs), relus_of(full)),
         },
         "candidates": [
             {name: entry[name] for name in ("id", "label", "relus", "epochs", "seconds")}
@@ -138,19 +139,30 @@ def spent(entries: Sequence[dict[str, Any]]) -> float:
     return sum(e["seconds"] / len(e["validation"]["runs"]) for e in entries if e["status"] == "done")
 
 
-def correlation(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, Any]:
-    """Return Spearman's rank correlation and Kendall's tau-b over the candidates that both have.
+def correlation(a: Mapping[str, float], b: Mapping[str, float], relus: Mapping[str, float]) -> dict[str, Any]:
+    """Return rank correlations over the candidates that both sides have.
 
-    Both are None where all values of one side are equal.
+    Returns:
+        `spearman`, Kendall's tau-b, and `given_relus`: Spearman's partial correlation with the ReLU count held fixed,
+        which is what a ranking knows beyond counting. None where one side's values are all equal, or follow the count.
     """
     shared = sorted(a.keys() & b.keys())
-    left, right = [a[name] for name in shared], [b[name] for name in shared]
+    left, right, counts = ([values[name] for name in shared] for values in (a, b, relus))
     told = len(set(left)) > 1 and len(set(right)) > 1
+    xy, xz, yz = (_spearman(*pair) for pair in ((left, right), (left, counts), (right, counts)))
+    partial = None
+    if xy is not None and xz is not None and yz is not None and max(abs(xz), abs(yz)) < 1:
+        partial = (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
     return {
         "candidates": len(shared),
-        "spearman": float(stats.spearmanr(left, right).statistic) if told else None,
+        "spearman": xy,
         "kendall": float(stats.kendalltau(left, right).statistic) if told else None,
+        "given_relus": partial,
     }
+
+
+def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    return float(stats.spearmanr(a, b).statistic) if len(set(a)) > 1 and len(set(b)) > 1 else None
 
 
 def between_seeds(runs: Mapping[str, Sequence[float]], relus: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -159,7 +171,7 @@ def between_seeds(runs: Mapping[str, Sequence[float]], relus: Mapping[str, int])
     found = []
     for first, second in itertools.combinations(range(count), 2):
         a, b = ({name: values[seed] for name, values in runs.items()} for seed in (first, second))
-        found.append({"seeds": [first, second], **correlation(a, b), **missed(front_of(a, relus), b, relus)})
+        found.append({"seeds": [first, second], **correlation(a, b, relus), **missed(front_of(a, relus), b, relus)})
     return found
 
 
@@ -210,7 +222,7 @@ def compare(cheap: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
         "cost_with_front": ((before + len(rows)) * epochs + len(kept) * whole) / all_epochs,
         "seconds": sum(row["seconds"] for row in rows),
         "same_order_of_culling": order[0] == order[1],
-        **correlation({row["id"]: row["accuracy"] for row in rows}, accuracy),
+        **correlation({row["id"]: row["accuracy"] for row in rows if row["accuracy"] is not None}, accuracy, relus),
         "kept": sorted(kept),
         "ranking": {row["id"]: row["accuracy"] for row in rows},
         **missed(kept, known, sizes),
@@ -244,8 +256,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _agreement(found: dict[str, Any]) -> str:
-    rho, tau = ("-" if found[name] is None else f"{found[name]:.2f}" for name in ("spearman", "kendall"))
-    return f"Spearman {rho}, Kendall {tau}"
+    names = ("spearman", "given_relus", "kendall")
+    rho, partial, tau = ("-" if found[name] is None else f"{found[name]:.2f}" for name in names)
+    return f"Spearman {rho} (given the ReLU count {partial}), Kendall {tau}"
 
 
 def _quality(found: dict[str, Any]) -> str:

@@ -15,11 +15,20 @@ FULL = {"a": 0.7, "b": 0.8, "c": 0.75, "d": 0.78}
 
 def test_example_correlations() -> None:
     # Worked by hand: ranks 1 2 3 4 against 1 3 2 4: 1 - 6 * 2 / (4 * 15) and (5 - 1) / 6.
-    found = correlation({"a": 1, "b": 2, "c": 3, "d": 4}, {"d": 9, "b": 7, "c": 6, "a": 5, "other": 1})
-    assert found == {"candidates": 4, "spearman": pytest.approx(0.8), "kendall": pytest.approx(4 / 6)}
-    assert correlation(RELUS, {name: -value for name, value in RELUS.items()})["kendall"] == pytest.approx(-1)
-    flat = correlation(RELUS, dict.fromkeys(RELUS, 0.5))
-    assert flat == {"candidates": 4, "spearman": None, "kendall": None}
+    a, b = {"a": 1, "b": 2, "c": 3, "d": 4}, {"d": 9, "b": 7, "c": 6, "a": 5, "other": 1}
+    found = correlation(a, b, {"a": 4, "b": 1, "c": 2, "d": 3})
+    # The counts' ranks 4 1 2 3 correlate by -0.2 with 1 2 3 4, and by -0.4 with 1 3 2 4.
+    partial = (0.8 - 0.2 * 0.4) / (0.96 * 0.84) ** 0.5
+    assert found == {
+        "candidates": 4,
+        "spearman": pytest.approx(0.8),
+        "kendall": pytest.approx(4 / 6),
+        "given_relus": pytest.approx(partial),
+    }
+    assert correlation(RELUS, {name: -value for name, value in RELUS.items()}, a)["kendall"] == pytest.approx(-1)
+    assert correlation(a, b, a)["given_relus"] is None  # it follows the count
+    flat = correlation(RELUS, dict.fromkeys(RELUS, 0.5), a)
+    assert flat == {"candidates": 4, "spearman": None, "kendall": None, "given_relus": None}
 
 
 def test_what_a_search_misses() -> None:
