@@ -79,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             "front": sorted(front_of(means(runs), relus_of(full))),
             "between_seeds": between_seeds(runs, relus_of(full)),
             "by_relus": correlation(relus_of(full), means(runs), relus_of(full)),
+            "finals_by_relus": finals(relus_of(full), means(runs), relus_of(full)),
         },
         "candidates": [
             {name: entry[name] for name in ("id", "label", "relus", "epochs", "seconds")}
@@ -199,6 +200,29 @@ def missed(kept: set[str], accuracy: Accuracies, relus: Mapping[str, int]) -> di
     }
 
 
+def finals(ranked: Accuracies, accuracy: Accuracies, relus: Mapping[str, int], most: int = 3) -> list[dict[str, float]]:
+    """Say what is lost where only so many finalists are trained in full, with every ReLU count as the budget.
+
+    Args:
+        ranked: accuracies of the ranking; for the ReLU count alone, the counts.
+        accuracy: of the full schedule.
+        relus: of every candidate.
+        most: finalists.
+
+    Returns:
+        For 1 finalist, 2, and so on: `finalists`, and `mean_loss` and `largest_loss` over the budgets, in points.
+    """
+    found = []
+    for count in range(1, most + 1):
+        losses = []
+        for budget in relus.values():
+            within = sorted((name for name in accuracy if relus[name] <= budget), key=lambda n: (-ranked[n], relus[n]))
+            best, chosen = (max(accuracy[name] for name in names) for names in (within, within[:count]))
+            losses.append(100 * (best - chosen))
+        found.append({"finalists": count, "mean_loss": statistics.fmean(losses), "largest_loss": max(losses)})
+    return found
+
+
 def compare(cheap: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
     """Hold a cheap search against the full one.
 
@@ -213,6 +237,8 @@ def compare(cheap: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
     before = len(cheap["criticality"])
     all_epochs = (before + len(relus)) * whole
     kept = {row["id"] for row in rows if row["kept"]}
+    ranking = {row["id"]: row["accuracy"] for row in rows if row["accuracy"] is not None}
+    shared = {name: accuracy[name] for name in ranking if name in accuracy}
     beyond = {e["id"]: e for e in cheap["candidates"] if e["status"] == "done"}
     known = {**accuracy, **{name: e["validation"]["accuracy"] for name, e in beyond.items() if name not in accuracy}}
     sizes = {**relus, **{name: e["relus"] for name, e in beyond.items()}}
@@ -222,9 +248,13 @@ def compare(cheap: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
         "cost_with_front": ((before + len(rows)) * epochs + len(kept) * whole) / all_epochs,
         "seconds": sum(row["seconds"] for row in rows),
         "same_order_of_culling": order[0] == order[1],
-        **correlation({row["id"]: row["accuracy"] for row in rows if row["accuracy"] is not None}, accuracy, relus),
+        **correlation(ranking, accuracy, relus),
         "kept": sorted(kept),
-        "ranking": {row["id"]: row["accuracy"] for row in rows},
+        "ranking": ranking,
+        "finals": [
+            {**final, "cost": ((before + len(rows)) * epochs + final["finalists"] * whole) / all_epochs}
+            for final in finals(ranking, shared, {name: relus[name] for name in shared})
+        ],
         **missed(kept, known, sizes),
     }
 
@@ -252,6 +282,8 @@ def table(report: dict[str, Any]) -> str:
             f"{found['rank_epochs']} epochs: {found['cost']:.0%} of the cost ({found['cost_with_front']:.0%} with the "
             f"training of the {len(found['kept'])} kept in full), {_quality(found)}"
         )
+        lines += [f"    finalists {f['finalists']}: {f['cost']:.0%} of the cost, {_losses(f)}" for f in found["finals"]]
+    lines += [f"the largest {f['finalists']} within the budget: {_losses(f)}" for f in full["finals_by_relus"]]
     return "\n".join(lines)
 
 
@@ -264,6 +296,10 @@ def _agreement(found: dict[str, Any]) -> str:
 def _quality(found: dict[str, Any]) -> str:
     below = f"{found['mean_loss']:.2f} points below it on average, {found['largest_loss']:.2f} at most"
     return f"{_agreement(found)}, {found['front_found']:.0%} of the front, {below}"
+
+
+def _losses(found: dict[str, float]) -> str:
+    return f"{found['mean_loss']:.2f} points below the best within the budget, {found['largest_loss']:.2f} at most"
 
 
 if __name__ == "__main__":

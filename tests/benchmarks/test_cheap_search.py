@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cheap_search import between_seeds, compare, correlation, front_of, main, missed
+from cheap_search import between_seeds, compare, correlation, finals, front_of, main, missed
 
 RELUS = {"a": 10, "b": 20, "c": 20, "d": 40}
 FULL = {"a": 0.7, "b": 0.8, "c": 0.75, "d": 0.78}
@@ -47,6 +47,15 @@ def test_one_seed_against_another() -> None:
     assert found["front_found"] == pytest.approx(2 / 3) and found["largest_loss"] == pytest.approx(10.0)
 
 
+def test_finalists_within_every_budget() -> None:
+    # Budgets 10, 20, 20, 40: the ranking picks a, c, c, d; the best are a, b, b, b.
+    ranked = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
+    one, two, three = finals(ranked, FULL, RELUS)
+    assert one["mean_loss"] == pytest.approx((0 + 5 + 5 + 2) / 4) and one["largest_loss"] == pytest.approx(5)
+    assert two["mean_loss"] == pytest.approx((0 + 0 + 0 + 2) / 4) and two["finalists"] == 2
+    assert three["largest_loss"] == 0
+
+
 def entry(name: str, accuracy: float | None) -> dict[str, Any]:
     done = accuracy is not None
     return {
@@ -76,6 +85,7 @@ def test_a_cheap_search_against_the_full_one() -> None:
     }
     found = compare(cheap, full)
     assert found["cost"] == 0.1 and found["cost_with_front"] == 0.1 + 3 * 20 / (6 * 20)
+    assert [final["cost"] for final in found["finals"]] == pytest.approx([0.1 + n / 6 for n in (1, 2, 3)])
     assert found["same_order_of_culling"] and found["kept"] == ["a", "b", "d"] and found["seconds"] == 6.0
     assert found["spearman"] == pytest.approx(0.6) and found["front_found"] == 1.0
 

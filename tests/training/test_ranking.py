@@ -106,6 +106,9 @@ def test_the_plan_counts_short_trainings_and_says_what_it_does_not_know(
         ({"rank_epochs": 0}, "Rank_epochs must be from 1"),
         ({"rank_epochs": 3}, "below the full schedule"),
         ({"rank_epochs": 1, "method": "snl"}, "proposes candidates"),
+        ({"finalists": 0, "budget": 500}, "Finalists must be at least 1"),
+        ({"finalists": 2}, "without a budget"),
+        ({"finalists": 2, "budget": 500, "rank_epochs": None}, "without a ranking"),
     ],
 )
 def test_bad_settings_are_refused(ranked: SearchSettings, change: dict[str, Any], words: str) -> None:
@@ -143,8 +146,24 @@ def test_reasons_name_who_is_better_and_by_how_much() -> None:
     assert "40.0 points below S1" in left[2].reason
 
 
-def test_tolerance_is_the_standard_error_of_a_difference() -> None:
-    assert tolerance(0.5, 0.5, 100) == pytest.approx(math.sqrt(0.005))
+def test_finalists_are_the_most_accurate_that_the_ranking_leaves(
+    context: Context, ranked: SearchSettings, monkeypatch: Any
+) -> None:
+    proposals = [proposal(1, 10), proposal(2, 20), proposal(3, 30), proposal(4, 40)]
+    accuracy = {"S1": 0.4, "S2": 0.6, "S3": 0.7, "S4": 0.3}
+    left = short_list(proposals, accuracy, 1000, {}, finalists=2)
+    assert [p.reason[:13] for p in left] == ["ranked behind", "", "", "ranked 40.0 p"]
+    assert [p.reason for p in short_list(proposals[:2], accuracy, 1000, {}, finalists=2)] == ["", ""]
+    equal = short_list(proposals[:2], {"S1": 0.5, "S2": 0.5}, 1000, {}, finalists=1)
+    assert [bool(p.reason) for p in equal] == [False, True]
+    content = front_of(context, replace(ranked, budget=600, finalists=1)).content
+    (kept,) = [row for row in content["ranking"] if row["kept"]]
+    assert kept["accuracy"] == max(row["accuracy"] for row in content["ranking"])
+    assert [e["id"] for e in content["candidates"] if e["status"] == "done"] == [kept["id"]]
+
+
+def test_tolerance_is_two_standard_errors_of_a_difference() -> None:
+    assert tolerance(0.5, 0.5, 100) == pytest.approx(2 * math.sqrt(0.005))
     assert tolerance(1.0, 0.0, 7) == 0
 
 

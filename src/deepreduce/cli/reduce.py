@@ -53,6 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="train candidates for N epochs first, and in full only those then on the front or near it: a tenth of "
         "--epochs finds nearly the same front",
     )
+    parser.add_argument(
+        "--finalists", type=int, metavar="N", help="of those, with a budget, train only the N most accurate in full"
+    )
     parser.add_argument("--distilled-only", action="store_true", help="measure criticality with distillation alone")
     parser.add_argument("--weights", metavar="FILE", help="safetensors file with the network's trained weights")
     parser.add_argument("--trained", action="store_true", help="NETWORK brings its trained weights itself")
@@ -82,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         exponent=DEFAULT_EXPONENT if options.exponent is None else options.exponent,
         rank_epochs=options.rank_epochs,
+        finalists=options.finalists,
         criticality_epochs=options.criticality_epochs,
         criticality_plain=not options.distilled_only,
         trained=options.trained or options.weights is not None,

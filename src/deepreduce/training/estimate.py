@@ -154,7 +154,7 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
     ranked = [(job, metrics, None) for job in ranking if (metrics := folder.metrics(job)) is not None]
     finished.update({job.place: metrics for job, metrics, _ in ranked})
     if ranking and len(ranked) == len(ranking):
-        proposals, _ = rank(ranked, proposals)
+        proposals, _ = rank(ranked, proposals, settings)
     elif ranking:
         note += " Which candidates the ranking drops is not known yet: these hours are the most that it can take."
     candidates = candidate_jobs(proposals, settings) + awaited_jobs(awaited, settings)

@@ -164,7 +164,7 @@ def search(
         ranking = criticality or assumed_criticality(run.base.census)
         searched = run.carry_out(mask_jobs(run.base, settings))
         proposals = propose(run.base, ranking, settings) + _found(run, searched)
-        proposals, ranked = rank(run.carry_out(ranking_jobs(proposals, settings)), proposals)
+        proposals, ranked = rank(run.carry_out(ranking_jobs(proposals, settings)), proposals, settings)
         jobs = candidate_jobs(proposals, settings)
         _require_candidates(jobs, proposals, settings)
         outcomes = _outcomes(run.carry_out(jobs), {p.candidate.id: p for p in proposals})
@@ -333,12 +333,15 @@ def _outcomes(results: Sequence[Result], proposals: dict[str, Proposal]) -> list
     ]
 
 
-def rank(results: Sequence[Result], proposals: tuple[Proposal, ...]) -> tuple[tuple[Proposal, ...], tuple[Ranked, ...]]:
+def rank(
+    results: Sequence[Result], proposals: tuple[Proposal, ...], settings: SearchSettings
+) -> tuple[tuple[Proposal, ...], tuple[Ranked, ...]]:
     """Skip what the short trainings drop; see `short_list`.
 
     Args:
         results: of the short trainings; none leave the proposals as they are.
         proposals: of the method.
+        settings: of the search.
 
     Raises:
         TrainingError: if all of them failed.
@@ -351,7 +354,8 @@ def rank(results: Sequence[Result], proposals: tuple[Proposal, ...]) -> tuple[tu
         return proposals, ()
     measured = {o.job.id: o for o in outcomes if o.failure is None}
     n = next(int(o.runs[0]["validation"]["n"]) for o in measured.values())
-    left = short_list(proposals, {name: o.accuracy for name, o in measured.items()}, n, failures)
+    accuracy = {name: o.accuracy for name, o in measured.items()}
+    left = short_list(proposals, accuracy, n, failures, finalists=settings.finalists)
     kept = {p.candidate.id for p in left if not p.reason}
     ranked = tuple(
         Ranked(

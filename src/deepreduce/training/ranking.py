@@ -3,7 +3,8 @@
 The paper trains every candidate for the full schedule. Here every candidate, and every network that measures
 criticality, is first trained for `SearchSettings.rank_epochs`, all of them distilled by the one teacher. A candidate
 goes on if its short training leaves it on the front of ReLUs and accuracy, or so little below it that the held-out
-images cannot tell. The others are skipped, with what dropped them as the reason.
+images cannot tell (two standard errors). With a budget, `SearchSettings.finalists` of the most accurate go on. The
+others are skipped, with what dropped them as the reason.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def ranking_jobs(proposals: Sequence[Proposal], settings: SearchSettings) -> lis
 
 
 def short_list(
-    proposals: Sequence[Proposal], accuracy: Mapping[str, float], n: int, failures: Mapping[str, str]
+    proposals: Sequence[Proposal],
+    accuracy: Mapping[str, float],
+    n: int,
+    failures: Mapping[str, str],
+    *,
+    finalists: int | None = None,
 ) -> tuple[Proposal, ...]:
     """Give those that the ranking drops a reason, so that they are skipped.
 
@@ -60,6 +66,7 @@ def short_list(
         accuracy: after the short training, in [0, 1], by id; of those that were ranked.
         n: held-out images that it was measured on.
         failures: of the short trainings that failed, why, by id.
+        finalists: how many go on at most, the most accurate ones; of equal ones those with fewer ReLUs.
 
     Returns:
         The proposals, in their order.
@@ -80,9 +87,14 @@ def short_list(
                     "more ReLUs"
                 )
         found.append(replace(proposal, reason=reason))
-    return tuple(found)
+    left = [p.candidate.id for p in found if not p.reason and p.candidate.id in relus]
+    behind = sorted(left, key=lambda name: (-accuracy[name], relus[name]))[
+        len(left) if finalists is None else finalists :
+    ]
+    reason = f"ranked behind {finalists} finalists"
+    return tuple(replace(p, reason=reason) if p.candidate.id in behind else p for p in found)
 
 
 def tolerance(a: float, b: float, n: int) -> float:
-    """Return the standard error of the difference of two accuracies, in [0, 1], each measured on n images."""
-    return math.sqrt((a * (1 - a) + b * (1 - b)) / n)
+    """Return two standard errors of the difference of two accuracies, in [0, 1], each measured on n images."""
+    return 2 * math.sqrt((a * (1 - a) + b * (1 - b)) / n)

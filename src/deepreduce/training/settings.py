@@ -28,6 +28,8 @@ class SearchSettings:
         granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`.
         rank_epochs: epochs of a short training that ranks the candidates first; only those that it leaves on the
             front or near it are trained for the full schedule, see `ranking`. None trains all of them.
+        finalists: with a budget, how many of the ranked candidates are trained for the full schedule at most; None
+            trains all that are on the front or near it.
         search_epochs: epochs of a search for masks that trains, which come before those of the candidate; None takes
             those of `training`.
         seeds: how many times teacher and candidates are trained, at least 1. Masks are searched once.
@@ -45,6 +47,7 @@ class SearchSettings:
     method: str = "deepreduce"
     granularity: str = "element"
     rank_epochs: int | None = None
+    finalists: int | None = None
     search_epochs: int | None = None
     seeds: int = 1
     budget: int | None = None
@@ -68,7 +71,17 @@ class SearchSettings:
             ("seeds", 1 <= self.seeds <= 100, "from 1 to 100"),
             ("exponent", 0 <= self.exponent <= 10, "from 0 to 10"),
             ("budget", self.budget is None or self.budget >= 1, "at least 1"),
+            ("finalists", self.finalists is None or self.finalists >= 1, "at least 1"),
         )
+        if self.finalists is not None and (self.rank_epochs is None or self.budget is None):
+            raise UsageError(
+                problem(
+                    "finalists are the best of a ranking within a budget",
+                    got=f"finalists {self.finalists} without " + ("a ranking" if self.budget else "a budget"),
+                    remedy="give --rank-epochs and --budget too, or leave it out: then the whole front is trained",
+                    where="--finalists",
+                )
+            )
         object.__setattr__(self, "budgets", tuple(self.budgets))
         fits = all(1 <= budget <= (self.budget or 0) for budget in self.budgets)
         if self.budgets and (reducer.needs_criticality or not fits or len(set(self.budgets)) < len(self.budgets)):
@@ -158,6 +171,7 @@ class SearchSettings:
             "method": self.method,
             "granularity": self.granularity,
             "rank_epochs": self.rank_epochs,
+            "finalists": self.finalists,
             "search_epochs": self.search_config().epochs if self._searches() else None,
             "budget": self.budget,
             "budgets": list(self.budgets),
