@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from deepreduce._files import read_json, write_json
 from deepreduce.errors import RunError, problem
@@ -67,6 +71,7 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
         "rows": rows,
         "comparison": comparison,
         "claims": claims,
+        "versus": versus(fronts),
         "measured": measured,
         "epoch_times": times,
     }
@@ -107,6 +112,54 @@ def _best(found: list[tuple[Json, Json]], relus: float) -> Json | None:
     if not fitting:
         return None
     return _measured(*max(fitting, key=lambda pair: pair[1]["validation"]["accuracy"]))
+
+
+def versus(fronts: list[Json]) -> list[Json]:
+    """Hold our method against every other one, network by network of the same size.
+
+    Networks with the same seed are pairs: of each method's networks those are compared for which ours has one of no
+    more ReLUs, and at most 3 % fewer.
+
+    Returns:
+        For each base network and method: `rows[]{relus, ours, other}` (test accuracies in %, one per seed), and over
+        all pairs `difference` (ours minus theirs, in points), `low` and `high` (95 % interval by Student's t; null
+        for a single pair), and `pairs`. The interval covers training by chance, not the choice of test images.
+    """
+    found = []
+    for front in fronts:
+        own = next((f for f in fronts if (f["settings"]["method"], f["network"]) == (OURS, front["network"])), None)
+        if own is None or front is own:
+            continue
+        rows = []
+        for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
+            fitting = [e for e in filter(_tested, own["candidates"]) if 0.97 <= e["relus"] / theirs["relus"] <= 1]
+            if fitting:
+                mine = max(fitting, key=lambda e: e["relus"])
+                runs = zip(*(entry["test"]["runs"] for entry in (mine, theirs)), strict=False)
+                pairs = [[100 * accuracy for accuracy in pair] for pair in runs]
+                ours, other = ([pair[side] for pair in pairs] for side in (0, 1))
+                rows.append({"relus": theirs["relus"], "ours": ours, "other": other})
+        differences = [a - b for row in rows for a, b in zip(row["ours"], row["other"], strict=True)]
+        if differences:
+            mean, count = statistics.fmean(differences), len(differences)
+            error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else None
+            half = None if error is None else float(stats.t.ppf(0.975, count - 1)) * error
+            found.append(
+                {
+                    "network": front["network"]["name"],
+                    "method": front["settings"]["method"],
+                    "rows": rows,
+                    "difference": mean,
+                    "low": None if half is None else mean - half,
+                    "high": None if half is None else mean + half,
+                    "pairs": count,
+                }
+            )
+    return found
+
+
+def _tested(entry: Json) -> bool:
+    return entry["status"] == "done" and entry["test"] is not None
 
 
 def _measured(front: Json, entry: Json) -> Json | None:
@@ -253,6 +306,14 @@ def as_text(content: Json) -> str:
             f"{claim['text']}: paper {_value(claim['value'])} {claim['unit']}, here {_value(claim['here'])}"
             + (f" ({claim['reason']})" if claim.get("reason") else "")
         )
+    for against in content["versus"]:
+        span = "" if against["low"] is None else f" [{against['low']:+.2f}, {against['high']:+.2f}]"
+        over = f"{against['difference']:+.2f}{span} points over {against['pairs']} pairs"
+        lines += ["", f"{against['network']}: {OURS} minus {against['method']}, test images: {over}", ""]
+        for row in against["rows"]:
+            ours, other = statistics.fmean(row["ours"]), statistics.fmean(row["other"])
+            difference = f"{ours:6.2f} - {other:6.2f} = {ours - other:+6.2f}"
+            lines.append(f"{row['relus']:>9,}  {difference}  ({len(row['ours'])} seeds)")
     lines += ["", "Everything that was trained", ""]
     lines.append(
         f"{'network':<17}{'method':<17}{'ReLUs':>9}  {'held out':>8}  {'accuracy':>24}  {'epochs (search)':>15}"

@@ -56,6 +56,33 @@ def rows_of(content: dict[str, Any], relus: int, method: str) -> dict[str, Any]:
     return row
 
 
+def seeds(*values: float) -> dict[str, Any]:
+    return {**accuracy(sum(values) / len(values)), "runs": list(values)}
+
+
+def test_ours_is_held_against_each_method_seed_by_seed() -> None:
+    fronts = [
+        front("snl", {**entry("a", 1000, 0.7, 0.7), "test": seeds(0.70, 0.72)}, {**entry("b", 500, 0.6, 0.6), "test": seeds(0.60, 0.61)},
+              entry("c", 400, 0.6, 0.6)),
+        front("deepreduce-masks", {**entry("d", 990, 0.8, 0.7), "test": seeds(0.73, 0.73)},
+              {**entry("e", 500, 0.6, 0.6), "test": seeds(0.63, 0.62)}, entry("f", 420, 0.9, 0.9)),
+        front("senet", entry("g", 5000, 0.7, 0.7)),
+        front("published", entry("h", 500, 0.7, 0.55)),
+    ]  # fmt: skip
+    content, text = reproduction(load_published(), fronts, [])
+    snl, published = content["versus"]  # senet has no network of a size that ours has
+    assert [row["relus"] for row in snl["rows"]] == [1000, 500]
+    assert snl["rows"][0]["ours"] == pytest.approx([73, 73]) and snl["rows"][0]["other"] == pytest.approx([70, 72])
+    # Differences 3, 1, 3, 1: mean 2, standard error 1 / sqrt(3), Student's t for 3 degrees of freedom 3.182.
+    assert snl["difference"] == pytest.approx(2) and snl["pairs"] == 4
+    assert snl["high"] - 2 == pytest.approx(3.182446 / 3**0.5, rel=1e-5) and snl["low"] == pytest.approx(
+        4 - snl["high"]
+    )
+    assert published["difference"] == pytest.approx(8) and published["low"] is published["high"] is None
+    assert "deepreduce-masks minus snl, test images: +2.00 [+0.16, +3.84] points over 4 pairs" in text
+    assert "1,000   73.00 -  71.00 =  +2.00  (2 seeds)" in text
+
+
 def test_example_each_row_gets_its_network_and_ours() -> None:
     fronts = [
         front("published", entry("S2S3S4", 229_376, 0.7, 0.77)),
