@@ -2,6 +2,7 @@
 
     python benchmarks/private.py --network resnet18 --input 3x32x32
     python benchmarks/private.py --network mobilenet_v1 --input 3x32x32 --cases full
+    python benchmarks/private.py --saved "ours 7,168=RUN/candidate/ID/seed0" --saved "snl 7,168=..." --name methods
 
 For every case a server (`deepreduce serve`) and a client are started; the client prepares bundles, runs single images,
 and its labels and logits are held against the plain-integer twin. Offline and online are measured apart, by the
@@ -9,8 +10,9 @@ client's clock: online from the first masked byte to the label, with connection,
 memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gbit/s, 1 ms round trip) and `wan` (100
 Mbit/s, 40 ms) pass through a relay of this benchmark that delays and paces every byte, TLS records included.
 
-Weights are random and batch norms settled: time and bytes do not depend on what a network has learnt. Finished cases
-are kept in the data file; the same command continues. Kernel speed is measured beside `openssl speed`.
+Weights are random and batch norms settled: time and bytes do not depend on what a network has learnt. With `--saved`
+trained networks are run instead, those of `reduce` or `reproduce.py`, all of one input size. Finished cases are kept in
+the data file; the same command continues. Kernel speed is measured beside `openssl speed`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +41,14 @@ import deepreduce
 from deepreduce.networks import NetworkSpec
 from deepreduce.private import delphi_online_seconds, garbling
 from deepreduce.private.circuits import relu
-from deepreduce.private.deployment import About, load_client, load_server, make_model, save_model
-from deepreduce.private.program import make_program
+from deepreduce.private.deployment import About, ServerModel, load_client, load_server, make_model, save_model
+from deepreduce.private.program import Program, make_program
 from deepreduce.private.service import Client
 from deepreduce.private.store import BundleStore
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import client_context, self_signed
 from deepreduce.reduction import Candidate, build_candidate, make_base
+from deepreduce.reduction.recipe import load_network
 
 CASES: dict[str, dict[str, Any] | None] = {
     "full": None,
@@ -68,6 +72,10 @@ def main() -> int:
     parser.add_argument("--input", default="3x32x32")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--cases", default=None, help="comma-separated by ';', default all for resnet18, else full")
+    parser.add_argument(
+        "--saved", action="append", type=saved, help="LABEL=FOLDER of a saved network, in place of cases"
+    )
+    parser.add_argument("--name", help="of the data file (default: that of the network)")
     parser.add_argument("--links", default="loopback,lan,wan")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, help="of the client; the server has half as many")
@@ -81,13 +89,17 @@ def main() -> int:
     if options.client is not None:
         return play_client(options)
     size = tuple(int(part) for part in options.input.split("x"))
-    names = options.cases.split(";") if options.cases else list(CASES) if options.network == "resnet18" else ["full"]
-    path = options.results / f"private-{options.network}-{slug()}-{time.strftime('%Y-%m-%d')}.json"
+    options.saved = dict(options.saved or [])
+    known_cases = list(CASES) if options.network == "resnet18" else ["full"]
+    names = list(options.saved) or (options.cases.split(";") if options.cases else known_cases)
+    path = options.results / f"private-{options.name or options.network}-{slug()}-{time.strftime('%Y-%m-%d')}.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
     result |= {
         "what": "private inference end to end, both parties on this machine; seconds are the client's",
-        "network": f"{options.network}, {options.input}, {options.classes} classes, random weights",
-        "environment": deepreduce.environment(command=["python", "benchmarks/private.py", *sys.argv[1:]]),
+        "network": "trained networks, as named"
+        if options.saved
+        else f"{options.network}, {options.input}, {options.classes} classes, random weights",
+        "environment": deepreduce.environment(command=["python", "benchmarks/private.py", *map(_public, sys.argv[1:])]),
         "threads": {"client": options.threads, "server": max(1, options.threads // 2)},
         "workers_per_party": options.workers,
         "seeds": {"weights": 0, "calibration": 1, "images": 2},
@@ -115,9 +127,47 @@ def main() -> int:
 
 def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Path:
     """Write server's and client's file of a case, and what it is; an earlier one is taken as it is."""
-    folder = options.work / re.sub(r"\W+", "-", f"{options.network}-{options.input}-{name}")
+    folder = options.work / re.sub(r"\W+", "-", f"{options.name or options.network}-{options.input}-{name}")
     if (folder / "about.json").exists():
         return folder
+    images = smooth(64, size, seed=1)
+    if name in options.saved:
+        network, recipe = load_network(options.saved[name])
+        about = About(name, recipe.relus, tuple(recipe.classes), tuple(recipe.mean), tuple(recipe.std))
+        label = recipe.candidate.label if recipe.candidate else "full"
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (recipe.mean, recipe.std))
+        images = (images * 0.5 + 0.5 - mean) / std
+    else:
+        network, label = untrained(options, name, size, images)
+        half = tuple([0.5] * size[0])
+        about = About(f"{options.network} {name}", 0, tuple(map(str, range(options.classes))), half, half)
+    begin = time.perf_counter()
+    program = make_program(network.eval(), images)
+    public = program.public
+    model = make_model(program, replace(about, relus=public.relus))
+    save_model(model, folder)
+    write_about(folder, model, program, label, time.perf_counter() - begin)
+    return folder
+
+
+def saved(text: str) -> tuple[str, Path]:
+    """Read LABEL=FOLDER."""
+    label, _, folder = text.partition("=")
+    if not (label and (Path(folder) / "recipe.json").is_file()):
+        raise argparse.ArgumentTypeError(f"{text!r}: LABEL=FOLDER, a folder with recipe.json")
+    return label, Path(folder)
+
+
+def _public(word: str) -> str:
+    """Leave out folders of this machine."""
+    label, equals, folder = word.partition("=")
+    return f"{label}={Path(folder).parent.name}/{Path(folder).name}" if equals else word
+
+
+def untrained(
+    options: argparse.Namespace, name: str, size: tuple[int, ...], images: torch.Tensor
+) -> tuple[torch.nn.Module, str]:
+    """Return the network of a case with random weights, and what it keeps."""
     torch.manual_seed(0)
     spec = NetworkSpec(name=options.network, input=size, classes=options.classes)
     base = make_base(spec, None)
@@ -128,20 +178,18 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
         else Candidate(**{**reduction, "keep": tuple(reduction["keep"])})
     )
     network = build_candidate(base, candidate)
-    images = smooth(64, size, seed=1)
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
                 module.reset_running_stats()
         network.train()(images)
-    begin = time.perf_counter()
-    program = make_program(network.eval(), images)
+    return network, candidate.label if reduction else "full"
+
+
+def write_about(folder: Path, model: ServerModel, program: Program, label: str, seconds: float) -> None:
+    """Write what a case is, beside its files: the mark that it is complete."""
     public = program.public
-    half = tuple([0.5] * size[0])
-    about = About(f"{options.network} {name}", public.relus, tuple(map(str, range(options.classes))), half, half)
-    model = make_model(program, about)
-    save_model(model, folder)
     layout = model.client.layout
     kinds: dict[str, int] = {}
     for unit in layout.units:
@@ -149,7 +197,7 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
         kinds[kind] = kinds.get(kind, 0) + unit.instances
     assert program.report is not None
     content = {
-        "candidate": candidate.label if reduction else "full",
+        "candidate": label,
         "relus": public.relus,
         "circuits": kinds,
         "and_gates": sum(unit.instances * unit.circuit.and_gates for unit in layout.units),
@@ -160,11 +208,10 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
         "parameters": [[one.ring_bits, list(one.prime_bits)] for one in layout.parameters],
         "ciphertexts": [sum(j.plan.plan.requests for j in layout.jobs), sum(j.plan.plan.answers for j in layout.jobs)],
         "agreement": vars(program.report.agreement),
-        "program_seconds": time.perf_counter() - begin,
+        "program_seconds": seconds,
         "delphi_online_seconds": delphi_online_seconds(public.relus, public.macs),
     }
     (folder / "about.json").write_text(json.dumps(content))
-    return folder
 
 
 def smooth(count: int, size: tuple[int, ...], *, seed: int) -> torch.Tensor:
