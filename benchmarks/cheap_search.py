@@ -106,7 +106,12 @@ def search(options: argparse.Namespace, data: deepreduce.Dataset, rank_epochs: i
     settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds)
     if rank_epochs is not None:
         settings = replace(settings, seeds=1, rank_epochs=rank_epochs)
-        for part in ("run.json", "teacher", "candidate"):
+        for part in (
+            "run.json",
+            "teacher",
+            "candidate",
+            "test.json",
+        ):  # what was read of the test set is not read again
             if not (folder / part).exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 copy = shutil.copytree if (full / part).is_dir() else shutil.copyfile
