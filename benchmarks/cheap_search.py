@@ -5,7 +5,8 @@ runs with `--rank-epochs` in a folder of its own, from the same teacher: critica
 short trainings; candidates that are trained in full already are not trained again. Reported, on held-out images: the
 rank correlation of the short training with the full schedule, which networks of the full front are dropped, how far
 what is left lies below the front, and what the search cost. To hold it against: the ReLU count alone, and one seed of
-the full schedule against another. Small networks are worse anyway, so the correlation at a fixed count is given too.
+the full schedule in place of the ranking. Small networks are worse anyway, so the correlation at a fixed count is given
+too.
 
     python benchmarks/cheap_search.py --data uoft-cs/cifar100 --out runs/cheap_search --epochs 200 --rank-epochs 10,20
 
@@ -34,6 +35,7 @@ from deepreduce._files import write_json
 from deepreduce.cli._console import Watcher
 from deepreduce.reduction import pareto_front
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig
+from deepreduce.training.ranking import dropped
 
 Accuracies = Mapping[str, float]
 """On held-out images, by id of the candidate, in [0, 1]."""
@@ -77,9 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
         "full": {
             "seconds": spent(full["candidates"]),
             "front": sorted(front_of(means(runs), relus_of(full))),
-            "between_seeds": between_seeds(runs, relus_of(full)),
+            "between_seeds": between_seeds(runs, relus_of(full), full["data"]["validation"]),
             "by_relus": correlation(relus_of(full), means(runs), relus_of(full)),
-            "finals_by_relus": finals(relus_of(full), means(runs), relus_of(full)),
+            "finals_by_relus": finals(None, means(runs), relus_of(full), 1, stages=len(full["criticality"])),
         },
         "candidates": [
             {name: entry[name] for name in ("id", "label", "relus", "epochs", "seconds")}
@@ -113,9 +115,11 @@ def search(options: argparse.Namespace, data: deepreduce.Dataset, rank_epochs: i
             "test.json",
         ):  # what was read of the test set is not read again
             if not (folder / part).exists():
+                shutil.rmtree(folder / f".{part}", ignore_errors=True)  # of a copy that was cut off
                 folder.mkdir(parents=True, exist_ok=True)
                 copy = shutil.copytree if (full / part).is_dir() else shutil.copyfile
-                copy(full / part, folder / part)
+                copy(full / part, folder / f".{part}")
+                (folder / f".{part}").rename(folder / part)
     running = RunOptions(workers=options.workers, threads=options.threads)
     with Watcher() as watcher:
         front = deepreduce.reduce(
@@ -157,7 +161,7 @@ def correlation(a: Mapping[str, float], b: Mapping[str, float], relus: Mapping[s
     told = len(set(left)) > 1 and len(set(right)) > 1
     xy, xz, yz = (_spearman(*pair) for pair in ((left, right), (left, counts), (right, counts)))
     partial = None
-    if xy is not None and xz is not None and yz is not None and max(abs(xz), abs(yz)) < 1:
+    if xy is not None and xz is not None and yz is not None and max(abs(xz), abs(yz)) < 1 - 1e-9:
         partial = (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
     return {
         "candidates": len(shared),
@@ -171,13 +175,22 @@ def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(stats.spearmanr(a, b).statistic) if len(set(a)) > 1 and len(set(b)) > 1 else None
 
 
-def between_seeds(runs: Mapping[str, Sequence[float]], relus: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return how well one seed of the full schedule predicts another: no short training can be asked for more."""
+def between_seeds(runs: Mapping[str, Sequence[float]], relus: Mapping[str, int], n: int) -> list[dict[str, Any]]:
+    """Return what one seed of the full schedule would do as the ranking for another.
+
+    Args:
+        runs: accuracies by id, one per seed.
+        relus: of every candidate.
+        n: held-out images.
+    """
     count = min(len(values) for values in runs.values())
     found = []
-    for first, second in itertools.combinations(range(count), 2):
+    for first, second in itertools.permutations(range(count), 2):
         a, b = ({name: values[seed] for name, values in runs.items()} for seed in (first, second))
-        found.append({"seeds": [first, second], **correlation(a, b, relus), **missed(front_of(a, relus), b, relus)})
+        kept = set(relus) - set(dropped(a, relus, n))
+        found.append(
+            {"seeds": [first, second], "kept": len(kept), **correlation(a, b, relus), **missed(kept, b, relus)}
+        )
     return found
 
 
@@ -193,7 +206,7 @@ def missed(kept: set[str], accuracy: Accuracies, relus: Mapping[str, int]) -> di
         `front_found`: the share of the front that is kept; `mean_loss` and `largest_loss`: how many points the best
         kept network lies below a network of the front, at its ReLU count.
     """
-    wanted = front_of(accuracy, relus)
+    wanted, kept = front_of(accuracy, relus), kept & accuracy.keys()
     losses = [
         max(0.0, accuracy[name] - max((accuracy[k] for k in kept if relus[k] <= relus[name]), default=0.0))
         for name in wanted
@@ -205,26 +218,59 @@ def missed(kept: set[str], accuracy: Accuracies, relus: Mapping[str, int]) -> di
     }
 
 
-def finals(ranked: Accuracies, accuracy: Accuracies, relus: Mapping[str, int], most: int = 3) -> list[dict[str, float]]:
-    """Say what is lost where only so many finalists are trained in full, with every ReLU count as the budget.
+def finals(
+    ranked: Accuracies | None,
+    accuracy: Accuracies,
+    relus: Mapping[str, int],
+    n: int,
+    share: float = 0.0,
+    stages: int = 0,
+    most: int = 3,
+) -> list[dict[str, float]]:
+    """Say what is lost, and saved, where only so many finalists are trained in full.
+
+    Every candidate's ReLU count is a budget once, where there are more candidates within it than finalists.
 
     Args:
-        ranked: accuracies of the ranking; for the ReLU count alone, the counts.
+        ranked: accuracies of the ranking; None takes the largest networks, without any ranking.
         accuracy: of the full schedule.
-        relus: of every candidate.
+        relus: of the same candidates.
+        n: held-out images of the ranking.
+        share: the epochs of the ranking as a share of the full schedule.
+        stages: networks that measure criticality.
         most: finalists.
 
     Returns:
-        For 1 finalist, 2, and so on: `finalists`, and `mean_loss` and `largest_loss` over the budgets, in points.
+        For 1 finalist, 2, and so on: `finalists`, `budgets` (how many), `mean_loss` and `largest_loss` over them in
+        points, `mean_cost` and `largest_cost` against a search without ranking within the same budget.
     """
     found = []
     for count in range(1, most + 1):
-        losses = []
+        losses, costs = [], []
         for budget in relus.values():
-            within = sorted((name for name in accuracy if relus[name] <= budget), key=lambda n: (-ranked[n], relus[n]))
-            best, chosen = (max(accuracy[name] for name in names) for names in (within, within[:count]))
-            losses.append(100 * (best - chosen))
-        found.append({"finalists": count, "mean_loss": statistics.fmean(losses), "largest_loss": max(losses)})
+            within = {name: relus[name] for name in accuracy if relus[name] <= budget}
+            if len(within) <= count:
+                continue
+            if ranked is None:
+                chosen = sorted(within, key=lambda name: -within[name])[:count]
+            else:
+                short = {name: ranked[name] for name in within}
+                chosen = [name for name in within if name not in dropped(short, within, n, finalists=count)]
+            best, reached = (max(accuracy[name] for name in names) for names in (within, chosen))
+            losses.append(100 * (best - reached))
+            whole = stages + len(within)
+            trained = stages if ranked is None else whole * share
+            costs.append((trained + len(chosen)) / whole)
+        found.append(
+            {
+                "finalists": count,
+                "budgets": len(losses),
+                "mean_loss": statistics.fmean(losses),
+                "largest_loss": max(losses),
+                "mean_cost": statistics.fmean(costs),
+                "largest_cost": max(costs),
+            }
+        )
     return found
 
 
@@ -256,10 +302,9 @@ def compare(cheap: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
         **correlation(ranking, accuracy, relus),
         "kept": sorted(kept),
         "ranking": ranking,
-        "finals": [
-            {**final, "cost": ((before + len(rows)) * epochs + final["finalists"] * whole) / all_epochs}
-            for final in finals(ranking, shared, {name: relus[name] for name in shared})
-        ],
+        "finals": finals(
+            ranking, shared, {name: relus[name] for name in shared}, full["data"]["validation"], epochs / whole, before
+        ),
         **missed(kept, known, sizes),
     }
 
@@ -281,14 +326,17 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"{candidate['relus']:>9,}  {accuracy:>10.2f}{mark}{cells}  {candidate['label']}")
     lines.append(f"the ReLU count alone: {_agreement(full['by_relus'])}")
     for found in full["between_seeds"]:
-        lines.append(f"seed {found['seeds'][0]} against seed {found['seeds'][1]}: {_quality(found)}")
+        first, second = found["seeds"]
+        lines.append(f"seed {first} as the ranking for seed {second}: {found['kept']} kept, {_quality(found)}")
     for found in searches:
         lines.append(
             f"{found['rank_epochs']} epochs: {found['cost']:.0%} of the cost ({found['cost_with_front']:.0%} with the "
             f"training of the {len(found['kept'])} kept in full), {_quality(found)}"
         )
-        lines += [f"    finalists {f['finalists']}: {f['cost']:.0%} of the cost, {_losses(f)}" for f in found["finals"]]
-    lines += [f"the largest {f['finalists']} within the budget: {_losses(f)}" for f in full["finals_by_relus"]]
+        lines += [f"    finalists {f['finalists']}: {_losses(f)}" for f in found["finals"]]
+    lines += [
+        f"no ranking, the largest {f['finalists']} within the budget: {_losses(f)}" for f in full["finals_by_relus"]
+    ]
     return "\n".join(lines)
 
 
@@ -304,7 +352,9 @@ def _quality(found: dict[str, Any]) -> str:
 
 
 def _losses(found: dict[str, float]) -> str:
-    return f"{found['mean_loss']:.2f} points below the best within the budget, {found['largest_loss']:.2f} at most"
+    cost = f"{found['mean_cost']:.0%} of the cost, {found['largest_cost']:.0%} at most"
+    below = f"{found['mean_loss']:.2f} points below the best within the budget, {found['largest_loss']:.2f} at most"
+    return f"{cost}, {below} ({found['budgets']} budgets)"
 
 
 if __name__ == "__main__":

@@ -40,20 +40,27 @@ def test_what_a_search_misses() -> None:
     assert missed({"d"}, FULL, RELUS)["largest_loss"] == pytest.approx(80.0)  # nothing as small is left
 
 
-def test_one_seed_against_another() -> None:
+def test_one_seed_in_place_of_the_ranking() -> None:
     runs = {"a": [0.5, 0.6], "b": [0.7, 0.7], "c": [0.6, 0.8], "d": [0.9, 0.9]}
-    (found,) = between_seeds(runs, RELUS)
-    assert found["seeds"] == [0, 1] and found["spearman"] == pytest.approx(0.8)
-    assert found["front_found"] == pytest.approx(2 / 3) and found["largest_loss"] == pytest.approx(10.0)
+    first, second = between_seeds(runs, RELUS, 10**6)
+    assert first["seeds"] == [0, 1] and first["spearman"] == pytest.approx(0.8) and first["kept"] == 3
+    assert first["front_found"] == pytest.approx(2 / 3) and first["largest_loss"] == pytest.approx(10.0)
+    assert second["seeds"] == [1, 0] and between_seeds(runs, RELUS, 10)[0]["kept"] == 4  # ten images tell nothing apart
 
 
 def test_finalists_within_every_budget() -> None:
-    # Budgets 10, 20, 20, 40: the ranking picks a, c, c, d; the best are a, b, b, b.
+    # Budgets 20, 20, 40 (within 10 there is one candidate): the ranking picks c, c, d; the best are b, b, b.
     ranked = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
-    one, two, three = finals(ranked, FULL, RELUS)
-    assert one["mean_loss"] == pytest.approx((0 + 5 + 5 + 2) / 4) and one["largest_loss"] == pytest.approx(5)
-    assert two["mean_loss"] == pytest.approx((0 + 0 + 0 + 2) / 4) and two["finalists"] == 2
-    assert three["largest_loss"] == 0
+    one, two, three = finals(ranked, FULL, RELUS, 10, 0.1, 2)
+    assert one["mean_loss"] == pytest.approx((5 + 5 + 2) / 3) and one["largest_loss"] == pytest.approx(5)
+    assert one["mean_cost"] == pytest.approx((2 * (0.5 + 1) / 5 + (0.6 + 1) / 6) / 3) and one["budgets"] == 3
+    assert two["mean_loss"] == pytest.approx((0 + 0 + 2) / 3) and two["finalists"] == 2
+    assert three["largest_loss"] == 0 and three["budgets"] == 1
+    (largest, *_) = finals(None, FULL, RELUS, 1, stages=2)
+    assert largest["mean_loss"] == pytest.approx((0 + 0 + 2) / 3)
+    assert largest["largest_cost"] == pytest.approx(3 / 5)
+    # What is clearly below a smaller network is no finalist, however many may go on.
+    assert finals(ranked | {"b": 0.0}, FULL, RELUS, 10**6)[1]["largest_loss"] == pytest.approx(5)
 
 
 def entry(name: str, accuracy: float | None) -> dict[str, Any]:
@@ -71,6 +78,7 @@ def test_a_cheap_search_against_the_full_one() -> None:
     full = {
         "criticality": stages,
         "settings": {"epochs": 20},
+        "data": {"validation": 100},
         "candidates": [entry(name, accuracy) for name, accuracy in FULL.items()],
     }
     short = {"a": 0.3, "b": 0.5, "c": 0.2, "d": 0.55}
@@ -85,7 +93,7 @@ def test_a_cheap_search_against_the_full_one() -> None:
     }
     found = compare(cheap, full)
     assert found["cost"] == 0.1 and found["cost_with_front"] == 0.1 + 3 * 20 / (6 * 20)
-    assert [final["cost"] for final in found["finals"]] == pytest.approx([0.1 + n / 6 for n in (1, 2, 3)])
+    assert found["finals"][2]["largest_cost"] == pytest.approx(0.1 + 3 / 6)
     assert found["same_order_of_culling"] and found["kept"] == ["a", "b", "d"] and found["seconds"] == 6.0
     assert found["spearman"] == pytest.approx(0.6) and found["front_found"] == 1.0
 

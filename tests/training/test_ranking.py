@@ -34,7 +34,7 @@ def test_example_short_trainings_choose_who_is_trained_in_full(
 ) -> None:
     front = front_of(context, ranked, progress=watch)
     phases = [phase[0][0].split("/")[0] for phase in watch.begun]
-    assert phases == ["teacher", "criticality", "ranking", "candidate"]
+    assert phases == ["teacher", "criticality", "ranking-1", "candidate"]
     entries = {entry["id"]: entry for entry in front.content["candidates"]}
     rows = front.content["ranking"]
     assert {row["id"] for row in rows} == set(entries) and any(row["kept"] for row in rows)
@@ -57,6 +57,22 @@ def test_kept_candidates_are_those_of_a_full_search(context: Context, ranked: Se
     assert kept and all(entry["validation"] == everything[entry["id"]]["validation"] for entry in kept)
 
 
+def test_rankings_of_several_lengths_share_a_folder_but_criticality_is_measured_once(
+    context: Context, ranked: SearchSettings
+) -> None:
+    from deepreduce.errors import RunError
+
+    front_of(context, ranked)
+    with pytest.raises(RunError, match="--criticality-epochs 1 to keep"):
+        search(context, replace(ranked, rank_epochs=2))
+    longer = front_of(context, replace(ranked, rank_epochs=2, criticality_epochs=1))
+    assert (
+        longer.content["ranking"]
+        and (context.folder / "ranking-2").is_dir()
+        and (context.folder / "ranking-1").is_dir()
+    )
+
+
 def test_a_second_run_trains_nothing(context: Context, ranked: SearchSettings, watch: Any, monkeypatch: Any) -> None:
     first = front_of(context, ranked)
     monkeypatch.setattr("deepreduce.training.jobs.train", None)
@@ -68,8 +84,8 @@ def test_a_candidate_whose_short_training_fails_is_skipped(
     context: Context, ranked: SearchSettings, monkeypatch: Any
 ) -> None:
     front_of(replace(context, folder=context.folder.with_name("whole")), ranked)
-    place = next((context.folder.with_name("whole") / "ranking").iterdir())
-    poison(monkeypatch, f"ranking/{place.name}/seed0")
+    place = next((context.folder.with_name("whole") / "ranking-1").iterdir())
+    poison(monkeypatch, f"ranking-1/{place.name}/seed0")
     content = front_of(context, ranked).content
     entry = next(e for e in content["candidates"] if e["id"] == place.name)
     assert entry["status"] == "skipped" and "short training failed" in entry["reason"] and "finite" in entry["reason"]
@@ -80,7 +96,7 @@ def test_a_ranking_that_fails_altogether_ends_the_run(
     context: Context, ranked: SearchSettings, monkeypatch: Any
 ) -> None:
     front_of(replace(context, folder=context.folder.with_name("whole")), ranked)
-    places = [f"ranking/{p.name}/seed0" for p in (context.folder.with_name("whole") / "ranking").iterdir()]
+    places = [f"ranking-1/{p.name}/seed0" for p in (context.folder.with_name("whole") / "ranking-1").iterdir()]
     poison(monkeypatch, *places)
     with pytest.raises(TrainingError, match=r"could be ranked.*finite"):
         search(context, ranked)
@@ -92,10 +108,13 @@ def test_the_plan_counts_short_trainings_and_says_what_it_does_not_know(
     monkeypatch.setattr("deepreduce.training.estimate._MEASURE_SECONDS", 0.02)
     before = plan(context, ranked)
     kinds = [job["kind"] for job in before["jobs"]]
-    assert kinds.count("ranking") == kinds.count("candidate") == 5 and "most that it can take" in before["note"]
+    assert kinds.count("ranking") == kinds.count("candidate") == 5 and "all are counted" in before["note"]
+    few = plan(context, replace(ranked, budget=600, finalists=1))
+    todo = [job for job in few["jobs"] if job["kind"] == "candidate" and job["status"] == "to do"]
+    assert len(todo) == 1 and "largest are counted" in few["note"]
     content = front_of(context, ranked).content
     after = plan(context, ranked)
-    assert after["hours"] == 0 and "most that it can take" not in after["note"]
+    assert after["hours"] == 0 and "are counted" not in after["note"]
     dropped = {row["id"] for row in content["ranking"] if not row["kept"]}
     assert {job["id"] for job in after["jobs"] if job["status"] == "skipped"} == dropped
 
@@ -103,9 +122,10 @@ def test_the_plan_counts_short_trainings_and_says_what_it_does_not_know(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rank_epochs": 0}, "Rank_epochs must be from 1"),
+        ({"rank_epochs": 0}, "Rank_epochs must be at least 1"),
         ({"rank_epochs": 3}, "below the full schedule"),
-        ({"rank_epochs": 1, "method": "snl"}, "proposes candidates"),
+        ({"rank_epochs": 1, "method": "snl"}, "proposes candidates to choose from"),
+        ({"rank_epochs": 1, "method": "channel-pruning"}, "proposes candidates to choose from"),
         ({"finalists": 0, "budget": 500}, "Finalists must be at least 1"),
         ({"finalists": 2}, "without a budget"),
         ({"finalists": 2, "budget": 500, "rank_epochs": None}, "without a ranking"),

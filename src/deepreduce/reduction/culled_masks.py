@@ -44,12 +44,12 @@ class CulledMasks(MaskFinder):
     def begin_epoch(self, epoch: int, survey: Survey) -> None:
         """Choose the masks; there is nothing else to this search."""
         worth = importance(survey)
-        left = choose(worth, self.room_for(), "layer")
-        behind = 1 + sum(
-            float(np.ptp(value)) + abs(float(value.max())) for value in worth.values()
-        )  # more than any worth
-        scores = {name: np.where(left[name], value, value - behind) for name, value in worth.items()}
-        set_masks(self.slopes, choose(scores, self.order.budget, self.order.granularity))
+        budget, granularity = self.order.budget, self.order.granularity
+        if granularity != "layer":  # where whole layers stay, the best of them that fit are the answer
+            left = choose(worth, self.room_for(), "layer")
+            span = 1 + max(float(value.max()) for value in worth.values()) - min(float(v.min()) for v in worth.values())
+            worth = {name: np.where(left[name], value, value - span) for name, value in worth.items()}
+        set_masks(self.slopes, choose(worth, budget, granularity))
 
     def room_for(self) -> int:
         """Return how many ReLUs the layers that are left may have: those of one layer at least."""

@@ -57,7 +57,7 @@ class ReLUPruner(MaskFinder):
         set_masks(self.slopes, {name: chosen[name] & mask for name, mask in current.items()})
         self.step = 0
         self.goals = {name: slope.alpha.clone() for name, slope in self.slopes.items()}
-        self.leaving = {name: before[name] - goal for name, goal in self.goals.items()}
+        self.leaving = {name: before[name] - kept_slopes for name, kept_slopes in self.goals.items()}
         self._fade()
 
     def after_step(self) -> None:

@@ -152,11 +152,12 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
     proposals = propose(base, criticality, settings) + weigh(base, known)
     ranking = ranking_jobs(proposals, settings)
     ranked = [(job, metrics, None) for job in ranking if (metrics := folder.metrics(job)) is not None]
-    finished.update({job.place: metrics for job, metrics, _ in ranked})
     if ranking and len(ranked) == len(ranking):
         proposals, _ = rank(ranked, proposals, settings)
     elif ranking:
-        note += " Which candidates the ranking drops is not known yet: these hours are the most that it can take."
+        note += " Which candidates the ranking drops is not known yet: "
+        note += "all are counted." if settings.finalists is None else "the largest are counted as the finalists."
+        proposals = _largest(proposals, settings.finalists)
     candidates = candidate_jobs(proposals, settings) + awaited_jobs(awaited, settings)
     clock = Clock(context)
     rows: dict[str, dict[str, Any]] = {}
@@ -179,6 +180,14 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
         "workers": options.workers,
         "note": note,
     }
+
+
+def _largest(proposals: tuple[Proposal, ...], finalists: int | None) -> tuple[Proposal, ...]:
+    """Stand in for the finalists of a ranking that is still to be done: skip all but those of most MACs."""
+    macs = {p.candidate.id: p.census.macs for p in proposals if not p.reason and p.census is not None}
+    others = sorted(macs, key=lambda name: -macs[name])[len(macs) if finalists is None else finalists :]
+    reason = f"the ranking will leave {finalists}"
+    return tuple(replace(p, reason=reason) if p.candidate.id in others else p for p in proposals)
 
 
 def _wall_clock(jobs: Sequence[float], workers: int) -> float:

@@ -77,8 +77,11 @@ class Job:
     @property
     def place(self) -> str:
         """Folder within the run folder."""
-        name = "teacher" if self.kind == "teacher" else f"{self.kind}/{self.id}"
-        return f"{name}/seed{self.seed}"
+        if self.kind == "teacher":
+            return f"teacher/seed{self.seed}"
+        # Rankings of different lengths stand side by side.
+        kind = f"ranking-{self.config.epochs}" if self.kind == "ranking" else self.kind
+        return f"{kind}/{self.id}/seed{self.seed}"
 
     @property
     def label(self) -> str:

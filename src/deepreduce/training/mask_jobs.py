@@ -19,7 +19,7 @@ from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, 
 from .loop import count_correct
 from .mask_search import MaskSearch
 
-FORMAT, VERSION = "deepreduce.masks", 1
+FORMAT, VERSION = "deepreduce.masks", 2  # 1: found by other algorithms under the same names
 
 
 def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:

@@ -16,6 +16,7 @@ from ..reduction import (
     census_of,
     criticality_candidates,
     kept_layers,
+    method,
     smallest_budget,
 )
 from .jobs import Job
@@ -184,4 +185,7 @@ def job_work(job: Job, base: Base, images: int) -> float:
     """Estimate the MACs of a job: forward and backward cost three forward passes, the teacher one more."""
     macs = base.census.macs if job.candidate is None else census_of(base, job.candidate).macs
     teaching = base.census.macs if job.teaches else 0
-    return float((3 * macs + teaching) * images * job.epochs)
+    finder = None if job.masks is None else method(job.masks.method).finder
+    # Masks that are found without training take one look at some images.
+    seen = images * job.epochs if finder is None or finder.trains else min(images, finder.survey_images)
+    return float((3 * macs + teaching) * seen)

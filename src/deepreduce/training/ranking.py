@@ -66,33 +66,52 @@ def short_list(
         accuracy: after the short training, in [0, 1], by id; of those that were ranked.
         n: held-out images that it was measured on.
         failures: of the short trainings that failed, why, by id.
-        finalists: how many go on at most, the most accurate ones; of equal ones those with fewer ReLUs.
+        finalists: see `dropped`.
 
     Returns:
         The proposals, in their order.
     """
     relus = {p.candidate.id: p.census.relus for p in proposals if p.candidate.id in accuracy and p.census is not None}
     labels = {p.candidate.id: p.candidate.label for p in proposals}
+    beaten = dropped(accuracy, relus, n, finalists=finalists)
     found = []
     for proposal in proposals:
         name, reason = proposal.candidate.id, proposal.reason
         if name in failures:
             reason = f"its short training failed: {failures[name]}"
-        elif name in relus:
-            rivals = [other for other in relus if other != name and relus[other] <= relus[name]]
-            best = max(rivals, key=lambda other: accuracy[other], default=name)
-            if accuracy[best] - accuracy[name] > tolerance(accuracy[best], accuracy[name], n):
-                reason = (
-                    f"ranked {100 * (accuracy[best] - accuracy[name]):.1f} points below {labels[best]}, which has no "
-                    "more ReLUs"
-                )
+        elif name in beaten and beaten[name] is None:
+            reason = f"ranked behind the best {finalists}"
+        elif name in beaten:
+            best = str(beaten[name])
+            points = 100 * (accuracy[best] - accuracy[name])
+            reason = f"ranked {points:.1f} points below {labels[best]}, which has no more ReLUs"
         found.append(replace(proposal, reason=reason))
-    left = [p.candidate.id for p in found if not p.reason and p.candidate.id in relus]
-    behind = sorted(left, key=lambda name: (-accuracy[name], relus[name]))[
-        len(left) if finalists is None else finalists :
-    ]
-    reason = f"ranked behind {finalists} finalists"
-    return tuple(replace(p, reason=reason) if p.candidate.id in behind else p for p in found)
+    return tuple(found)
+
+
+def dropped(
+    accuracy: Mapping[str, float], relus: Mapping[str, int], n: int, *, finalists: int | None = None
+) -> dict[str, str | None]:
+    """Say which candidates a ranking drops, and for whom.
+
+    Args:
+        accuracy: after the short training, in [0, 1], by id.
+        relus: of the same candidates.
+        n: held-out images that the accuracy was measured on.
+        finalists: how many go on at most, the most accurate ones; of equal ones those with fewer ReLUs.
+
+    Returns:
+        By id: the best network with no more ReLUs, which is better by more than the `tolerance`; None for those behind
+        the finalists.
+    """
+    found: dict[str, str | None] = {}
+    for name in relus:
+        rivals = [other for other in relus if other != name and relus[other] <= relus[name]]
+        best = max(rivals, key=lambda other: accuracy[other], default=name)
+        if accuracy[best] - accuracy[name] > tolerance(accuracy[best], accuracy[name], n):
+            found[name] = best
+    left = sorted((name for name in relus if name not in found), key=lambda name: (-accuracy[name], relus[name]))
+    return found | dict.fromkeys(left[len(left) if finalists is None else finalists :])
 
 
 def tolerance(a: float, b: float, n: int) -> float:

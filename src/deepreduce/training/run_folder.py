@@ -165,11 +165,14 @@ class RunFolder:
         if job.kind == "teacher":  # it may have been trained on its own, for longer
             self._note(f"the teacher of seed {job.seed} is taken as it was trained: {different}")
             return
+        remedy = "repeat the settings of the first command, or use another folder for --out"
+        if job.kind == "criticality" and theirs.get("epochs") != mine["epochs"]:
+            remedy = f"give --criticality-epochs {theirs.get('epochs')} to keep what is measured, or use another folder"
         raise RunError(
             problem(
                 "networks of one run are trained alike",
                 got=different,
-                remedy="repeat the settings of the first command, or use another folder for --out",
+                remedy=remedy,
                 where=folder,
             )
         )

@@ -63,6 +63,15 @@ class SearchSettings:
         """
         reducer = method(self.method)
         check_granularity(self.granularity)
+        if self.rank_epochs is not None and not reducer.needs_criticality:
+            raise UsageError(
+                problem(
+                    "ranking belongs to a method that proposes candidates to choose from",
+                    got=f"rank_epochs {self.rank_epochs} for {self.method}, which makes one network for each budget",
+                    remedy="leave it out, or use --method deepreduce",
+                    where="--rank-epochs",
+                )
+            )
         self.criticality_config()
         self.search_config()
         self.ranking_config()
@@ -78,7 +87,7 @@ class SearchSettings:
                 problem(
                     "finalists are the best of a ranking within a budget",
                     got=f"finalists {self.finalists} without " + ("a ranking" if self.budget else "a budget"),
-                    remedy="give --rank-epochs and --budget too, or leave it out: then the whole front is trained",
+                    remedy="leave it out, or give --rank-epochs and --budget too, with --method deepreduce",
                     where="--finalists",
                 )
             )
@@ -112,15 +121,6 @@ class SearchSettings:
                     where="--search-epochs",
                 )
             )
-        if self.rank_epochs is not None and reducer.propose is None:
-            raise UsageError(
-                problem(
-                    "ranking belongs to a method that proposes candidates",
-                    got=f"rank_epochs {self.rank_epochs} for {self.method}, which makes one network for each budget",
-                    remedy="leave it out, or use --method deepreduce",
-                    where="--rank-epochs",
-                )
-            )
 
     def _searches(self) -> bool:
         finder = self.reducer().finder
@@ -130,8 +130,8 @@ class SearchSettings:
         """Return the training settings of the short trainings that rank candidates; None without ranking."""
         if self.rank_epochs is None:
             return None
-        most = self.training.epochs - 1
-        _check(self, ("rank_epochs", 1 <= self.rank_epochs <= most, f"from 1 to {most:,}, below the full schedule"))
+        fits = 1 <= self.rank_epochs < self.training.epochs
+        _check(self, ("rank_epochs", fits, f"at least 1 and below the full schedule of {self.training.epochs:,}"))
         return replace(self.training, epochs=self.rank_epochs)
 
     def criticality_config(self) -> TrainingConfig:
