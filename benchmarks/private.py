@@ -18,6 +18,7 @@ the data file; the same command continues. Kernel speed is measured beside `open
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -36,6 +37,7 @@ import torch
 from garbling import measure, random_ands
 from link import Relay
 from machine import summary
+from reproduction import public
 
 import deepreduce
 from deepreduce.networks import NetworkSpec
@@ -90,6 +92,8 @@ def main() -> int:
         return play_client(options)
     size = tuple(int(part) for part in options.input.split("x"))
     options.saved = dict(options.saved or [])
+    if options.saved and not options.name:
+        parser.error("--saved needs --name: trained networks have a data file of their own")
     known_cases = list(CASES) if options.network == "resnet18" else ["full"]
     names = list(options.saved) or (options.cases.split(";") if options.cases else known_cases)
     path = options.results / f"private-{options.name or options.network}-{slug()}-{time.strftime('%Y-%m-%d')}.json"
@@ -129,10 +133,15 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
     """Write server's and client's file of a case, and what it is; an earlier one is taken as it is."""
     folder = options.work / re.sub(r"\W+", "-", f"{options.name or options.network}-{options.input}-{name}")
     if (folder / "about.json").exists():
+        was = json.loads((folder / "about.json").read_text()).get("weights_sha256")
+        if name in options.saved and was != weights_of(options.saved[name]):
+            raise SystemExit(f"{name}: {folder} holds another network; give another label, or remove the folder")
         return folder
     images = smooth(64, size, seed=1)
     if name in options.saved:
         network, recipe = load_network(options.saved[name])
+        if recipe.spec.input != size:
+            raise SystemExit(f"{name}: it takes images of {recipe.spec.input}, --input says {size}")
         about = About(name, recipe.relus, tuple(recipe.classes), tuple(recipe.mean), tuple(recipe.std))
         label = recipe.candidate.label if recipe.candidate else "full"
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (recipe.mean, recipe.std))
@@ -146,8 +155,14 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
     public = program.public
     model = make_model(program, replace(about, relus=public.relus))
     save_model(model, folder)
-    write_about(folder, model, program, label, time.perf_counter() - begin)
+    weights = weights_of(options.saved[name]) if name in options.saved else None
+    write_about(folder, model, program, label, weights, time.perf_counter() - begin)
     return folder
+
+
+def weights_of(folder: Path) -> str:
+    """Return the SHA-256 of a saved network's weights."""
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def saved(text: str) -> tuple[str, Path]:
@@ -160,8 +175,10 @@ def saved(text: str) -> tuple[str, Path]:
 
 def _public(word: str) -> str:
     """Leave out folders of this machine."""
-    label, equals, folder = word.partition("=")
-    return f"{label}={Path(folder).parent.name}/{Path(folder).name}" if equals else word
+    label, equals, folder = word.removeprefix("--saved=").partition("=")
+    if (equals and not word.startswith("--")) or word.startswith("--saved="):
+        return f"{label}={Path(folder).parent.name}/{Path(folder).name}"
+    return public(word)
 
 
 def untrained(
@@ -187,7 +204,9 @@ def untrained(
     return network, candidate.label if reduction else "full"
 
 
-def write_about(folder: Path, model: ServerModel, program: Program, label: str, seconds: float) -> None:
+def write_about(
+    folder: Path, model: ServerModel, program: Program, label: str, weights: str | None, seconds: float
+) -> None:
     """Write what a case is, beside its files: the mark that it is complete."""
     public = program.public
     layout = model.client.layout
@@ -198,6 +217,7 @@ def write_about(folder: Path, model: ServerModel, program: Program, label: str, 
     assert program.report is not None
     content = {
         "candidate": label,
+        "weights_sha256": weights,
         "relus": public.relus,
         "circuits": kinds,
         "and_gates": sum(unit.instances * unit.circuit.and_gates for unit in layout.units),

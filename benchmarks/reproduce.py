@@ -212,13 +212,14 @@ def settings_for(
     if not budgets:
         return None
     own = replace(settings, method=name, budget=max(budgets), budgets=budgets)
+    if not reducer.finds_masks:
+        return own
+    own = replace(own, granularity=options.granularity)
     if reducer.finder is None:
         return own
-    if not reducer.finder.trains:
-        return replace(own, granularity=options.granularity)
     search = min(options.epochs - 1, max(1, round(options.search_share * options.epochs)))
     training = replace(settings.training, epochs=options.epochs - search)
-    return replace(own, training=training, search_epochs=search, granularity=options.granularity)
+    return replace(own, training=training, search_epochs=search)
 
 
 def published_candidates(

@@ -115,47 +115,55 @@ def _best(found: list[tuple[Json, Json]], relus: float) -> Json | None:
 
 
 def versus(fronts: list[Json]) -> list[Json]:
-    """Hold our method against every other one, network by network of the same size.
+    """Hold our method against every other one of the same run, network by network of the same size.
 
-    Networks with the same seed are pairs: of each method's networks those are compared for which ours has one of no
-    more ReLUs, and at most 3 % fewer.
+    Of each method's networks those are compared for which ours has one of no more ReLUs, and at most 3 % fewer.
 
     Returns:
-        For each base network and method: `rows[]{relus, ours, other}` (test accuracies in %, one per seed), and over
-        all pairs `difference` (ours minus theirs, in points), `low` and `high` (95 % interval by Student's t; null
-        for a single pair), and `pairs`. The interval covers training by chance, not the choice of test images.
+        For each base network and method: `rows[]{relus, ours, other}` (test accuracies in %, one per seed),
+        `difference` (ours minus theirs, in points, mean over rows and seeds), `low` and `high` (its 95 % interval, by
+        Student's t over the seeds' means; null for one seed), and `seeds`. Masks and the distilling teacher are the
+        same for all seeds: the interval covers the chance in training the networks, not that in finding the masks, nor
+        the choice of test images.
     """
     found = []
     for front in fronts:
-        own = next((f for f in fronts if (f["settings"]["method"], f["network"]) == (OURS, front["network"])), None)
-        if own is None or front is own:
+        own = next((f for f in fronts if f["settings"]["method"] == OURS and _same_run(f, front)), None)
+        if own is None or front["settings"]["method"] == OURS:
             continue
         rows = []
         for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
             fitting = [e for e in filter(_tested, own["candidates"]) if 0.97 <= e["relus"] / theirs["relus"] <= 1]
             if fitting:
                 mine = max(fitting, key=lambda e: e["relus"])
-                runs = zip(*(entry["test"]["runs"] for entry in (mine, theirs)), strict=False)
-                pairs = [[100 * accuracy for accuracy in pair] for pair in runs]
-                ours, other = ([pair[side] for pair in pairs] for side in (0, 1))
+                ours, other = ([100 * accuracy for accuracy in entry["test"]["runs"]] for entry in (mine, theirs))
                 rows.append({"relus": theirs["relus"], "ours": ours, "other": other})
-        differences = [a - b for row in rows for a, b in zip(row["ours"], row["other"], strict=True)]
-        if differences:
-            mean, count = statistics.fmean(differences), len(differences)
-            error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else None
-            half = None if error is None else float(stats.t.ppf(0.975, count - 1)) * error
-            found.append(
-                {
-                    "network": front["network"]["name"],
-                    "method": front["settings"]["method"],
-                    "rows": rows,
-                    "difference": mean,
-                    "low": None if half is None else mean - half,
-                    "high": None if half is None else mean + half,
-                    "pairs": count,
-                }
-            )
+        if not rows:
+            continue
+        seeds = min(len(row[side]) for row in rows for side in ("ours", "other"))
+        by_seed = [statistics.fmean(row["ours"][seed] - row["other"][seed] for row in rows) for seed in range(seeds)]
+        mean, half = statistics.fmean(by_seed), None
+        if seeds > 1:
+            half = float(stats.t.ppf(0.975, seeds - 1)) * statistics.stdev(by_seed) / math.sqrt(seeds)
+        found.append(
+            {
+                "network": front["network"]["name"],
+                "method": front["settings"]["method"],
+                "rows": rows,
+                "difference": mean,
+                "low": None if half is None else mean - half,
+                "high": None if half is None else mean + half,
+                "seeds": seeds,
+            }
+        )
     return found
+
+
+def _same_run(front: Json, other: Json) -> bool:
+    """Tell whether two fronts have network, data and teacher in common."""
+    teachers = [[f["teacher"][key] for key in ("relus", "epochs", "validation")] for f in (front, other)]
+    same = front["network"] == other["network"] and front["data"]["fingerprint"] == other["data"]["fingerprint"]
+    return same and teachers[0] == teachers[1]
 
 
 def _tested(entry: Json) -> bool:
@@ -308,7 +316,7 @@ def as_text(content: Json) -> str:
         )
     for against in content["versus"]:
         span = "" if against["low"] is None else f" [{against['low']:+.2f}, {against['high']:+.2f}]"
-        over = f"{against['difference']:+.2f}{span} points over {against['pairs']} pairs"
+        over = f"{against['difference']:+.2f}{span} points over {against['seeds']} seeds"
         lines += ["", f"{against['network']}: {OURS} minus {against['method']}, test images: {over}", ""]
         for row in against["rows"]:
             ours, other = statistics.fmean(row["ours"]), statistics.fmean(row["other"])

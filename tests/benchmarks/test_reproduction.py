@@ -69,17 +69,16 @@ def test_ours_is_held_against_each_method_seed_by_seed() -> None:
         front("senet", entry("g", 5000, 0.7, 0.7)),
         front("published", entry("h", 500, 0.7, 0.55)),
     ]  # fmt: skip
-    content, text = reproduction(load_published(), fronts, [])
+    elsewhere = {**front("snl", entry("i", 500, 0.7, 0.1)), "teacher": entry("teacher", 1, 0.1, 0.1)}
+    content, text = reproduction(load_published(), [*fronts, elsewhere], [])
     snl, published = content["versus"]  # senet has no network of a size that ours has
     assert [row["relus"] for row in snl["rows"]] == [1000, 500]
     assert snl["rows"][0]["ours"] == pytest.approx([73, 73]) and snl["rows"][0]["other"] == pytest.approx([70, 72])
-    # Differences 3, 1, 3, 1: mean 2, standard error 1 / sqrt(3), Student's t for 3 degrees of freedom 3.182.
-    assert snl["difference"] == pytest.approx(2) and snl["pairs"] == 4
-    assert snl["high"] - 2 == pytest.approx(3.182446 / 3**0.5, rel=1e-5) and snl["low"] == pytest.approx(
-        4 - snl["high"]
-    )
+    # Seed 0 differs by 3 and 3, seed 1 by 1 and 1: mean 2, standard error 1, Student's t for one degree of freedom.
+    assert snl["difference"] == pytest.approx(2) and snl["seeds"] == 2
+    assert snl["high"] - 2 == pytest.approx(12.7062, rel=1e-5) and snl["low"] == pytest.approx(4 - snl["high"])
     assert published["difference"] == pytest.approx(8) and published["low"] is published["high"] is None
-    assert "deepreduce-masks minus snl, test images: +2.00 [+0.16, +3.84] points over 4 pairs" in text
+    assert "deepreduce-masks minus snl, test images: +2.00 [-10.71, +14.71] points over 2 seeds" in text
     assert "1,000   73.00 -  71.00 =  +2.00  (2 seeds)" in text
 
 

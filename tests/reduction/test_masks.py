@@ -175,9 +175,9 @@ def test_masks_are_in_range(change: dict[str, Any], words: str) -> None:
         Masks(**{"method": "snl", "granularity": "element", "budget": 1, **change})
 
 
-@pytest.mark.parametrize("more", [{"thin": True}, {"alpha": 0.5}, {"rho": 0.5}])
-def test_masks_go_with_no_other_shape(more: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="full network's feature maps"):
+@pytest.mark.parametrize("more", [{"thin": True}, {"alpha": 0.5}, {"rho": 0.5, "alpha": 0.5}])
+def test_masks_go_with_no_other_channels(more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="channels of the full network"):
         Candidate(keep=("S1",), masks=Masks("snl", "element", 1), **more)
 
 

@@ -25,7 +25,6 @@ from deepreduce.reduction import (
     method,
     with_slopes,
 )
-from deepreduce.reduction.culled_masks import CulledMasks
 from deepreduce.reduction.finding import kept, set_masks
 from deepreduce.reduction.relupruner import ReLUPruner, importance
 from deepreduce.reduction.senet import layer_budgets, measure_sensitivity, mismatch
@@ -115,32 +114,6 @@ def test_rounds_only_ever_remove_and_fade_what_they_remove(survey: Survey) -> No
     assert sum(int(mask.sum()) for mask in finder.masks().values()) == 20
 
 
-def test_ours_culls_whole_layers_and_keeps_the_most_important_relus_of_the_rest(
-    survey: Survey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order = MaskOrder("deepreduce-masks", "element", 10)
-    finder = CulledMasks(survey.slopes, order, steps=10, epochs=2)
-    assert finder.room_for() == 64  # a layer at least, though 3 x 10 is less
-    worth = importance(survey)
-    assert worth["relu2"].sum() > worth["relu1"].sum()
-    worth["relu1"][0, 0, 0] = 2 * worth["relu2"].max()  # of a layer that is culled: it goes all the same
-    monkeypatch.setattr("deepreduce.reduction.culled_masks.importance", lambda survey: worth)
-    finder.begin_epoch(0, survey)
-    masks = finder.masks()
-    assert list(masks) == ["relu1", "relu2"] and not masks["relu1"].any()
-    assert masks["relu2"].sum() == 10
-    assert worth["relu2"][masks["relu2"]].min() >= worth["relu2"][~masks["relu2"]].max()
-
-
-def test_ours_fills_the_budget_from_culled_layers_where_the_rest_is_too_small(survey: Survey) -> None:
-    finder = CulledMasks(survey.slopes, MaskOrder("deepreduce-masks", "element", 70), steps=10, epochs=2)
-    finder.room = 1.0
-    assert finder.room_for() == 70  # one layer of 64
-    finder.begin_epoch(0, survey)
-    counts = {name: int(mask.sum()) for name, mask in finder.masks().items()}
-    assert counts == {"relu1": 6, "relu2": 64}
-
-
 def test_a_slope_blends_and_goes_back_into_masks() -> None:
     slope = SlopedReLU("relu6", (2, 2), "channel", "relu")
     assert slope.group == 2 and slope.alpha.shape == (1, 2, 1)
@@ -207,10 +180,11 @@ def test_layer_budgets_add_up_and_follow_sensitivity(layers: list[tuple[float, i
 
 
 def test_methods_and_granularities_by_name() -> None:
-    assert {name for name, reducer in METHODS.items() if reducer.finder} == {
-        "deepreduce-masks", "snl", "senet", "relupruner",
-    }  # fmt: skip
-    assert all((reducer.finder is None) is (reducer.propose is not None) for reducer in METHODS.values())
+    assert {name for name, reducer in METHODS.items() if reducer.finder} == {"snl", "senet", "relupruner"}
+    assert {name for name, reducer in METHODS.items() if reducer.chooser} == {"deepreduce-masks"}
+    ways = [(reducer.propose, reducer.finder, reducer.chooser) for reducer in METHODS.values()]
+    assert all(sum(way is not None for way in three) == 1 for three in ways)
+    assert {name for name, reducer in METHODS.items() if not reducer.finds_masks} == {"deepreduce", "channel-pruning"}
     with pytest.raises(UsageError, match="did you mean relupruner"):
         method("reluprune")
     with pytest.raises(UsageError, match="did you mean channel"):

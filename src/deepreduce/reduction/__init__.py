@@ -15,6 +15,7 @@ from .masks import GRANULARITIES, LayerMask, Mask, Masks
 from .methods import METHODS, Method, Reducer, deepreduce, method
 from .pareto import pareto_front
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
+from .relupruner import importance
 from .removal import FadingReLU, finish_fading, remove_relus, replace_relus, set_fade
 from .reshaping import DEFAULT_SCALES, reshape, scale_channels, scale_resolution
 from .selection import choose, masked_candidate, smallest_budget
@@ -49,6 +50,7 @@ __all__ = [
     "cut",
     "deepreduce",
     "finish_fading",
+    "importance",
     "is_slope",
     "kept_layers",
     "least_critical_first",

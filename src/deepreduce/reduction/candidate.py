@@ -26,7 +26,7 @@ class Candidate:
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
-            full network's shapes, so they go with neither thinning nor reshaping.
+            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say) nor alpha.
     """
 
     keep: tuple[str, ...]
@@ -79,11 +79,11 @@ class Candidate:
                     where="keep",
                 )
             )
-        if self.masks is not None and (self.thin or self.alpha != 1 or self.rho != 1):
+        if self.masks is not None and (self.thin or self.alpha != 1):
             raise UsageError(
                 problem(
-                    "masks belong to the full network's feature maps",
-                    got="masks together with thinning, alpha or rho",
+                    "masks belong to the channels of the full network, and say themselves what is thinned",
+                    got="masks together with thinning or alpha",
                     remedy="find masks for the network as it is; a narrower one starts from --width",
                     where="masks",
                 )
@@ -109,7 +109,8 @@ class Candidate:
     def label(self) -> str:
         """What a person reads: `S2 S3 S4, thinned, alpha 0.5`; for masks `snl by element, budget 12,288`."""
         if self.masks is not None:
-            return f"{self.masks.method} by {self.masks.granularity}, budget {self.masks.budget:,}"
+            scale = "" if self.rho == 1 else f", rho {self.rho:g}"
+            return f"{self.masks.method} by {self.masks.granularity}, budget {self.masks.budget:,}{scale}"
         parts = [" ".join(self.keep) or "no ReLU"]
         if self.thin:
             parts.append("thinned")

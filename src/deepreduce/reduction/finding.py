@@ -167,15 +167,10 @@ class MaskFinder:
     """The search of one method: a subclass says what happens between the steps of training.
 
     Attributes:
-        trains: whether the network is trained during the search. If not, the masks are chosen before what would be
-            the first epoch, and the candidate begins as any other does: with the teacher's weights, fading.
-        survey_images: how many training images a survey gives at least, where there are so many.
         trains_slopes: whether the optimiser changes the slopes.
         matches_teacher: whether the loss needs the teacher's activations.
     """
 
-    trains: ClassVar[bool] = True
-    survey_images: ClassVar[int] = 1024
     trains_slopes: ClassVar[bool] = False
     matches_teacher: ClassVar[bool] = False
 

@@ -121,8 +121,10 @@ def kept_layers(base: Base, candidate: Candidate) -> set[str]:
 
 
 def _check_masks(base: Base, candidate: Candidate, kept: set[str]) -> None:
-    shapes = {layer.name: layer.shape for layer in base.census.layers if layer.name in kept}
-    for mask in () if candidate.masks is None else candidate.masks.layers:
+    if candidate.masks is None:
+        return
+    shapes = {layer.name: layer.shape for layer in scaled_census(base, candidate).layers if layer.name in kept}
+    for mask in candidate.masks.layers:
         if shapes.get(mask.name) != mask.shape:
             got = f"shape {mask.shape} where {shapes[mask.name]} belongs" if mask.name in shapes else "none is kept"
             raise UsageError(
@@ -183,14 +185,8 @@ def census_of(base: Base, candidate: Candidate) -> Census:
         NetworkError: if this network cannot be reshaped so.
     """
     kept = kept_layers(base, candidate)
-    full = base.census.keeping(kept, {} if candidate.masks is None else candidate.masks.counts())
-    scale = candidate.alpha, candidate.rho
-    reshaped = scale != (1.0, 1.0)
-    census = full
-    if reshaped:
-        if scale not in base._scaled:
-            base._scaled[scale] = _count_scaled(base, candidate)
-        census = base._scaled[scale].keeping(kept)
+    scaled = scaled_census(base, candidate)
+    census = scaled.keeping(kept, {} if candidate.masks is None else candidate.masks.counts())
     if census.relus == base.census.relus:
         raise UsageError(
             problem(
@@ -199,15 +195,30 @@ def census_of(base: Base, candidate: Candidate) -> Census:
                 remedy="keep fewer stages, thin, or set alpha or rho below 1",
             )
         )
-    if reshaped and census.relus == full.relus > 0:
+    before = base.census.keeping(kept).relus
+    if scaled is not base.census and scaled.keeping(kept).relus == before > 0:
         raise UsageError(
             problem(
                 "reshaping must remove ReLUs",
-                got=f"{candidate.label}: {census.relus:,} before and after",
+                got=f"{candidate.label}: {before:,} before and after",
                 remedy="leave alpha and rho at 1 for these stages",
             )
         )
     return census
+
+
+def scaled_census(base: Base, candidate: Candidate) -> Census:
+    """Count the network at the candidate's alpha and rho with all its ReLUs; that of the base itself at 1 and 1.
+
+    Raises:
+        NetworkError: if this network cannot be reshaped so.
+    """
+    scale = candidate.alpha, candidate.rho
+    if scale == (1.0, 1.0):
+        return base.census
+    if scale not in base._scaled:
+        base._scaled[scale] = _count_scaled(base, candidate)
+    return base._scaled[scale]
 
 
 def removed_layers(base: Base, candidate: Candidate) -> set[str]:

@@ -117,11 +117,16 @@ def _method(front: Json) -> str:
     settings = front["settings"] if isinstance(front.get("settings"), dict) else {}
     if not settings.get("method"):
         return ""
-    words_of = [f"Method: {words.clean(settings['method'])}"]
+    said = f"Method: {words.clean(settings['method'])}"
+    if settings.get("budgets") or settings.get("search_epochs") or settings.get("granularity", "element") != "element":
+        said += f" by {words.clean(settings.get('granularity'))}"
     if settings.get("search_epochs"):
-        words_of.append(f"by {words.clean(settings.get('granularity'))}, {words.count(settings['search_epochs'])}")
-        words_of.append("epochs of search, counted with the training")
-    return " ".join(words_of) + "."
+        said += f", {words.count(settings['search_epochs'])} epochs of search, counted with the training"
+    if settings.get("rank_epochs") and isinstance(front.get("ranking"), list):
+        kept = sum(bool(row.get("kept")) for row in front["ranking"] if isinstance(row, dict))
+        said += f", {len(front['ranking'])} candidates ranked after {words.count(settings['rank_epochs'])} epochs, "
+        said += f"{kept} trained in full"
+    return said + "."
 
 
 def _summary(front: Json) -> str:
@@ -199,11 +204,14 @@ def criticality_table(front: Json) -> Table:
         most, least = (pick(known, key=lambda row: row["criticality"]) for pick in (max, min))
         ends = f"Most critical: {words.clean(most['stage'])}. Least critical: {words.clean(least['stage'])}."
     power = words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}"
+    settings = front["settings"] if isinstance(front.get("settings"), dict) else {}
+    epochs = settings.get("criticality_epochs")
+    trained = f", {words.count(epochs)} epochs" if words.number(epochs) is not None else ""
     table = _table(
         "Criticality of each stage",
         [
             ends or "Criticality was not measured for two stages or more.",
-            "Accuracy in % of the network with ReLUs in this stage alone; plain: without distillation.",
+            f"Accuracy in % of the network with ReLUs in this stage alone{trained}; plain: without distillation.",
             f"C_k = (accuracy - lowest accuracy) / ReLUs^w, w = {power}.",
         ],
     )

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from ..errors import Interrupted
-from ..reduction import Base, build_candidate, census_of, make_base, method, with_slopes
+from ..reduction import Base, build_candidate, census_of, make_base, with_slopes
 from .batches import DeviceSplit, Normalisation
 from .executors import threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
 from .mask_jobs import read_masks
+from .mask_search import SURVEY_IMAGES
 from .pareto_search import criticality_of, rank
 from .proposals import (
     Proposal,
@@ -62,9 +63,8 @@ class Clock:
         forward = step / (4 if job.teaches else 3) / batch
         if job.given:
             return start + forward * len(data.validation)
-        if job.epochs == 0:  # masks that are found without training: a look at some images, forward and backward twice
-            finder = None if job.masks is None else method(job.masks.method).finder
-            looked = 0 if finder is None else min(finder.survey_images, len(data.train))
+        if not job.trains:  # masks that are chosen after a look at some images, forward and backward twice
+            looked = min(SURVEY_IMAGES, len(data.train))
             return start + 2 * step * looked / batch + forward * len(data.validation)
         training = job.epochs * (len(data.train) // batch) * step
         return start + training + (looks(job.epochs) + 1) * forward * len(data.validation)

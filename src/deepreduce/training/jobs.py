@@ -97,10 +97,14 @@ class Job:
         return self.candidate.label
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is trained: not where the teacher comes trained, or masks are chosen without."""
+        return not self.given and (self.masks is None or method(self.masks.method).finder is not None)
+
+    @property
     def epochs(self) -> int:
-        """How many epochs the job trains: none where the teacher comes trained, or the masks are found without."""
-        finder = None if self.masks is None else method(self.masks.method).finder
-        return 0 if self.given or (finder is not None and not finder.trains) else self.config.epochs
+        """How many epochs the job trains."""
+        return self.config.epochs if self.trains else 0
 
     @property
     def teaches(self) -> bool:
@@ -112,7 +116,9 @@ class Job:
     @property
     def files(self) -> tuple[str, ...]:
         """What the job leaves besides its history and metrics."""
-        return ("weights.safetensors", "recipe.json" if self.masks is None else "masks.json")
+        if self.masks is None:
+            return ("weights.safetensors", "recipe.json")
+        return ("weights.safetensors", "masks.json") if self.trains else ("masks.json",)
 
 
 @dataclass(frozen=True)

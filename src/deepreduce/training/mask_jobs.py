@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from safetensors.torch import save_file
+from torch import nn
 
 from .._files import append_line, check_format, read_json, replacing, write_json
 from .._json import json_field
 from ..errors import DeepReduceError, RunError, problem
-from ..reduction import Candidate, MaskOrder, Masks, is_slope, make_base, masked_candidate
+from ..reduction import Base, Candidate, MaskOrder, Masks, build_candidate, is_slope, masked_candidate, method
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, write_metrics
@@ -23,11 +25,10 @@ FORMAT, VERSION = "deepreduce.masks", 2  # 1: found by other algorithms under th
 
 
 def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
-    """Search for masks from the teacher's weights, and write history, masks, weights, and last of all metrics.
+    """Find masks from the teacher's weights, and write them, and last of all metrics; of a search its history too.
 
-    The weights are those that the search leaves: the candidate's training goes on from there, as it does in the
-    papers. A finder that does not train leaves the teacher's. The accuracy in the metrics is that of the network as the
-    search leaves it, before any fine-tuning.
+    A search leaves weights as well: the candidate's training goes on from there, as it does in the papers. The accuracy
+    in the metrics is that of the network as it is then, before any fine-tuning.
 
     Args:
         job: with `masks`.
@@ -38,48 +39,76 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
         What the user should know about it; empty as a rule.
     """
     assert job.masks is not None
-    folder = context.folder / job.place
-    folder.mkdir(parents=True, exist_ok=True)
-    base = make_base(context.spec, context.network)
-    teacher = load_teacher(context)
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds)
+    (context.folder / job.place).mkdir(parents=True, exist_ok=True)
     with job_accelerator(job, context) as accelerator:
-        history: list[dict[str, Any]] = []
-        if accelerator.is_main_process:
-            clear(folder)
-
-        def note(line: dict[str, Any]) -> None:
-            history.append(line)
-            if accelerator.is_main_process:
-                append_line(folder / "history.jsonl", line)
-            accelerator.log({"loss": line["loss"], "relus": line["relus"]}, step=line["epoch"])
-
-        begun = time.monotonic()
-        search = MaskSearch(job.masks, base.census, job.config, accelerator, job.seed)
         train = DeviceSplit.of(context.data.train, context.normalisation, accelerator.device)
-        found, network = search.run(
-            teacher.network, train, checkpoint=checkpoint, on_epoch=note, should_stop=should_stop
-        )
-        surveyed = time.monotonic() - begun
-        validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
-        correct = count_correct(network, validation, accelerator)
+        taught = load_teacher(context)
+        search = MaskSearch(job.masks, taught.census, job.config, accelerator, job.seed)
+        carry_out = _search if job.trains else _choose
+        return carry_out(job, context, search, taught, train, should_stop)
+
+
+def _choose(
+    job: Job, context: Context, search: MaskSearch, taught: Base, train: DeviceSplit, should_stop: Callable[[], bool]
+) -> str:
+    """Choose masks by what the teacher's ReLUs are worth."""
+    assert job.masks is not None
+    begun = time.monotonic()
+    chooser = method(job.masks.method).chooser
+    assert chooser is not None
+    candidate = chooser(taught, search.worth(taught.network, train), job.masks)
+    seconds = time.monotonic() - begun
+    correct = _correct(build_candidate(taught, candidate), context, search.accelerator)
+    if search.accelerator.is_main_process:
+        clear(context.folder / job.place)
+        _write_masks(job, context, candidate)
+        write_metrics(job, context, correct, epochs=0, seconds=seconds, images_per_second=None)
+    return ""
+
+
+def _search(
+    job: Job, context: Context, search: MaskSearch, taught: Base, train: DeviceSplit, should_stop: Callable[[], bool]
+) -> str:
+    """Search masks by training."""
+    order, folder, accelerator = search.order, context.folder / job.place, search.accelerator
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds)
+    history: list[dict[str, Any]] = []
+    if accelerator.is_main_process:
+        clear(folder)
+
+    def note(line: dict[str, Any]) -> None:
+        history.append(line)
         if accelerator.is_main_process:
-            order = job.masks
-            candidate = masked_candidate(
-                base.census, found, method=order.method, granularity=order.granularity, budget=order.budget
-            )
-            tensors = {name: value.contiguous() for name, value in network.state_dict().items() if not is_slope(name)}
-            with replacing(folder / "weights.safetensors") as temporary:
-                save_file(tensors, temporary)
-            write_json(folder / "masks.json", {"format": FORMAT, "version": VERSION, "candidate": candidate.to_json()})
-            seconds = sum(line["seconds"] for line in history) if history else surveyed
-            images = sum(line["steps"] for line in history) * train.batch(job.config.batch_size)
-            rate = images / seconds if history else None
-            write_metrics(job, context, correct, epochs=len(history), seconds=seconds, images_per_second=rate)
-            checkpoint.path.unlink(missing_ok=True)
+            append_line(folder / "history.jsonl", line)
+        accelerator.log({"loss": line["loss"], "relus": line["relus"]}, step=line["epoch"])
+
+    found, network = search.run(taught.network, train, checkpoint=checkpoint, on_epoch=note, should_stop=should_stop)
+    correct = _correct(network, context, accelerator)
+    if accelerator.is_main_process:
+        candidate = masked_candidate(
+            taught.census, found, method=order.method, granularity=order.granularity, budget=order.budget
+        )
+        tensors = {name: value.contiguous() for name, value in network.state_dict().items() if not is_slope(name)}
+        with replacing(folder / "weights.safetensors") as temporary:
+            save_file(tensors, temporary)
+        _write_masks(job, context, candidate)
+        seconds = sum(line["seconds"] for line in history)
+        images = sum(line["steps"] for line in history) * train.batch(job.config.batch_size)
+        write_metrics(job, context, correct, epochs=len(history), seconds=seconds, images_per_second=images / seconds)
+        checkpoint.path.unlink(missing_ok=True)
     if checkpoint.damage:
         return f"{job.place} began anew; its checkpoint could not be used (kept as .damaged): {checkpoint.damage}"
     return ""
+
+
+def _correct(network: nn.Module, context: Context, accelerator: Accelerator) -> int:
+    split = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
+    return count_correct(network, split, accelerator)
+
+
+def _write_masks(job: Job, context: Context, candidate: Candidate) -> None:
+    content = {"format": FORMAT, "version": VERSION, "candidate": candidate.to_json()}
+    write_json(context.folder / job.place / "masks.json", content)
 
 
 def read_masks(folder: Path, order: MaskOrder) -> Candidate:

@@ -18,8 +18,9 @@ from torch import Tensor, fx
 
 from ..census import Census
 from ..errors import Interrupted, NetworkError, problem
-from ..reduction import Mask, MaskFinder, MaskOrder, Survey, method, watch, with_slopes
+from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, importance, method, watch, with_slopes
 from ..reduction.finding import set_masks
+from ..reduction.selection import Array
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
@@ -28,6 +29,12 @@ from .loop import crop_of, laid_out, mean_loss
 
 _RATE = 0.5  # of the peak learning rate: the network is trained already
 _CHECK_EVERY = 50
+_EPOCH_IMAGES = 1024  # of a survey between epochs
+
+SURVEY_IMAGES = 4096
+"""How many training images are looked at where masks are chosen without training, if there are so many."""
+
+_Watched = tuple[fx.GraphModule, dict[str, SlopedReLU], fx.GraphModule, dict[str, SlopedReLU]]
 
 
 @dataclass(frozen=True)
@@ -75,29 +82,12 @@ class MaskSearch:
             RunError: if the checkpoint cannot be written.
         """
         config, accelerator = self.config, self.accelerator
-        device, world = accelerator.device, accelerator.num_processes
-        network, slopes = with_slopes(teacher, self.census, self.order.granularity)
-        asked, asked_slopes = with_slopes(teacher, self.census, "layer")
-        network = laid_out(network, device, torch.channels_last).requires_grad_(True).train()
-        asked = laid_out(asked, device, torch.channels_last).eval().requires_grad_(False)
-        steps = data.steps(config.batch_size, world)
+        watched = self._watched(teacher, self.order.granularity)
+        network, slopes, asked, asked_slopes = watched
+        steps = data.steps(config.batch_size, accelerator.num_processes)
         kind = method(self.order.method).finder
         assert kind is not None
         finder = kind(slopes, self.order, steps=steps, epochs=config.epochs)
-
-        def loss_of(logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
-            weight, temperature = config.distillation, config.temperature
-            return distillation_loss(logits.float(), answers.float(), labels, weight=weight, temperature=temperature)
-
-        def survey_of(epoch: int) -> Survey:
-            torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout, and labels that a finder draws
-            images = partial(self._images, data, epoch, finder.survey_images)
-            return Survey(network, slopes, asked, asked_slopes, images, loss_of, config.temperature, self._mean)
-
-        if not finder.trains:
-            with accelerator.autocast():
-                finder.begin_epoch(0, survey_of(0))
-            return self._result(finder, network)
         optimizer = self._optimizer(network, finder)
         history = self._continued(network, optimizer, checkpoint, finder)
         for line in history:
@@ -107,13 +97,13 @@ class MaskSearch:
         epoch = len(history)
         while epoch < config.epochs and not finder.is_finished():
             begun = time.monotonic()
-            survey = survey_of(epoch)
+            survey = self._survey(watched, data, epoch, _EPOCH_IMAGES)
             with accelerator.autocast():
                 finder.begin_epoch(epoch, survey)
             if finder.matches_teacher:
                 watch(slopes, True)
                 watch(asked_slopes, True)
-            losses = torch.zeros((), device=device)
+            losses = torch.zeros((), device=accelerator.device)
             done = 0
             for images, labels in self._batches(data, epoch):
                 if should_stop():
@@ -124,7 +114,7 @@ class MaskSearch:
                     logits = prepared(images)
                     with torch.no_grad():
                         answers = asked(images)
-                    loss = loss_of(logits, answers, labels)
+                    loss = self._loss(logits, answers, labels)
                     extra = finder.extra_loss(survey)
                     if extra is not None:
                         loss = loss + extra
@@ -159,14 +149,39 @@ class MaskSearch:
             more = epoch < config.epochs and not finder.is_finished()
             if checkpoint is not None and accelerator.is_main_process and more and checkpoint.is_due():
                 checkpoint.write(network, optimizer, history)
-        return self._result(finder, network)
-
-    def _result(self, finder: MaskFinder, network: fx.GraphModule) -> tuple[dict[str, Mask], fx.GraphModule]:
         found = finder.masks()
         self._check(found)
-        set_masks(finder.slopes, found)
+        set_masks(slopes, found)
         network = laid_out(network, torch.device("cpu"), torch.contiguous_format)
         return found, network.eval().requires_grad_(False)
+
+    def worth(self, teacher: fx.GraphModule, data: DeviceSplit) -> dict[str, Array]:
+        """Return what every ReLU of the teacher is worth, by call site: see `deepreduce.reduction.importance`.
+
+        Args:
+            teacher: the full network with its trained weights; not changed.
+            data: training images, on the accelerator's device; up to `SURVEY_IMAGES` of them are looked at.
+        """
+        with self.accelerator.autocast():
+            return importance(self._survey(self._watched(teacher, "element"), data, 0, SURVEY_IMAGES))
+
+    def _watched(self, teacher: fx.GraphModule, granularity: str) -> _Watched:
+        """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
+        network, slopes = with_slopes(teacher, self.census, granularity)
+        asked, asked_slopes = with_slopes(teacher, self.census, "layer")
+        device = self.accelerator.device
+        network = laid_out(network, device, torch.channels_last).requires_grad_(True).train()
+        asked = laid_out(asked, device, torch.channels_last).eval().requires_grad_(False)
+        return network, slopes, asked, asked_slopes
+
+    def _survey(self, watched: _Watched, data: DeviceSplit, epoch: int, count: int) -> Survey:
+        torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout, and labels that a finder draws
+        images = partial(self._images, data, epoch, count)
+        return Survey(*watched, images, self._loss, self.config.temperature, self._mean)
+
+    def _loss(self, logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
+        weight, temperature = self.config.distillation, self.config.temperature
+        return distillation_loss(logits.float(), answers.float(), labels, weight=weight, temperature=temperature)
 
     def _optimizer(self, network: fx.GraphModule, finder: MaskFinder) -> torch.optim.SGD:
         """Give the weights a group as in any training, and the slopes one without decay, whose rate does not fall."""

@@ -16,11 +16,11 @@ from ..reduction import (
     census_of,
     criticality_candidates,
     kept_layers,
-    method,
     smallest_budget,
 )
 from .jobs import Job
 from .mask_jobs import unknown_candidate
+from .mask_search import SURVEY_IMAGES
 from .settings import SearchSettings
 
 
@@ -107,7 +107,7 @@ def check_budget(base: Base, settings: SearchSettings) -> None:
             )
         )
     budget = min(settings.asked_budgets())
-    if settings.reducer().finder is not None:
+    if settings.reducer().finds_masks:
         smallest: int | None = smallest_budget(base.census, settings.granularity)
     else:
         smallest = min(
@@ -185,7 +185,5 @@ def job_work(job: Job, base: Base, images: int) -> float:
     """Estimate the MACs of a job: forward and backward cost three forward passes, the teacher one more."""
     macs = base.census.macs if job.candidate is None else census_of(base, job.candidate).macs
     teaching = base.census.macs if job.teaches else 0
-    finder = None if job.masks is None else method(job.masks.method).finder
-    # Masks that are found without training take one look at some images.
-    seen = images * job.epochs if finder is None or finder.trains else min(images, finder.survey_images)
+    seen = images * job.epochs if job.trains else 0 if job.given else min(images, SURVEY_IMAGES)
     return float((3 * macs + teaching) * seen)

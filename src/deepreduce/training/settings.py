@@ -102,7 +102,7 @@ class SearchSettings:
                     where="--budget",
                 )
             )
-        if self.granularity != "element" and reducer.finder is None:
+        if self.granularity != "element" and not reducer.finds_masks:
             raise UsageError(
                 problem(
                     "a granularity belongs to a method that finds masks",
@@ -112,7 +112,7 @@ class SearchSettings:
                 )
             )
 
-        if self.search_epochs is not None and not self._searches():
+        if self.search_epochs is not None and reducer.finder is None:
             raise UsageError(
                 problem(
                     "epochs of search belong to a method that trains while it searches for masks",
@@ -121,10 +121,6 @@ class SearchSettings:
                     where="--search-epochs",
                 )
             )
-
-    def _searches(self) -> bool:
-        finder = self.reducer().finder
-        return finder is not None and finder.trains
 
     def ranking_config(self) -> TrainingConfig | None:
         """Return the training settings of the short trainings that rank candidates; None without ranking."""
@@ -158,7 +154,7 @@ class SearchSettings:
 
     def mask_orders(self, base: Base) -> tuple[MaskOrder, ...]:
         """Return the masks to find, for the given budgets or those that are made from the network's ReLUs."""
-        if self.reducer().finder is None:
+        if not self.reducer().finds_masks:
             return ()
         made = [base.census.relus // divisor for divisor in DEFAULT_BUDGETS]
         least = smallest_budget(base.census, self.granularity)
@@ -172,7 +168,7 @@ class SearchSettings:
             "granularity": self.granularity,
             "rank_epochs": self.rank_epochs,
             "finalists": self.finalists,
-            "search_epochs": self.search_config().epochs if self._searches() else None,
+            "search_epochs": self.search_config().epochs if self.reducer().finder is not None else None,
             "budget": self.budget,
             "budgets": list(self.budgets),
             "seeds": self.seeds,
