@@ -45,14 +45,17 @@ def ordered(settings: SearchSettings, method: str, budget: int, **more: Any) -> 
     return replace(settings, method=method, budget=budget, **more)
 
 
-def test_example_snl_on_digits_meets_its_budget_and_runs_in_the_twin(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "budget", "rho"), [("snl", 300, 1), ("deepreduce-masks", 150, 0.5)])
+def test_example_masks_on_digits_meet_their_budget_and_run_in_the_twin(
+    method: str, budget: int, rho: float, tmp_path: Path
+) -> None:
     data = deepreduce.load_data("digits", validation=0.2)
     training = TrainingConfig(epochs=3, batch_size=64, flip=False)
-    settings = SearchSettings(training=training, method="snl", budget=300)
+    settings = SearchSettings(training=training, method=method, budget=budget)
     options = RunOptions(threads=1)
     front = deepreduce.reduce("resnet18", data, out=tmp_path, settings=settings, width=0.125, options=options)
     (entry,) = front.content["candidates"]
-    assert 0.9 * 300 < entry["relus"] <= 300
+    assert 0.9 * budget < entry["relus"] <= budget and entry["recipe"]["rho"] == rho
     assert entry["validation"]["accuracy"] > 0.5
     network, recipe = front.load(entry)
     assert take_census(network, (1, 8, 8)).relus == entry["relus"] == recipe.relus
