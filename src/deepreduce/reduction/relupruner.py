@@ -15,13 +15,15 @@ gradient h for a drawn label. The importance of an element is the mean of delta 
 is never negative has importance 0.
 
 Masks shrink in as many rounds as the search has epochs, geometrically: importances are measured, and while the network
-is trained for an epoch, the least important ReLUs turn into the identity. (Removed at once, they leave a network in
-which the early layers look most important, so that those are kept.)
+is trained for an epoch, the least important ReLUs turn into the identity. Importances are those of the teacher, in
+every round on other images. Measured on the network that has lost ReLUs already, they drift: the early layers look more
+and more important, and the reduced networks were ten points worse (docs/choices.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -48,7 +50,7 @@ class ReLUPruner(MaskFinder):
     def begin_epoch(self, epoch: int, survey: Survey) -> None:
         """Choose the ReLUs that go in a round."""
         goal = round(self.total * (self.order.budget / self.total) ** ((epoch + 1) / self.epochs))
-        scores = importance(survey)
+        scores = importance(replace(survey, network=survey.teacher, slopes=survey.teacher_slopes))
         current = kept(self.slopes)
         for name, mask in current.items():
             scores[name][~mask] = -np.inf
@@ -87,7 +89,7 @@ def importance(survey: Survey) -> dict[str, Array]:
         with torch.no_grad():
             answers = survey.teacher(images).float()
         with torch.enable_grad():
-            logits = network(images).float()
+            logits = network(images.detach().requires_grad_()).float()  # so that a frozen network has gradients too
             activations = [slope.after for slope in slopes if slope.after is not None]
             softened = logits / survey.temperature
             drawn = torch.multinomial(softened.detach().softmax(1), 1)[:, 0]
