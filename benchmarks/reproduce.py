@@ -76,7 +76,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", type=_words, default=METHOD_NAMES, help=f"default {','.join(METHOD_NAMES)}")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--budgets", type=_counts, help="ReLUs of masks (default: the published ones, times the width)")
-    parser.add_argument("--granularity", default="element", choices=["element", "channel", "layer"])
+    parser.add_argument("--granularity", choices=["element", "channel", "layer"], help="default: each method's own")
     parser.add_argument("--epochs", type=int, default=200, help="of each reduced network, its search included")
     parser.add_argument("--teacher-epochs", type=int, help="default: those of --epochs")
     parser.add_argument("--search-share", type=float, default=0.4, help="of the epochs, for finding masks")

@@ -113,6 +113,20 @@ class OneStage(nn.Module):
         return self.fc(torch.flatten(self.relu2(self.conv2(self.relu1(self.conv1(x)))), 1))
 
 
+def test_whole_layers_come_from_the_lowest_structure_that_spends_the_budget(base: Base) -> None:
+    worth = worths(base)
+
+    def kept(budget: int) -> tuple[float, dict[str, int]]:
+        found = structured_masks(base, worth, MaskOrder("deepreduce-masks", "layer", budget))
+        return found.rho, {name: count for name, count in kept_by(base, found).items() if count}
+
+    inner = [f"layer{stage}.{block}.relu1" for stage in (2, 3, 4) for block in (0, 1)]
+    assert kept(3_584) == (0.5, dict(zip(inner, [1024, 1024, 512, 512, 256, 256], strict=True)))
+    assert kept(1_536) == (0.5, dict(zip(inner[2:], [512, 512, 256, 256], strict=True)))  # S3 is worth more than S2
+    assert kept(7_168) == (1, dict(zip(inner[2:], [2048, 2048, 1024, 1024], strict=True)))  # of the rest 3,584 are half
+    assert kept(14_336)[1].keys() == set(inner)
+
+
 def test_a_network_that_cannot_be_culled_or_scaled_is_thinned_and_masked() -> None:
     base = make_base(NetworkSpec("mine", (1, 8, 8), 3), OneStage())
     worth = {layer.name: np.ones(layer.shape) for layer in base.census.layers}

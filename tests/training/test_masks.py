@@ -51,7 +51,7 @@ def test_example_masks_on_digits_meet_their_budget_and_run_in_the_twin(
 ) -> None:
     data = deepreduce.load_data("digits", validation=0.2)
     training = TrainingConfig(epochs=3, batch_size=64, flip=False)
-    settings = SearchSettings(training=training, method=method, budget=budget)
+    settings = SearchSettings(training=training, method=method, budget=budget, granularity="element")
     options = RunOptions(threads=1)
     front = deepreduce.reduce("resnet18", data, out=tmp_path, settings=settings, width=0.125, options=options)
     (entry,) = front.content["candidates"]
@@ -78,8 +78,8 @@ def test_every_method_at_every_granularity(
     (entry,) = front.content["candidates"]
     assert entry["status"] == "done" and entry["label"] == f"{method} by {granularity}, budget 700"
     # A layer whose ReLUs do harm is not kept for the sake of the budget.
-    by_importance = granularity == "layer" and method in ("deepreduce-masks", "relupruner")
-    assert (128 if by_importance else 630) <= entry["relus"] <= 700
+    least = {("deepreduce-masks", "layer"): 512, ("deepreduce-masks", "channel"): 525, ("relupruner", "layer"): 128}
+    assert least.get((method, granularity), 630) <= entry["relus"] <= 700
     network, _ = front.load(entry, network=context.network)
     assert take_census(network, (1, 8, 8)).relus == entry["relus"]
     assert front.content["criticality"] == [] and front.content["settings"]["method"] == method
@@ -121,7 +121,7 @@ def test_ours_searches_without_training_and_its_candidate_fades_from_the_teacher
     monkeypatch.setattr(jobs, "build_candidate", build)
     monkeypatch.setattr(mask_jobs, "build_candidate", build)
     faded = replace(settings, training=replace(settings.training, fade=0.4))
-    asked = ordered(faded, "deepreduce-masks", 300)
+    asked = ordered(faded, "deepreduce-masks", 300, granularity="element")
     front = front_of(context, asked, progress=watch)
     assert built == [{}, {"warm": True, "fading": True}]
     folder = context.folder / "masks/deepreduce-masks-element-300/seed0"

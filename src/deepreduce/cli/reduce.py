@@ -29,9 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--granularity",
-        default="element",
         metavar="NAME",
-        help="what methods that find masks keep or remove as a whole: element (default), channel or layer",
+        help="what methods that find masks keep or remove as a whole: element, channel or layer (default: layer for "
+        "deepreduce-masks, element for the others)",
     )
     parser.add_argument(
         "--search-epochs",

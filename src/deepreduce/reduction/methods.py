@@ -85,6 +85,7 @@ class Reducer:
             that finds masks.
         finder: of a method that finds masks by training.
         chooser: of one that finds them without.
+        granularity: what such a method keeps or removes as a whole where nobody says.
         needs_criticality: whether criticality is measured first.
     """
 
@@ -93,6 +94,7 @@ class Reducer:
     propose: Method | None = None
     finder: type[MaskFinder] | None = None
     chooser: Chooser | None = None
+    granularity: str = "element"
     needs_criticality: bool = False
 
     @property
@@ -105,7 +107,12 @@ METHODS: dict[str, Reducer] = {
     reducer.name: reducer
     for reducer in (
         Reducer("deepreduce", "DeepReDuce", propose=deepreduce, needs_criticality=True),
-        Reducer("deepreduce-masks", "DeepReDuce's structure, then masks (ours)", chooser=structured_masks),
+        Reducer(
+            "deepreduce-masks",
+            "DeepReDuce's structure, then layers or masks (ours)",
+            chooser=structured_masks,
+            granularity="layer",
+        ),
         Reducer("snl", "selective network linearisation (SNL)", finder=SNL),
         Reducer("senet", "sensitivity-budgeted masks (in the manner of SENet)", finder=SENet),
         Reducer("relupruner", "second-order importance (in the manner of ReLUPruner)", finder=ReLUPruner),

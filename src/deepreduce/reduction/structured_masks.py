@@ -4,17 +4,18 @@
    (`relupruner.importance`).
 2. Structure. The stage that is worth least per ReLU is culled, then the layers are thinned, then the resolution is
    halved, as in DeepReDuce (section 3): a ladder of networks with fewer and fewer ReLUs (`ladder`). The last of them
-   that still has as many ReLUs as the budget is taken. Channels stay as they are.
-3. Masks. Every layer of it keeps the same share of its ReLUs, those of highest importance, so that the budget is met
-   exactly.
+   in which the budget can be spent (see `ENOUGH`) is taken. Channels stay as they are.
+3. Layers. In it the whole layers that are worth most together stay, within the budget.
 4. Fading and distillation, over the whole schedule: the candidate trains as any other of DeepReDuce's does.
 
 Why it should be better than either half: nothing of the schedule is spent on a search, so that the network has all of
 it to learn to do without its ReLUs; and the structure puts the ReLUs where a network trains well with few of them. What
 else was tried stands in docs/choices.md.
 
-With the granularity `channel` whole channels stay or go, with `layer` whole layers. In this project's private inference
-all granularities cost what they keep; other engines need whole channels or layers for that.
+With the granularity `element` or `channel` the budget is met (nearly) exactly: every layer of the structure keeps the
+same share of its ReLUs, those of highest importance. In private inference that costs more than it looks: where a part
+of a layer stays, the rest of its elements must be brought back to few bits by circuits too, so that the layer costs
+about as much as a whole one (docs/choices.md). Hence whole layers are the default.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ from ..census import Census
 from ..errors import NetworkError, UsageError
 from .candidate import Candidate
 from .finding import MaskOrder
+from .masks import Mask
 from .reduced import Base, census_of, kept_layers, scaled_census
 from .selection import Array, Scores, choose, masked_candidate
 
 _RHO = 0.5
+
+ENOUGH = {"element": 1.0, "channel": 0.75, "layer": 0.75}
+"""A structure will do if so much of the budget is used: whole layers seldom come out even."""
 
 
 def structured_masks(base: Base, worth: Scores, order: MaskOrder) -> Candidate:
@@ -48,25 +53,34 @@ def structured_masks(base: Base, worth: Scores, order: MaskOrder) -> Candidate:
         UsageError: if nothing fits into the budget.
     """
     whole = Candidate(keep=tuple(stage.name for stage in base.census.stages))
-    structure, layers = whole, {layer.name for layer in base.census.layers}
-    for step in ladder(base.census, worth):
+    best, most = whole, -1
+    for structure in (*reversed(ladder(base.census, worth)), whole):
         try:
-            fits = census_of(base, step).relus >= order.budget
+            if structure is not whole:
+                census_of(base, structure)
+            layers = kept_layers(base, structure)
+            kept = _fill(base, structure, layers, worth, order)
         except (NetworkError, UsageError):
             continue  # this network cannot be thinned, or not be scaled
-        if fits:
-            structure, layers = step, kept_layers(base, step)
-    census = scaled_census(base, structure)
-    shapes = {layer.name: layer.shape for layer in census.layers}
-    scores = {
-        name: _resized(worth[name], shape) if name in layers else np.full(shape, -np.inf)
-        for name, shape in shapes.items()
-    }
-    total = sum(math.prod(shapes[name]) for name in layers)
-    share = {name: math.prod(shapes[name]) * order.budget // total if name in layers else 0 for name in shapes}
-    kept = choose(scores, order.budget, order.granularity, share=share)
-    found = masked_candidate(census, kept, method=order.method, granularity=order.granularity, budget=order.budget)
-    return replace(found, rho=structure.rho)
+        count = sum(int(mask.sum()) for mask in kept.values())
+        if count > most:
+            best, most, chosen = structure, count, kept
+        if count >= ENOUGH[order.granularity] * order.budget:
+            break
+    census = scaled_census(base, best)
+    found = masked_candidate(census, chosen, method=order.method, granularity=order.granularity, budget=order.budget)
+    return replace(found, rho=best.rho)
+
+
+def _fill(base: Base, structure: Candidate, layers: set[str], worth: Scores, order: MaskOrder) -> dict[str, Mask]:
+    """Choose the ReLUs of these layers within the budget: of elements and channels an equal share in each."""
+    shapes = {layer.name: layer.shape for layer in scaled_census(base, structure).layers}
+    scores = {name: _resized(worth[name], shapes[name]) for name in shapes if name in layers}
+    total = sum(math.prod(shapes[name]) for name in scores)
+    budget = min(order.budget, total)
+    share = {name: math.prod(shapes[name]) * budget // total for name in scores}
+    kept = choose(scores, budget, order.granularity, share=share)
+    return {name: kept[name] if name in kept else np.zeros(shape, bool) for name, shape in shapes.items()}
 
 
 def ladder(census: Census, worth: Scores) -> tuple[Candidate, ...]:

@@ -118,7 +118,7 @@ def _method(front: Json) -> str:
     if not settings.get("method"):
         return ""
     said = f"Method: {words.clean(settings['method'])}"
-    if settings.get("budgets") or settings.get("search_epochs") or settings.get("granularity", "element") != "element":
+    if settings.get("granularity") and settings["method"] not in ("deepreduce", "channel-pruning"):
         said += f" by {words.clean(settings.get('granularity'))}"
     if settings.get("search_epochs"):
         said += f", {words.count(settings['search_epochs'])} epochs of search, counted with the training"

@@ -25,7 +25,8 @@ class SearchSettings:
         criticality_plain: measure criticality without distillation too (it is reported, and not used).
         exponent: w in C_k, at least 0.
         method: name of the method that finds candidates.
-        granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`.
+        granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`; None takes
+            the method's own.
         rank_epochs: epochs of a short training that ranks the candidates first; only those that it leaves on the
             front or near it are trained for the full schedule, see `ranking`. None trains all of them.
         finalists: with a budget, how many of the ranked candidates are trained for the full schedule at most; None
@@ -45,7 +46,7 @@ class SearchSettings:
     criticality_plain: bool = True
     exponent: float = DEFAULT_EXPONENT
     method: str = "deepreduce"
-    granularity: str = "element"
+    granularity: str | None = None
     rank_epochs: int | None = None
     finalists: int | None = None
     search_epochs: int | None = None
@@ -62,7 +63,7 @@ class SearchSettings:
             UsageError: naming what is out of range.
         """
         reducer = method(self.method)
-        check_granularity(self.granularity)
+        check_granularity(self.kept_whole())
         if self.rank_epochs is not None and not reducer.needs_criticality:
             raise UsageError(
                 problem(
@@ -102,7 +103,7 @@ class SearchSettings:
                     where="--budget",
                 )
             )
-        if self.granularity != "element" and not reducer.finds_masks:
+        if self.granularity is not None and not reducer.finds_masks:
             raise UsageError(
                 problem(
                     "a granularity belongs to a method that finds masks",
@@ -148,6 +149,10 @@ class SearchSettings:
         """Return the method that finds candidates."""
         return method(self.method)
 
+    def kept_whole(self) -> str:
+        """Return the granularity: the one asked for, or the method's own."""
+        return self.granularity or self.reducer().granularity
+
     def asked_budgets(self) -> tuple[int, ...]:
         """Return the budgets that were given."""
         return self.budgets or (() if self.budget is None else (self.budget,))
@@ -157,15 +162,15 @@ class SearchSettings:
         if not self.reducer().finds_masks:
             return ()
         made = [base.census.relus // divisor for divisor in DEFAULT_BUDGETS]
-        least = smallest_budget(base.census, self.granularity)
+        least = smallest_budget(base.census, self.kept_whole())
         budgets = self.asked_budgets() or [budget for budget in made if budget >= least]
-        return tuple(MaskOrder(self.method, self.granularity, budget) for budget in dict.fromkeys(budgets))
+        return tuple(MaskOrder(self.method, self.kept_whole(), budget) for budget in dict.fromkeys(budgets))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by name, those of training among them."""
         return {
             "method": self.method,
-            "granularity": self.granularity,
+            "granularity": self.kept_whole(),
             "rank_epochs": self.rank_epochs,
             "finalists": self.finalists,
             "search_epochs": self.search_config().epochs if self.reducer().finder is not None else None,
