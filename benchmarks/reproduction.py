@@ -117,10 +117,11 @@ def _best(found: list[tuple[Json, Json]], relus: float) -> Json | None:
 def versus(fronts: list[Json]) -> list[Json]:
     """Hold our method against every other one of the same run, network by network of the same size.
 
-    Of each method's networks those are compared for which ours has one of no more ReLUs, and at most 3 % fewer.
+    Of each method's networks those are compared for which ours has one of no more ReLUs that was made for that number,
+    or within 3 % of it: whole layers seldom use all of a budget.
 
     Returns:
-        For each base network and method: `rows[]{relus, ours, other}` (test accuracies in %, one per seed),
+        For each base network and method: `rows[]{relus, our_relus, ours, other}` (test accuracies in %, one per seed),
         `difference` (ours minus theirs, in points, mean over rows and seeds), `low` and `high` (its 95 % interval, by
         Student's t over the seeds' means; null for one seed), and `seeds`. Masks and the distilling teacher are the
         same for all seeds: the interval covers the chance in training the networks, not that in finding the masks, nor
@@ -133,11 +134,13 @@ def versus(fronts: list[Json]) -> list[Json]:
             continue
         rows = []
         for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
-            fitting = [e for e in filter(_tested, own["candidates"]) if 0.97 <= e["relus"] / theirs["relus"] <= 1]
+            relus = theirs["relus"]
+            mine_all = [e for e in filter(_tested, own["candidates"]) if e["relus"] <= relus]
+            fitting = [e for e in mine_all if 0.97 * relus <= _asked(e) <= 1.03 * relus]
             if fitting:
                 mine = max(fitting, key=lambda e: e["relus"])
                 ours, other = ([100 * accuracy for accuracy in entry["test"]["runs"]] for entry in (mine, theirs))
-                rows.append({"relus": theirs["relus"], "ours": ours, "other": other})
+                rows.append({"relus": relus, "our_relus": mine["relus"], "ours": ours, "other": other})
         if not rows:
             continue
         seeds = min(len(row[side]) for row in rows for side in ("ours", "other"))
@@ -157,6 +160,11 @@ def versus(fronts: list[Json]) -> list[Json]:
             }
         )
     return found
+
+
+def _asked(entry: Json) -> int:
+    """Return the budget that an entry was made for; its ReLUs where there was none."""
+    return int((entry["recipe"].get("masks") or {}).get("budget", entry["relus"]))
 
 
 def _same_run(front: Json, other: Json) -> bool:
@@ -321,7 +329,7 @@ def as_text(content: Json) -> str:
         for row in against["rows"]:
             ours, other = statistics.fmean(row["ours"]), statistics.fmean(row["other"])
             difference = f"{ours:6.2f} - {other:6.2f} = {ours - other:+6.2f}"
-            lines.append(f"{row['relus']:>9,}  {difference}  ({len(row['ours'])} seeds)")
+            lines.append(f"{row['relus']:>9,}  {difference}  ({len(row['ours'])} seeds, ours {row['our_relus']:,})")
     lines += ["", "Everything that was trained", ""]
     lines.append(
         f"{'network':<17}{'method':<17}{'ReLUs':>9}  {'held out':>8}  {'accuracy':>24}  {'epochs (search)':>15}"
