@@ -26,8 +26,7 @@ class Candidate:
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
-            shapes that the layers have at `rho`; they go with no thinning, which `drop` can say, and masks that keep a
-            part of a layer with no alpha.
+            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say) nor alpha.
     """
 
     keep: tuple[str, ...]
@@ -80,7 +79,7 @@ class Candidate:
                     where="keep",
                 )
             )
-        if self.masks is not None and (self.thin or (self.alpha != 1 and self.masks.layers)):
+        if self.masks is not None and (self.thin or self.alpha != 1):
             raise UsageError(
                 problem(
                     "masks belong to the channels of the full network, and say themselves what is thinned",
@@ -110,7 +109,7 @@ class Candidate:
     def label(self) -> str:
         """What a person reads: `S2 S3 S4, thinned, alpha 0.5`; for masks `snl by element, budget 12,288`."""
         if self.masks is not None:
-            scale = "".join(f", {k} {v:g}" for k, v in (("alpha", self.alpha), ("rho", self.rho)) if v != 1)
+            scale = "" if self.rho == 1 else f", rho {self.rho:g}"
             return f"{self.masks.method} by {self.masks.granularity}, budget {self.masks.budget:,}{scale}"
         parts = [" ".join(self.keep) or "no ReLU"]
         if self.thin:

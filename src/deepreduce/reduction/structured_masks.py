@@ -4,7 +4,7 @@
    (`relupruner.importance`).
 2. Structure. The stage that is worth least per ReLU is culled, then the layers are thinned, then the resolution is
    halved, as in DeepReDuce (section 3): a ladder of networks with fewer and fewer ReLUs (`ladder`). The last of them
-   in which the budget can be spent (see `ENOUGH`) is taken. At the end of it, for whole layers, channels are halved.
+   in which the budget can be spent (see `ENOUGH`) is taken. Channels stay as they are.
 3. Layers. In it the whole layers that are worth most together stay, within the budget.
 4. Fading and distillation, over the whole schedule: the candidate trains as any other of DeepReDuce's does.
 
@@ -35,7 +35,7 @@ from .masks import Mask
 from .reduced import Base, census_of, kept_layers, scaled_census
 from .selection import Array, Scores, choose, masked_candidate
 
-_HALF = 0.5
+_RHO = 0.5
 
 ENOUGH = {"element": 1.0, "channel": 0.75, "layer": 0.75}
 """A structure will do if so much of the budget is used: whole layers seldom come out even."""
@@ -54,10 +54,7 @@ def structured_masks(base: Base, worth: Scores, order: MaskOrder) -> Candidate:
     """
     whole = Candidate(keep=tuple(stage.name for stage in base.census.stages))
     best, most = whole, -1
-    steps = ladder(base.census, worth)
-    if order.granularity == "layer":  # a part of a layer would have to say which of the channels are left
-        steps = (*steps, replace(steps[-1], alpha=_HALF))
-    for structure in (*reversed(steps), whole):
+    for structure in (*reversed(ladder(base.census, worth)), whole):
         try:
             if structure is not whole:
                 census_of(base, structure)
@@ -72,7 +69,7 @@ def structured_masks(base: Base, worth: Scores, order: MaskOrder) -> Candidate:
             break
     census = scaled_census(base, best)
     found = masked_candidate(census, chosen, method=order.method, granularity=order.granularity, budget=order.budget)
-    return replace(found, alpha=best.alpha, rho=best.rho)
+    return replace(found, rho=best.rho)
 
 
 def _fill(base: Base, structure: Candidate, layers: set[str], worth: Scores, order: MaskOrder) -> dict[str, Mask]:
@@ -98,14 +95,14 @@ def ladder(census: Census, worth: Scores) -> tuple[Candidate, ...]:
     least = min(values, key=lambda name: values[name])
     culled = Candidate(keep=tuple(name for name in values if name != least) or (least,))
     thinned = replace(culled, thin=True)
-    return culled, thinned, replace(thinned, rho=_HALF)
+    return culled, thinned, replace(thinned, rho=_RHO)
 
 
 def _resized(worth: Array, shape: tuple[int, ...]) -> Array:
     """Return the importances of a layer at another resolution: each element gets the mean of those it stands for."""
     if worth.shape == shape:
         return worth
-    if worth.ndim != 3 or worth.shape[0] != shape[0]:
-        return np.full(shape, float(worth.mean()))  # of narrower layers only the sum is asked for
+    if worth.ndim != 3:
+        return np.full(shape, float(worth.mean()))  # of a vector that grows with the resolution nothing is known
     pooled = F.adaptive_avg_pool2d(torch.from_numpy(worth)[None], (shape[-2], shape[-1]))[0]
     return np.asarray(pooled.double().numpy())

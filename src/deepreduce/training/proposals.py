@@ -108,8 +108,8 @@ def check_budget(base: Base, settings: SearchSettings) -> None:
         )
     budget = min(settings.asked_budgets())
     if settings.reducer().finds_masks:
-        reshaped = 8 if settings.reducer().chooser is not None else 1  # half the resolution, half the channels
-        smallest: int | None = -(-smallest_budget(base.census, settings.kept_whole()) // reshaped)
+        halved = settings.reducer().chooser is not None  # the resolution too
+        smallest: int | None = -(-smallest_budget(base.census, settings.kept_whole()) // (4 if halved else 1))
     else:
         smallest = min(
             (
