@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -79,8 +79,12 @@ def test_any_chain_of_padded_convolutions_is_exact_at_the_borders(data: st.DataO
             x = getattr(net, name)(x)
         return x.flatten(1)
 
-    graph = convert(Lambda(run, **layers), (2, 16, 13))
     batch = images(2, 2, 16, 13).double()
+    try:
+        run(Lambda(run, **layers), batch.float())
+    except RuntimeError:  # strides have left less than a kernel: no network
+        assume(False)
+    graph = convert(Lambda(run, **layers), (2, 16, 13))
     expected = graph.run(batch)[graph.output]
     assert torch.allclose(forced(graph).run(batch)[graph.output], expected, rtol=1e-11, atol=1e-11)
     assert len(weighted(graph)) <= 9
