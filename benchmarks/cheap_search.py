@@ -108,12 +108,8 @@ def search(options: argparse.Namespace, data: deepreduce.Dataset, rank_epochs: i
     settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds)
     if rank_epochs is not None:
         settings = replace(settings, seeds=1, rank_epochs=rank_epochs)
-        for part in (
-            "run.json",
-            "teacher",
-            "candidate",
-            "test.json",
-        ):  # what was read of the test set is not read again
+        # With test.json, so that no test image is looked at again for the same network.
+        for part in ("run.json", "teacher", "candidate", "test.json"):
             if not (folder / part).exists():
                 shutil.rmtree(folder / f".{part}", ignore_errors=True)  # of a copy that was cut off
                 folder.mkdir(parents=True, exist_ok=True)

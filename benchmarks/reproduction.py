@@ -62,6 +62,7 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
     first = fronts[0]
     content = {
         "environment": {**fronts[-1]["environment"], "command": public(fronts[-1]["environment"]["command"])},
+        "commands": sorted({public(front["environment"]["command"]) for front in fronts}),
         "data": {key: first["data"][key] for key in ("name", "fingerprint", "train", "validation", "test", "notes")},
         "networks": list({str(front["network"]): front["network"] for front in fronts}.values()),
         "settings": {f"{f['network']['name']} {f['settings']['method']}": f["settings"] for f in fronts},

@@ -89,6 +89,7 @@ def test_example_each_row_gets_its_network_and_ours() -> None:
         front("deepreduce-masks", entry("d", 24_900, 0.81, 0.74), entry("e", 12_288, 0.5, 0.69)),
     ]
     content, text = reproduction(load_published(), fronts, [])
+    assert content["commands"] == ["reproduce.py run --data cifar100"]
     exact = rows_of(content, 229_376, "deepreduce")
     assert exact["here"]["accuracy"] == 77.0 and exact["ours"]["accuracy"] == 74.0
     assert exact["ours_minus_paper"] == pytest.approx(74.0 - 76.22)

@@ -109,6 +109,20 @@ def test_a_method_that_finds_masks(
     assert "Method: channel-pruning." in capsys.readouterr().out
 
 
+def test_a_ranking_trains_the_finalists_alone(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["reduce", net, "--out", "run", *QUICK, "--workers", "1", "--distilled-only"]
+    typed[typed.index("--epochs") + 1] = "2"
+    assert main([*typed, "--rank-epochs", "1", "--budget", "200", "--finalists", "1"]) == 0
+    shown = capsys.readouterr()
+    front = json.loads(Path("run/front.json").read_text())
+    assert len(front["ranking"]) > 1 and sum(row["kept"] for row in front["ranking"]) == 1
+    assert sum(entry["status"] == "done" for entry in front["candidates"]) == 1
+    said = f"Method: deepreduce, {len(front['ranking'])} candidates ranked after 1 epoch, 1 trained in full."
+    words = " ".join(shown.out.split())
+    assert said in words and "in this stage alone, 1 epoch;" in words
+    assert f"Ranking: {len(front['ranking'])} to train" in shown.err and "Candidates: 1 to train" in shown.err
+
+
 def test_env_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 0
     assert "torch" in json.loads(capsys.readouterr().out)["versions"]

@@ -12,7 +12,7 @@ from .criticality import (
 from .culling import cull
 from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularity, is_slope, watch, with_slopes
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
-from .methods import METHODS, Method, Reducer, deepreduce, method
+from .methods import METHODS, Chooser, Method, Reducer, deepreduce, method
 from .pareto import pareto_front
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
 from .relupruner import importance
@@ -28,6 +28,7 @@ __all__ = [
     "METHODS",
     "Base",
     "Candidate",
+    "Chooser",
     "Criticality",
     "FadingReLU",
     "LayerMask",

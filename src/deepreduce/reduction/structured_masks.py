@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,34 +47,37 @@ def structured_masks(base: Base, worth: Scores, order: MaskOrder) -> Candidate:
 
     Args:
         base: the full network.
-        worth: of each of its ReLUs, by call site.
+        worth: of each of its ReLUs, by call site, of the layer's shape for one image; see `importance`.
         order: granularity and budget; the name of the method is kept in the masks.
 
     Raises:
         UsageError: if nothing fits into the budget.
     """
     whole = Candidate(keep=tuple(stage.name for stage in base.census.stages))
-    best, most = whole, -1
-    for structure in (*reversed(ladder(base.census, worth)), whole):
-        try:
-            if structure is not whole:
-                census_of(base, structure)
-            layers = kept_layers(base, structure)
-            kept = _fill(base, structure, layers, worth, order)
-        except (NetworkError, UsageError):
-            continue  # this network cannot be thinned, or not be scaled
-        count = sum(int(mask.sum()) for mask in kept.values())
-        if count > most:
-            best, most, chosen = structure, count, kept
-        if count >= ENOUGH[order.granularity] * order.budget:
+    filled: list[tuple[int, float, dict[str, Mask]]] = []
+    for structure in (*filter(partial(_can_be_built, base), reversed(ladder(base.census, worth))), whole):
+        kept = _fill(base, structure, worth, order)
+        filled.append((sum(int(mask.sum()) for mask in kept.values()), structure.rho, kept))
+        if filled[-1][0] >= ENOUGH[order.granularity] * order.budget:
             break
-    census = scaled_census(base, best)
-    found = masked_candidate(census, chosen, method=order.method, granularity=order.granularity, budget=order.budget)
-    return replace(found, rho=best.rho)
+    _, rho, kept = max(filled, key=lambda entry: entry[0])
+    census = scaled_census(base, replace(whole, rho=rho))
+    found = masked_candidate(census, kept, method=order.method, granularity=order.granularity, budget=order.budget)
+    return replace(found, rho=rho)
 
 
-def _fill(base: Base, structure: Candidate, layers: set[str], worth: Scores, order: MaskOrder) -> dict[str, Mask]:
-    """Choose the ReLUs of these layers within the budget: of elements and channels an equal share in each."""
+def _can_be_built(base: Base, structure: Candidate) -> bool:
+    """Tell whether a structure removes something and this network can be thinned and scaled so."""
+    try:
+        census_of(base, structure)
+    except (NetworkError, UsageError):
+        return False
+    return True
+
+
+def _fill(base: Base, structure: Candidate, worth: Scores, order: MaskOrder) -> dict[str, Mask]:
+    """Choose the ReLUs of a structure within the budget: of elements and channels an equal share in each layer."""
+    layers = kept_layers(base, structure)
     shapes = {layer.name: layer.shape for layer in scaled_census(base, structure).layers}
     scores = {name: _resized(worth[name], shapes[name]) for name in shapes if name in layers}
     total = sum(math.prod(shapes[name]) for name in scores)
@@ -86,7 +90,8 @@ def _fill(base: Base, structure: Candidate, layers: set[str], worth: Scores, ord
 def ladder(census: Census, worth: Scores) -> tuple[Candidate, ...]:
     """Return the structures, each with fewer ReLUs than the one before: culled, thinned, at half the resolution.
 
-    A network with a single stage keeps it. What cannot be thinned or scaled is for the caller to pass over.
+    Culled is the stage that is worth least per ReLU; a network with a single stage keeps it. What cannot be thinned or
+    scaled is for the caller to pass over.
     """
     values = {
         stage.name: sum(float(np.sum(worth[layer.name])) for layer in stage.layers) / stage.relus

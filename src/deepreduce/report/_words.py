@@ -46,6 +46,11 @@ def count(value: object) -> str:
     return UNKNOWN if known is None else f"{known:,.0f}"
 
 
+def epochs(value: object) -> str:
+    """Return a number of epochs: `1 epoch`, `200 epochs`."""
+    return f"{count(value)} epoch" + ("" if number(value) == 1 else "s")
+
+
 def macs(value: object) -> str:
     """Return multiply-accumulate operations in millions: 555.5 M; below 0.1 M in thousands: 84.2 K."""
     known = number(value)

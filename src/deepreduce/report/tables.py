@@ -121,10 +121,10 @@ def _method(front: Json) -> str:
     if settings.get("granularity") and settings["method"] not in ("deepreduce", "channel-pruning"):
         said += f" by {words.clean(settings.get('granularity'))}"
     if settings.get("search_epochs"):
-        said += f", {words.count(settings['search_epochs'])} epochs of search, counted with the training"
+        said += f", {words.epochs(settings['search_epochs'])} of search, counted with the training"
     if settings.get("rank_epochs") and isinstance(front.get("ranking"), list):
         kept = sum(bool(row.get("kept")) for row in front["ranking"] if isinstance(row, dict))
-        said += f", {len(front['ranking'])} candidates ranked after {words.count(settings['rank_epochs'])} epochs, "
+        said += f", {len(front['ranking'])} candidates ranked after {words.epochs(settings['rank_epochs'])}, "
         said += f"{kept} trained in full"
     return said + "."
 
@@ -206,7 +206,7 @@ def criticality_table(front: Json) -> Table:
     power = words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}"
     settings = front["settings"] if isinstance(front.get("settings"), dict) else {}
     epochs = settings.get("criticality_epochs")
-    trained = f", {words.count(epochs)} epochs" if words.number(epochs) is not None else ""
+    trained = "" if words.number(epochs) is None else f", {words.epochs(epochs)}"
     table = _table(
         "Criticality of each stage",
         [

@@ -14,7 +14,7 @@ from torch import nn
 from .._files import append_line, check_format, read_json, replacing, write_json
 from .._json import json_field
 from ..errors import DeepReduceError, RunError, problem
-from ..reduction import Base, Candidate, MaskOrder, Masks, build_candidate, is_slope, masked_candidate, method
+from ..reduction import Base, Candidate, Chooser, MaskOrder, Masks, build_candidate, is_slope, masked_candidate, method
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, write_metrics
@@ -44,26 +44,23 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
         train = DeviceSplit.of(context.data.train, context.normalisation, accelerator.device)
         taught = load_teacher(context)
         search = MaskSearch(job.masks, taught.census, job.config, accelerator, job.seed)
-        carry_out = _search if job.trains else _choose
-        return carry_out(job, context, search, taught, train, should_stop)
+        chooser = method(job.masks.method).chooser
+        if chooser is None:
+            return _search(job, context, search, taught, train, should_stop)
+        _choose(job, context, search, taught, train, chooser)
+        return ""
 
 
-def _choose(
-    job: Job, context: Context, search: MaskSearch, taught: Base, train: DeviceSplit, should_stop: Callable[[], bool]
-) -> str:
+def _choose(job: Job, context: Context, search: MaskSearch, taught: Base, train: DeviceSplit, chooser: Chooser) -> None:
     """Choose masks by what the teacher's ReLUs are worth."""
-    assert job.masks is not None
     begun = time.monotonic()
-    chooser = method(job.masks.method).chooser
-    assert chooser is not None
-    candidate = chooser(taught, search.worth(taught.network, train), job.masks)
+    candidate = chooser(taught, search.worth(taught.network, train), search.order)
     seconds = time.monotonic() - begun
     correct = _correct(build_candidate(taught, candidate), context, search.accelerator)
     if search.accelerator.is_main_process:
         clear(context.folder / job.place)
         _write_masks(job, context, candidate)
         write_metrics(job, context, correct, epochs=0, seconds=seconds, images_per_second=None)
-    return ""
 
 
 def _search(

@@ -34,7 +34,7 @@ _EPOCH_IMAGES = 1024  # of a survey between epochs
 SURVEY_IMAGES = 4096
 """How many training images are looked at where masks are chosen without training, if there are so many."""
 
-_Watched = tuple[fx.GraphModule, dict[str, SlopedReLU], fx.GraphModule, dict[str, SlopedReLU]]
+_Sloped = tuple[fx.GraphModule, dict[str, SlopedReLU], fx.GraphModule, dict[str, SlopedReLU]]
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class MaskSearch:
             RunError: if the checkpoint cannot be written.
         """
         config, accelerator = self.config, self.accelerator
-        watched = self._watched(teacher, self.order.granularity)
-        network, slopes, asked, asked_slopes = watched
+        sloped = self._sloped(teacher, self.order.granularity)
+        network, slopes, asked, asked_slopes = sloped
         steps = data.steps(config.batch_size, accelerator.num_processes)
         kind = method(self.order.method).finder
         assert kind is not None
@@ -97,7 +97,7 @@ class MaskSearch:
         epoch = len(history)
         while epoch < config.epochs and not finder.is_finished():
             begun = time.monotonic()
-            survey = self._survey(watched, data, epoch, _EPOCH_IMAGES)
+            survey = self._survey(sloped, data, epoch, _EPOCH_IMAGES)
             with accelerator.autocast():
                 finder.begin_epoch(epoch, survey)
             if finder.matches_teacher:
@@ -156,16 +156,19 @@ class MaskSearch:
         return found, network.eval().requires_grad_(False)
 
     def worth(self, teacher: fx.GraphModule, data: DeviceSplit) -> dict[str, Array]:
-        """Return what every ReLU of the teacher is worth, by call site: see `deepreduce.reduction.importance`.
+        """Return what every ReLU of the teacher is worth: see `deepreduce.reduction.importance`.
 
         Args:
             teacher: the full network with its trained weights; not changed.
             data: training images, on the accelerator's device; up to `SURVEY_IMAGES` of them are looked at.
+
+        Returns:
+            By call site, the mean change of the loss per element, of the layer's shape for one image.
         """
         with self.accelerator.autocast():
-            return importance(self._survey(self._watched(teacher, "element"), data, 0, SURVEY_IMAGES))
+            return importance(self._survey(self._sloped(teacher, "element"), data, 0, SURVEY_IMAGES))
 
-    def _watched(self, teacher: fx.GraphModule, granularity: str) -> _Watched:
+    def _sloped(self, teacher: fx.GraphModule, granularity: str) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
         network, slopes = with_slopes(teacher, self.census, granularity)
         asked, asked_slopes = with_slopes(teacher, self.census, "layer")
@@ -174,10 +177,10 @@ class MaskSearch:
         asked = laid_out(asked, device, torch.channels_last).eval().requires_grad_(False)
         return network, slopes, asked, asked_slopes
 
-    def _survey(self, watched: _Watched, data: DeviceSplit, epoch: int, count: int) -> Survey:
+    def _survey(self, sloped: _Sloped, data: DeviceSplit, epoch: int, count: int) -> Survey:
         torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout, and labels that a finder draws
         images = partial(self._images, data, epoch, count)
-        return Survey(*watched, images, self._loss, self.config.temperature, self._mean)
+        return Survey(*sloped, images, self._loss, self.config.temperature, self._mean)
 
     def _loss(self, logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
         weight, temperature = self.config.distillation, self.config.temperature

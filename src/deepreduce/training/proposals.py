@@ -109,7 +109,7 @@ def check_budget(base: Base, settings: SearchSettings) -> None:
     budget = min(settings.asked_budgets())
     if settings.reducer().finds_masks:
         halved = settings.reducer().chooser is not None  # the resolution too
-        smallest: int | None = -(-smallest_budget(base.census, settings.kept_whole()) // (4 if halved else 1))
+        smallest: int | None = -(-smallest_budget(base.census, settings.resolved_granularity()) // (4 if halved else 1))
     else:
         smallest = min(
             (

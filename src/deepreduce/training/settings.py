@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import UsageError, near_misses, problem
 from ..reduction import DEFAULT_EXPONENT, Base, MaskOrder, Reducer, check_granularity, method, smallest_budget
@@ -63,15 +63,13 @@ class SearchSettings:
             UsageError: naming what is out of range.
         """
         reducer = method(self.method)
-        check_granularity(self.kept_whole())
+        check_granularity(self.resolved_granularity())
         if self.rank_epochs is not None and not reducer.needs_criticality:
-            raise UsageError(
-                problem(
-                    "ranking belongs to a method that proposes candidates to choose from",
-                    got=f"rank_epochs {self.rank_epochs} for {self.method}, which makes one network for each budget",
-                    remedy="leave it out, or use --method deepreduce",
-                    where="--rank-epochs",
-                )
+            _refuse(
+                "ranking belongs to a method that proposes candidates to choose from",
+                got=f"rank_epochs {self.rank_epochs} for {self.method}, which makes one network for each budget",
+                remedy="leave it out, or use --method deepreduce",
+                where="--rank-epochs",
             )
         self.criticality_config()
         self.search_config()
@@ -84,43 +82,34 @@ class SearchSettings:
             ("finalists", self.finalists is None or self.finalists >= 1, "at least 1"),
         )
         if self.finalists is not None and (self.rank_epochs is None or self.budget is None):
-            raise UsageError(
-                problem(
-                    "finalists are the best of a ranking within a budget",
-                    got=f"finalists {self.finalists} without " + ("a ranking" if self.budget else "a budget"),
-                    remedy="leave it out, or give --rank-epochs and --budget too, with --method deepreduce",
-                    where="--finalists",
-                )
+            _refuse(
+                "finalists are the best of a ranking within a budget",
+                got=f"finalists {self.finalists} without " + ("a ranking" if self.budget else "a budget"),
+                remedy="leave it out, or give --rank-epochs and --budget too, with --method deepreduce",
+                where="--finalists",
             )
         object.__setattr__(self, "budgets", tuple(self.budgets))
         fits = all(1 <= budget <= (self.budget or 0) for budget in self.budgets)
         if self.budgets and (reducer.needs_criticality or not fits or len(set(self.budgets)) < len(self.budgets)):
-            raise UsageError(
-                problem(
-                    "several budgets are different numbers, at least 1, for a method that makes a network for each",
-                    got=f"{', '.join(map(str, self.budgets))} for {self.method}",
-                    remedy="give one budget: networks below it are found too",
-                    where="--budget",
-                )
+            _refuse(
+                "several budgets are different numbers, at least 1, for a method that makes a network for each",
+                got=f"{', '.join(map(str, self.budgets))} for {self.method}",
+                remedy="give one budget: networks below it are found too",
+                where="--budget",
             )
         if self.granularity is not None and not reducer.finds_masks:
-            raise UsageError(
-                problem(
-                    "a granularity belongs to a method that finds masks",
-                    got=f"{self.granularity} for {self.method}",
-                    remedy="leave it out, or use --method deepreduce-masks, snl, senet or relupruner",
-                    where="--granularity",
-                )
+            _refuse(
+                "a granularity belongs to a method that finds masks",
+                got=f"{self.granularity} for {self.method}",
+                remedy="leave it out, or use --method deepreduce-masks, snl, senet or relupruner",
+                where="--granularity",
             )
-
         if self.search_epochs is not None and reducer.finder is None:
-            raise UsageError(
-                problem(
-                    "epochs of search belong to a method that trains while it searches for masks",
-                    got=f"search_epochs {self.search_epochs} for {self.method}",
-                    remedy="leave it out, or use --method snl, senet or relupruner",
-                    where="--search-epochs",
-                )
+            _refuse(
+                "epochs of search belong to a method that trains while it searches for masks",
+                got=f"search_epochs {self.search_epochs} for {self.method}",
+                remedy="leave it out, or use --method snl, senet or relupruner",
+                where="--search-epochs",
             )
 
     def ranking_config(self) -> TrainingConfig | None:
@@ -149,7 +138,7 @@ class SearchSettings:
         """Return the method that finds candidates."""
         return method(self.method)
 
-    def kept_whole(self) -> str:
+    def resolved_granularity(self) -> str:
         """Return the granularity: the one asked for, or the method's own."""
         return self.granularity or self.reducer().granularity
 
@@ -162,15 +151,15 @@ class SearchSettings:
         if not self.reducer().finds_masks:
             return ()
         made = [base.census.relus // divisor for divisor in DEFAULT_BUDGETS]
-        least = smallest_budget(base.census, self.kept_whole())
+        least = smallest_budget(base.census, self.resolved_granularity())
         budgets = self.asked_budgets() or [budget for budget in made if budget >= least]
-        return tuple(MaskOrder(self.method, self.kept_whole(), budget) for budget in dict.fromkeys(budgets))
+        return tuple(MaskOrder(self.method, self.resolved_granularity(), budget) for budget in dict.fromkeys(budgets))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by name, those of training among them."""
         return {
             "method": self.method,
-            "granularity": self.kept_whole(),
+            "granularity": self.resolved_granularity(),
             "rank_epochs": self.rank_epochs,
             "finalists": self.finalists,
             "search_epochs": self.search_config().epochs if self.reducer().finder is not None else None,
@@ -213,13 +202,11 @@ class RunOptions:
             UsageError: naming what is out of range.
         """
         if self.executor not in EXECUTORS:
-            raise UsageError(
-                problem(
-                    "the executor must be local or ray",
-                    got=f"{self.executor!r}{near_misses(self.executor, list(EXECUTORS))}",
-                    remedy="leave it out for this machine",
-                    where="--executor",
-                )
+            _refuse(
+                "the executor must be local or ray",
+                got=f"{self.executor!r}{near_misses(self.executor, list(EXECUTORS))}",
+                remedy="leave it out for this machine",
+                where="--executor",
             )
         _check(
             self,
@@ -232,11 +219,13 @@ class RunOptions:
 def _check(settings: object, *rules: tuple[str, bool, str]) -> None:
     for name, fine, allowed in rules:
         if not fine:
-            raise UsageError(
-                problem(
-                    f"{name} must be {allowed}",
-                    got=getattr(settings, name),
-                    remedy="correct the option",
-                    where=f"--{name.replace('_', '-')}",
-                )
+            _refuse(
+                f"{name} must be {allowed}",
+                got=getattr(settings, name),
+                remedy="correct the option",
+                where=f"--{name.replace('_', '-')}",
             )
+
+
+def _refuse(must: str, *, got: object, remedy: str, where: str) -> NoReturn:
+    raise UsageError(problem(must, got=got, remedy=remedy, where=where))
