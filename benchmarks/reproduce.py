@@ -36,7 +36,7 @@ from deepreduce.reduction import METHODS, Candidate, Reducer
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig, make_accelerator
 from deepreduce.training.batches import DeviceSplit, Normalisation
 
-METHOD_NAMES = ("published", "deepreduce-masks", "snl", "senet", "relupruner", "channel-pruning")
+METHOD_NAMES = ("published", "deepreduce-narrow", "snl", "senet", "relupruner", "channel-pruning")
 BUDGETS = (12_288, 24_900, 49_600, 100_000, 180_000)
 """Of methods that find masks, at width 1: those of the published rows."""
 
@@ -214,12 +214,9 @@ def settings_for(
     own = replace(settings, method=name, budget=max(budgets), budgets=budgets)
     if not reducer.finds_masks:
         return own
-    own = replace(own, granularity=options.granularity)
-    if reducer.finder is None:
-        return own
     search = min(options.epochs - 1, max(1, round(options.search_share * options.epochs)))
     training = replace(settings.training, epochs=options.epochs - search)
-    return replace(own, training=training, search_epochs=search)
+    return replace(own, training=training, search_epochs=search, granularity=options.granularity)
 
 
 def published_candidates(

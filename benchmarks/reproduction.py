@@ -16,7 +16,7 @@ from deepreduce.errors import RunError, problem
 Json = dict[str, Any]
 
 PUBLISHED = Path(__file__).with_name("published.json")
-OURS = "deepreduce-masks"
+OURS = "deepreduce-narrow"
 PAPER = ("published", "deepreduce")
 """Methods whose candidates are DeepReDuce's own."""
 
@@ -118,8 +118,8 @@ def _best(found: list[tuple[Json, Json]], relus: float) -> Json | None:
 def versus(fronts: list[Json]) -> list[Json]:
     """Hold our method against every other one of the same run, network by network of the same size.
 
-    Of each method's networks those are compared for which ours has one of no more ReLUs that was made for that number,
-    or within 3 % of it: whole layers seldom use all of a budget.
+    Of each method's networks those are compared whose number of ReLUs was a budget of ours, give or take 3 %; ours is
+    the largest one with no more ReLUs.
 
     Returns:
         For each base network and method: `rows[]{relus, our_relus, ours, other}` (test accuracies in %, one per seed),
@@ -136,9 +136,9 @@ def versus(fronts: list[Json]) -> list[Json]:
         rows = []
         for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
             relus = theirs["relus"]
-            mine_all = [e for e in filter(_tested, own["candidates"]) if e["relus"] <= relus]
-            fitting = [e for e in mine_all if 0.97 * relus <= _asked(e) <= 1.03 * relus]
-            if fitting:
+            asked = any(0.97 * relus <= budget <= 1.03 * relus for budget in _budgets(own))
+            fitting = [e for e in filter(_tested, own["candidates"]) if e["relus"] <= relus]
+            if asked and fitting:
                 mine = max(fitting, key=lambda e: e["relus"])
                 ours, other = ([100 * accuracy for accuracy in entry["test"]["runs"]] for entry in (mine, theirs))
                 rows.append({"relus": relus, "our_relus": mine["relus"], "ours": ours, "other": other})
@@ -163,9 +163,10 @@ def versus(fronts: list[Json]) -> list[Json]:
     return found
 
 
-def _asked(entry: Json) -> int:
-    """Return the budget that an entry was made for; its ReLUs where there was none."""
-    return int((entry["recipe"].get("masks") or {}).get("budget", entry["relus"]))
+def _budgets(front: Json) -> list[int]:
+    """Return the budgets that a front's networks were made for."""
+    settings = front["settings"]
+    return list(settings["budgets"]) or ([settings["budget"]] if settings["budget"] else [])
 
 
 def _same_run(front: Json, other: Json) -> bool:
@@ -220,7 +221,7 @@ def _row(row: Json, fronts: list[Json]) -> Json:
 
 def _is(recipe: Json, candidate: Json) -> bool:
     kept = {name: recipe[name] for name in ("keep", "thin", "alpha", "rho")}
-    return kept == candidate and not recipe["drop"] and "masks" not in recipe
+    return kept == candidate and not recipe["drop"] and not {"masks", "beta"} & set(recipe)
 
 
 def _compared(row: Json, fronts: list[Json]) -> Json:

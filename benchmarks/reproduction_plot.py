@@ -29,7 +29,7 @@ _NAMES = {
     "relupruner": "ReLUPruner",
     "channel-pruning": "channel pruning",
 }
-_MEANS = {"deepreduce-masks": "ours", "published": "deepreduce"}
+_MEANS = {"deepreduce-narrow": "ours", "published": "deepreduce"}
 
 
 def draw(content: dict[str, Any], stem: Path) -> list[Path]:

@@ -43,6 +43,7 @@ def estimate(
     thin: bool = False,
     alpha: float = 1.0,
     rho: float = 1.0,
+    beta: float = 1.0,
     width: float = 1.0,
     relus: int | None = None,
     full: nn.Module | None = None,
@@ -60,7 +61,7 @@ def estimate(
             run folder, the name of a network, or a module.
         input: channels, height and width of one image; for a name or a module alone.
         classes: number of classes, likewise; default 100.
-        keep, thin, alpha, rho, width: a reduction, likewise; as in `profile`.
+        keep, thin, alpha, rho, beta, width: a reduction, likewise; as in `profile`.
         relus: largest number of ReLUs; for a run folder alone.
         full: the full network, where a recipe or a run is not of a reference network.
         protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
@@ -92,7 +93,7 @@ def estimate(
         raise UsageError(
             problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
         )
-    reduction = _Reduction(input, classes, keep, thin, alpha, rho, width)
+    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         subject = _subject(network, reduction, relus, full, program="ours" in protocols)
@@ -136,6 +137,7 @@ class _Reduction:
     thin: bool = False
     alpha: float = 1.0
     rho: float = 1.0
+    beta: float = 1.0
     width: float = 1.0
 
     def refuse(self, what: object) -> None:
@@ -153,10 +155,10 @@ class _Reduction:
 
     def candidate(self, census: Census) -> Candidate | None:
         """Return the reduction, None for none."""
-        if self.keep is None and not self.thin and self.alpha == 1 and self.rho == 1:
+        if self.keep is None and not self.thin and self.alpha == self.rho == self.beta == 1:
             return None
         stages = tuple(stage.name for stage in census.stages) if self.keep is None else tuple(self.keep)
-        return Candidate(keep=stages, thin=self.thin, alpha=self.alpha, rho=self.rho)
+        return Candidate(keep=stages, thin=self.thin, alpha=self.alpha, rho=self.rho, beta=self.beta)
 
 
 def _subject(
@@ -177,7 +179,7 @@ def _subject(
             problem(
                 "a budget and a full network go with what was saved",
                 got="a network by itself",
-                remedy="name a run folder, or reduce with --keep, --thin, --alpha and --rho",
+                remedy="name a run folder, or reduce with --keep, --thin, --alpha, --rho and --beta",
                 where="--relus" if relus is not None else "full",
             )
         )

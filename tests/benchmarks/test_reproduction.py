@@ -40,7 +40,7 @@ def front(method: str, *entries: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "network": {"name": "resnet18", "input": [3, 32, 32], "classes": 100, "width": 1.0},
         "data": {"name": "cifar100", "fingerprint": "f", "train": 1, "validation": 1, "test": 1, "notes": []},
-        "settings": {"method": method},
+        "settings": {"method": method, "budget": None, "budgets": []},
         "environment": {"command": "reproduce.py run --data /home/me/cifar100", "devices": [], "processor": "A B",
                         "date": "2026-01-02"},
         "teacher": entry("teacher", 557_056, 0.80, 0.79, search_epochs=0),
@@ -64,8 +64,9 @@ def test_ours_is_held_against_each_method_seed_by_seed() -> None:
     fronts = [
         front("snl", {**entry("a", 1000, 0.7, 0.7), "test": seeds(0.70, 0.72)}, {**entry("b", 500, 0.6, 0.6), "test": seeds(0.60, 0.61)},
               entry("c", 400, 0.6, 0.6)),
-        front("deepreduce-masks", {**entry("d", 800, 0.8, 0.7), "test": seeds(0.73, 0.73), "recipe": {**WHOLE, "masks": {"budget": 1000}}},
-              {**entry("e", 500, 0.6, 0.6), "test": seeds(0.63, 0.62)}, entry("f", 420, 0.9, 0.9)),
+        front("deepreduce-narrow", {**entry("d", 800, 0.8, 0.7), "test": seeds(0.73, 0.73)},
+              {**entry("e", 500, 0.6, 0.6), "test": seeds(0.63, 0.62)}, entry("f", 420, 0.9, 0.9),
+              settings={"method": "deepreduce-narrow", "budget": 1000, "budgets": [1000, 500, 420]}),
         front("senet", entry("g", 5000, 0.7, 0.7)),
         front("published", entry("h", 500, 0.7, 0.55)),
     ]  # fmt: skip
@@ -78,7 +79,7 @@ def test_ours_is_held_against_each_method_seed_by_seed() -> None:
     assert snl["difference"] == pytest.approx(2) and snl["seeds"] == 2
     assert snl["high"] - 2 == pytest.approx(12.7062, rel=1e-5) and snl["low"] == pytest.approx(4 - snl["high"])
     assert published["difference"] == pytest.approx(8) and published["low"] is published["high"] is None
-    assert "deepreduce-masks minus snl, test images: +2.00 [-10.71, +14.71] points over 2 seeds" in text
+    assert "deepreduce-narrow minus snl, test images: +2.00 [-10.71, +14.71] points over 2 seeds" in text
     assert "1,000   73.00 -  71.00 =  +2.00  (2 seeds, ours 800)" in text
 
 
@@ -86,7 +87,7 @@ def test_example_each_row_gets_its_network_and_ours() -> None:
     fronts = [
         front("published", entry("S2S3S4", 229_376, 0.7, 0.77)),
         front("snl", entry("a", 24_900, 0.71, 0.72), entry("b", 26_300, 0.99, 0.99), entry("c", 20_000, 0.70, 0.75)),
-        front("deepreduce-masks", entry("d", 24_900, 0.81, 0.74), entry("e", 12_288, 0.5, 0.69)),
+        front("deepreduce-narrow", entry("d", 24_900, 0.81, 0.74), entry("e", 12_288, 0.5, 0.69)),
     ]
     content, text = reproduction(load_published(), fronts, [])
     assert content["commands"] == ["reproduce.py run --data cifar100"]
@@ -106,7 +107,7 @@ def test_example_each_row_gets_its_network_and_ours() -> None:
 
 
 def test_a_narrow_network_is_held_against_scaled_counts_and_says_so() -> None:
-    narrow = front("deepreduce-masks", entry("d", 6_000, 0.5, 0.5))
+    narrow = front("deepreduce-narrow", entry("d", 6_000, 0.5, 0.5))
     narrow["network"]["width"] = 0.25
     content, text = reproduction(load_published(), [narrow], [])
     assert text.startswith("Not at full size") and not content["comparable_with_the_papers"]
@@ -188,13 +189,13 @@ def test_digits_end_to_end_packing_included(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "out" / "code" / "file").read_text() == "text"
     command = [
         "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width", "0.125", "--budgets", "400",
-        "--methods", "published,deepreduce-masks", "--epochs", "6", "--batch-size", "32", "--threads", "1", "--no-times",
+        "--methods", "published,deepreduce-narrow", "--epochs", "6", "--batch-size", "32", "--threads", "1", "--no-times",
     ]  # fmt: skip
     assert reproduce.main(command) == 0
     first = capsys.readouterr().out
     (results,) = (tmp_path / "runs").glob("reproduce-*.json")
     content = json.loads(results.read_text())
-    (ours,) = [m for m in content["measured"] if m["method"] == "deepreduce-masks"]
+    (ours,) = [m for m in content["measured"] if m["method"] == "deepreduce-narrow"]
     assert 300 <= ours["relus"] <= 400 and ours["accuracy"] > 50 and ours["split"] == "test"
     assert ours["search_epochs"] == 0 and ours["epochs"] == 6
     assert str(tmp_path) not in results.read_text()

@@ -51,6 +51,15 @@ def profile(name: str, side: int, **options: Any) -> dict[str, Any]:
     return counted
 
 
+def test_narrowing_leaves_every_other_layer_as_it_was() -> None:
+    counted = profile("resnet18", 32, keep=["S3", "S4"], thin=True, beta=0.25)
+    assert counted["relus"] == 12_288 and counted["candidate"]["beta"] == 0.25
+    saved = (
+        3 / 4 * (9 * 8 * 8 * (128 * 256 + 3 * 256 * 256) + 9 * 4 * 4 * (256 * 512 + 3 * 512 * 512))
+    )  # of both convolutions of each block, three quarters of the channels between them
+    assert counted["before"]["macs"] - counted["macs"] == saved
+
+
 def test_an_example() -> None:
     counted = profile("resnet18", 32, keep=["S2", "S3"], thin=True, alpha=0.5, rho=0.5)
     assert counted["relus"] == 12_288

@@ -19,6 +19,7 @@ candidates = st.builds(
     keep=st.lists(st.integers(1, 9999).map(lambda n: f"S{n}"), unique=True, max_size=4).map(tuple),
     thin=st.booleans(),
     alpha=st.floats(0, 1, exclude_min=True),
+    beta=st.floats(0, 1, exclude_min=True),
     rho=st.sampled_from([1.0, 0.5, 0.25, 0.125]),
     drop=st.lists(st.text(), unique=True, max_size=3).map(tuple),
 )
@@ -35,6 +36,9 @@ def test_further_names() -> None:
     assert Candidate(keep=()).id == "none"
     assert Candidate(keep=()).label == "no ReLU"
     assert Candidate(keep=("S1",), alpha=1, rho=0.125).id == "S1-r0.125"
+    narrow = Candidate(keep=("S3", "S4"), thin=True, beta=0.25)
+    assert (narrow.id, narrow.label) == ("S3S4-thin-b0.25", "S3 S4, thinned, beta 0.25")
+    assert narrow.to_json()["beta"] == 0.25
     dropping = Candidate(keep=("S1",), drop=("layer1.0:relu", "relu"))
     assert re.fullmatch(r"S1-d[0-9a-f]{16}", dropping.id)
     assert dropping.label == "S1, without 2 more ReLU layers"
@@ -53,10 +57,11 @@ def test_an_id_is_a_folder_and_means_one_candidate(one: Candidate, other: Candid
     assert re.fullmatch(r"[A-Za-z0-9.\-]+", one.id)
     assert PurePath(one.id).name == one.id
     if one.id == other.id:
-        assert (one.keep, one.thin, one.alpha, one.rho, set(one.drop)) == (
+        assert (one.keep, one.thin, one.alpha, one.beta, one.rho, set(one.drop)) == (
             other.keep,
             other.thin,
             other.alpha,
+            other.beta,
             other.rho,
             set(other.drop),
         )

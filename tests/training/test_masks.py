@@ -33,7 +33,6 @@ from deepreduce.training import (
 )
 
 SEARCHING = ["snl", "senet", "relupruner"]
-METHODS = ["deepreduce-masks", *SEARCHING]
 TOTAL = 2 * 8 * 8 * 8 + 2 * 8 * 4 * 4
 
 
@@ -45,21 +44,21 @@ def ordered(settings: SearchSettings, method: str, budget: int, **more: Any) -> 
     return replace(settings, method=method, budget=budget, **more)
 
 
-@pytest.mark.parametrize(("method", "budget", "rho"), [("snl", 300, 1), ("deepreduce-masks", 150, 0.5)])
-def test_example_masks_on_digits_meet_their_budget_and_run_in_the_twin(
-    method: str, budget: int, rho: float, tmp_path: Path
+@pytest.mark.parametrize(("method", "budget"), [("snl", 300), ("deepreduce-narrow", 150)])
+def test_example_networks_on_digits_meet_their_budget_and_run_in_the_twin(
+    method: str, budget: int, tmp_path: Path
 ) -> None:
     data = deepreduce.load_data("digits", validation=0.2)
     training = TrainingConfig(epochs=3, batch_size=64, flip=False)
-    settings = SearchSettings(training=training, method=method, budget=budget, granularity="element")
+    settings = SearchSettings(training=training, method=method, budget=budget)
     options = RunOptions(threads=1)
     front = deepreduce.reduce("resnet18", data, out=tmp_path, settings=settings, width=0.125, options=options)
     (entry,) = front.content["candidates"]
-    assert 0.9 * budget < entry["relus"] <= budget and entry["recipe"]["rho"] == rho
+    assert 0.8 * budget < entry["relus"] <= budget
     assert entry["validation"]["accuracy"] > 0.5
     network, recipe = front.load(entry)
     assert take_census(network, (1, 8, 8)).relus == entry["relus"] == recipe.relus
-    assert recipe.candidate is not None and recipe.candidate.masks is not None
+    assert recipe.candidate is not None and (recipe.candidate.masks is None) is (method != "snl")
     pixels = (data.train.images[:64].double() / 255 - data.mean[0]) / data.std[0]
     program = make_program(network, pixels)
     with torch.no_grad():
@@ -68,7 +67,7 @@ def test_example_masks_on_digits_meet_their_budget_and_run_in_the_twin(
     assert (Twin(program).run(pixels.numpy()).labels == expected).mean() >= 0.95
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SEARCHING)
 @pytest.mark.parametrize("granularity", ["element", "channel", "layer"])
 def test_every_method_at_every_granularity(
     method: str, granularity: str, context: Context, settings: SearchSettings, watch: Any
@@ -78,7 +77,7 @@ def test_every_method_at_every_granularity(
     (entry,) = front.content["candidates"]
     assert entry["status"] == "done" and entry["label"] == f"{method} by {granularity}, budget 700"
     # A layer whose ReLUs do harm is not kept for the sake of the budget.
-    least = {("deepreduce-masks", "layer"): 512, ("deepreduce-masks", "channel"): 525, ("relupruner", "layer"): 128}
+    least = {("relupruner", "layer"): 128}
     assert least.get((method, granularity), 630) <= entry["relus"] <= 700
     network, _ = front.load(entry, network=context.network)
     assert take_census(network, (1, 8, 8)).relus == entry["relus"]
@@ -86,7 +85,7 @@ def test_every_method_at_every_granularity(
     assert "bits" not in json.dumps(entry["recipe"]) and entry["recipe"]["masks"]["budget"] == 700
     metrics = json.loads((context.folder / f"masks/{method}-{granularity}-700/seed0/metrics.json").read_text())
     assert entry["search_epochs"] == metrics["epochs"]
-    assert (metrics["epochs"] >= 1) is (method in SEARCHING)
+    assert metrics["epochs"] >= 1
     assert entry["epochs"] == metrics["epochs"] + settings.training.epochs
     assert entry["seconds"] > metrics["seconds"] > 0
 
@@ -106,36 +105,30 @@ def search_base(context: Context) -> Any:
     return make_base(context.spec, context.network)
 
 
-def test_ours_searches_without_training_and_its_candidate_fades_from_the_teacher(
-    context: Context, settings: SearchSettings, monkeypatch: Any, watch: Any
+def test_ours_trains_a_narrow_network_for_each_budget_from_the_teacher(
+    context: Context, settings: SearchSettings, watch: Any
 ) -> None:
-    from deepreduce.training import jobs
-
-    built: list[dict[str, Any]] = []
-    honest = jobs.build_candidate
-
-    def build(base: Any, candidate: Any, **more: Any) -> Any:
-        built.append(more)
-        return honest(base, candidate, **more)
-
-    monkeypatch.setattr(jobs, "build_candidate", build)
-    monkeypatch.setattr(mask_jobs, "build_candidate", build)
-    faded = replace(settings, training=replace(settings.training, fade=0.4))
-    asked = ordered(faded, "deepreduce-masks", 300, granularity="element")
+    asked = ordered(settings, "deepreduce-narrow", 300, budgets=(300, 100))
     front = front_of(context, asked, progress=watch)
-    assert built == [{}, {"warm": True, "fading": True}]
-    folder = context.folder / "masks/deepreduce-masks-element-300/seed0"
-    assert sorted(path.name for path in folder.iterdir()) == ["masks.json", "metrics.json"]
-    (entry,) = front.content["candidates"]
-    assert entry["epochs"] == settings.training.epochs and front.content["settings"]["search_epochs"] is None
+    assert [phase[0][0].split("/")[0] for phase in watch.begun] == ["teacher", "candidate"]
+    entries = front.content["candidates"]
+    assert [(entry["relus"], entry["recipe"]["thin"]) for entry in entries] == [(80, True), (240, True)]
+    for entry in entries:
+        network, recipe = front.load(entry, network=context.network)
+        assert take_census(network, (1, 8, 8)).relus == entry["relus"] == recipe.relus
+        assert recipe.candidate is not None and entry["label"].endswith(f"beta {recipe.candidate.beta:g}")
     assert front_of(context, asked).content == front.content
-    kept = {layer["name"]: layer["relus"] for stage in entry["stages"] for layer in stage["layers"]}
-    assert sum(kept.values()) == 300 and 0 in kept.values()  # a layer is culled
+    default = front_of(
+        replace(context, folder=context.folder.with_name("default")), replace(asked, budget=None, budgets=())
+    )
+    assert [entry["relus"] for entry in default.content["candidates"]] == [80, 160, 320]
 
 
 def test_epochs_of_search_are_refused_where_nothing_trains(settings: SearchSettings) -> None:
-    with pytest.raises(UsageError, match="trains while it searches"):
-        ordered(settings, "deepreduce-masks", 300, search_epochs=3)
+    with pytest.raises(UsageError, match="a method that searches for masks"):
+        ordered(settings, "deepreduce-narrow", 300, search_epochs=3)
+    with pytest.raises(UsageError, match="A granularity belongs"):
+        ordered(settings, "deepreduce-narrow", 300, granularity="layer")
 
 
 @pytest.mark.parametrize("method", SEARCHING)

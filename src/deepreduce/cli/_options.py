@@ -70,6 +70,13 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--rho", type=float, default=1.0, metavar="X", help="scale of the resolution: 0.5, 0.25 or 0.125"
     )
+    parser.add_argument(
+        "--beta",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="scale of the channels of the layers that keep their ReLUs; all others stay as wide as they are",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         thin=options.thin,
         alpha=options.alpha,
         rho=options.rho,
+        beta=options.beta,
         width=options.width,
         relus=options.relus,
         protocols=_PROTOCOLS if options.protocol is None else (options.protocol,),

@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
         thin=options.thin,
         alpha=options.alpha,
         rho=options.rho,
+        beta=options.beta,
         width=options.width,
     )
     if options.json:

@@ -25,13 +25,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="deepreduce",
         metavar="NAME",
-        help="deepreduce (default), deepreduce-masks, snl, senet, relupruner, or channel-pruning",
+        help="deepreduce (default), deepreduce-narrow, snl, senet, relupruner, or channel-pruning",
     )
     parser.add_argument(
         "--granularity",
         metavar="NAME",
-        help="what methods that find masks keep or remove as a whole: element, channel or layer (default: layer for "
-        "deepreduce-masks, element for the others)",
+        help="what snl, senet and relupruner keep or remove as a whole: element (default), channel or layer",
     )
     parser.add_argument(
         "--search-epochs",

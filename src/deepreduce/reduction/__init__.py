@@ -12,12 +12,13 @@ from .criticality import (
 from .culling import cull
 from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularity, is_slope, watch, with_slopes
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
-from .methods import METHODS, Chooser, Method, Reducer, deepreduce, method
+from .methods import METHODS, Method, Reducer, deepreduce, method
+from .narrowing import narrowing
 from .pareto import pareto_front
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
 from .relupruner import importance
 from .removal import FadingReLU, finish_fading, remove_relus, replace_relus, set_fade
-from .reshaping import DEFAULT_SCALES, reshape, scale_channels, scale_resolution
+from .reshaping import DEFAULT_SCALES, narrow, reshape, scale_channels, scale_resolution
 from .selection import choose, masked_candidate, smallest_budget
 from .thinning import thin, thinned_layers
 
@@ -28,7 +29,6 @@ __all__ = [
     "METHODS",
     "Base",
     "Candidate",
-    "Chooser",
     "Criticality",
     "FadingReLU",
     "LayerMask",
@@ -59,6 +59,8 @@ __all__ = [
     "masked_candidate",
     "measure_criticality",
     "method",
+    "narrow",
+    "narrowing",
     "pareto_front",
     "remove_relus",
     "removed_layers",

@@ -24,9 +24,10 @@ class Candidate:
         thin: whether alternate ReLU layers of those stages go.
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
+        beta: channel scale, in (0, 1], of the layers that keep their ReLUs alone; see `narrow`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
-            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say) nor alpha.
+            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha nor beta.
     """
 
     keep: tuple[str, ...]
@@ -35,12 +36,13 @@ class Candidate:
     rho: float = 1.0
     drop: tuple[str, ...] = ()
     masks: Masks | None = None
+    beta: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the ranges; whether the stages and call sites exist is checked against a network.
 
         Raises:
-            UsageError: if alpha or rho is out of range, a stage has no stage's name, a stage or call site stands
+            UsageError: if alpha, beta or rho is out of range, a stage has no stage's name, a stage or call site stands
                 twice, or masks are combined with what changes the shapes that they are for.
         """
         object.__setattr__(self, "keep", tuple(self.keep))
@@ -55,12 +57,12 @@ class Candidate:
                         where="keep",
                     )
                 )
-        if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha <= 1:
-            raise UsageError(
-                problem(
-                    "alpha is above 0 and at most 1", got=self.alpha, remedy="use 0.5, as the paper does", where="alpha"
+        for name in ("alpha", "beta"):
+            scale = getattr(self, name)
+            if not isinstance(scale, (int, float)) or not 0 < scale <= 1:
+                raise UsageError(
+                    problem(f"{name} is above 0 and at most 1", got=scale, remedy="use 0.5, for example", where=name)
                 )
-            )
         if self.rho not in _RHO:
             raise UsageError(
                 problem(
@@ -79,11 +81,11 @@ class Candidate:
                     where="keep",
                 )
             )
-        if self.masks is not None and (self.thin or self.alpha != 1):
+        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta != 1):
             raise UsageError(
                 problem(
                     "masks belong to the channels of the full network, and say themselves what is thinned",
-                    got="masks together with thinning or alpha",
+                    got="masks together with thinning, alpha or beta",
                     remedy="find masks for the network as it is; a narrower one starts from --width",
                     where="masks",
                 )
@@ -99,6 +101,8 @@ class Candidate:
             parts.append(f"a{float(self.alpha)!r}")
         if self.rho != 1:
             parts.append(f"r{float(self.rho)!r}")
+        if self.beta != 1:
+            parts.append(f"b{float(self.beta)!r}")
         if self.drop:
             parts.append("d" + hashlib.sha256("\n".join(sorted(self.drop)).encode()).hexdigest()[:16])
         if self.masks is not None:
@@ -118,6 +122,8 @@ class Candidate:
             parts.append(f"alpha {self.alpha:g}")
         if self.rho != 1:
             parts.append(f"rho {self.rho:g}")
+        if self.beta != 1:
+            parts.append(f"beta {self.beta:g}")
         if self.drop:
             parts.append(f"without {len(self.drop)} more ReLU layers")
         return ", ".join(parts)
@@ -131,6 +137,7 @@ class Candidate:
             "alpha": self.alpha,
             "rho": self.rho,
             "drop": list(self.drop),
+            **({} if self.beta == 1 else {"beta": self.beta}),
             **masks,
         }
 
@@ -149,4 +156,5 @@ class Candidate:
             rho=json_field(value, "rho", float),
             drop=tuple(json_list(value, "drop", str)),
             masks=Masks.from_json(json_field(value, "masks", dict)) if "masks" in value else None,
+            beta=json_field(value, "beta", float) if "beta" in value else 1.0,
         )

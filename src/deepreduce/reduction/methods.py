@@ -11,21 +11,16 @@ from .candidate import Candidate
 from .channel_pruning import channel_pruning
 from .criticality import Criticality, least_critical_first
 from .culling import cull
-from .finding import MaskFinder, MaskOrder
-from .reduced import Base
+from .finding import MaskFinder
+from .narrowing import narrowing
 from .relupruner import ReLUPruner
 from .reshaping import DEFAULT_SCALES, Scale, reshape
-from .selection import Scores
 from .senet import SENet
 from .snl import SNL
-from .structured_masks import structured_masks
 from .thinning import thin, thinned_layers
 
 Method = Callable[[Census, tuple[Criticality, ...], Sequence[int]], tuple[Candidate, ...]]
 """From the census, the measured criticality and the budgets, if any, to candidates."""
-
-Chooser = Callable[[Base, Scores, MaskOrder], Candidate]
-"""From the full network, what each of its ReLUs is worth, and a budget to a candidate with masks."""
 
 
 def deepreduce(
@@ -83,9 +78,7 @@ class Reducer:
         title: what a person reads.
         propose: gives the candidates from the census, the measured criticality and the budgets; None for a method
             that finds masks.
-        finder: of a method that finds masks by training.
-        chooser: of one that finds them without.
-        granularity: what such a method keeps or removes as a whole where nobody says.
+        finder: of a method that finds masks.
         needs_criticality: whether criticality is measured first.
     """
 
@@ -93,26 +86,19 @@ class Reducer:
     title: str
     propose: Method | None = None
     finder: type[MaskFinder] | None = None
-    chooser: Chooser | None = None
-    granularity: str = "element"
     needs_criticality: bool = False
 
     @property
     def finds_masks(self) -> bool:
         """Whether it makes a network with masks for each budget."""
-        return self.propose is None
+        return self.finder is not None
 
 
 METHODS: dict[str, Reducer] = {
     reducer.name: reducer
     for reducer in (
         Reducer("deepreduce", "DeepReDuce", propose=deepreduce, needs_criticality=True),
-        Reducer(
-            "deepreduce-masks",
-            "DeepReDuce's structure, then layers or masks (ours)",
-            chooser=structured_masks,
-            granularity="layer",
-        ),
+        Reducer("deepreduce-narrow", "DeepReDuce's culling and thinning, then narrow blocks (ours)", propose=narrowing),
         Reducer("snl", "selective network linearisation (SNL)", finder=SNL),
         Reducer("senet", "sensitivity-budgeted masks (in the manner of SENet)", finder=SENet),
         Reducer("relupruner", "second-order importance (in the manner of ReLUPruner)", finder=ReLUPruner),

@@ -13,8 +13,11 @@ from ..errors import NetworkError, UsageError, near_misses, problem
 from ..networks import NetworkSpec, build, is_reference
 from .candidate import Candidate
 from .removal import remove_relus
-from .reshaping import scale_channels, scale_resolution
+from .reshaping import narrow, scale_channels, scale_resolution
 from .thinning import thinned_layers
+
+Scaling = tuple[float, float, float, frozenset[str]]
+"""Alpha, rho, beta, and the call sites that beta narrows."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Base:
     network: fx.GraphModule
     census: Census
     reference: bool
-    _scaled: dict[tuple[float, float], Census] = field(default_factory=dict, compare=False, repr=False)
+    _scaled: dict[Scaling, Census] = field(default_factory=dict, compare=False, repr=False)
 
 
 def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
@@ -138,7 +141,7 @@ def _check_masks(base: Base, candidate: Candidate, kept: set[str]) -> None:
 
 
 def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
-    """Build the candidate's network at its alpha and rho with all ReLUs still in place.
+    """Build the candidate's network at its alpha, rho and beta with all ReLUs still in place.
 
     Narrow layers hold the weights of the base's strongest channels, the others the base's weights: the warm start.
 
@@ -154,6 +157,7 @@ def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
             network = _with_weights_of(base.spec, candidate, network)
         else:
             _check_resolution(network, base.spec, candidate.rho)
+    network = _narrowed(network, base, candidate)
     return trace(network) if network is base.network else network
 
 
@@ -166,7 +170,7 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
         NetworkError: if this network cannot be reshaped so.
     """
     if base.reference:
-        return trace(build(base.spec, alpha=candidate.alpha, rho=candidate.rho))
+        return _narrowed(trace(build(base.spec, alpha=candidate.alpha, rho=candidate.rho)), base, candidate)
     network = build_full(base, candidate)
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None)
@@ -175,10 +179,17 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
     return network
 
 
+def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:
+    """Return a network of the base's call sites with the candidate's beta."""
+    if candidate.beta == 1:
+        return network
+    return narrow(network, candidate.beta, kept_layers(base, candidate), base.spec.input)
+
+
 def census_of(base: Base, candidate: Candidate) -> Census:
     """Count what a candidate keeps; stages carry the names they have in the full network.
 
-    Counts are remembered by alpha and rho, because a search asks for the same scales again and again.
+    Counts are remembered by alpha, rho and beta, because a search asks for the same scales again and again.
 
     Raises:
         UsageError: if the candidate removes nothing, a step of it has no effect, or it names what is not there.
@@ -192,7 +203,7 @@ def census_of(base: Base, candidate: Candidate) -> Census:
             problem(
                 "a candidate must have fewer ReLUs than the full network",
                 got=f"{candidate.label}: {census.relus:,} of {base.census.relus:,}",
-                remedy="keep fewer stages, thin, or set alpha or rho below 1",
+                remedy="keep fewer stages, thin, or set alpha, beta or rho below 1",
             )
         )
     before = base.census.keeping(kept).relus
@@ -201,21 +212,22 @@ def census_of(base: Base, candidate: Candidate) -> Census:
             problem(
                 "reshaping must remove ReLUs",
                 got=f"{candidate.label}: {before:,} before and after",
-                remedy="leave alpha and rho at 1 for these stages",
+                remedy="leave alpha, beta and rho at 1 for these stages",
             )
         )
     return census
 
 
 def scaled_census(base: Base, candidate: Candidate) -> Census:
-    """Count the network at the candidate's alpha and rho with all its ReLUs; that of the base itself at 1 and 1.
+    """Count the network at the candidate's alpha, rho and beta with all its ReLUs; at 1, 1 and 1 the base itself.
 
     Raises:
         NetworkError: if this network cannot be reshaped so.
     """
-    scale = candidate.alpha, candidate.rho
-    if scale == (1.0, 1.0):
+    if (candidate.alpha, candidate.rho, candidate.beta) == (1.0, 1.0, 1.0):
         return base.census
+    narrowed = frozenset(kept_layers(base, candidate)) if candidate.beta != 1 else frozenset()
+    scale = candidate.alpha, candidate.rho, candidate.beta, narrowed
     if scale not in base._scaled:
         base._scaled[scale] = _count_scaled(base, candidate)
     return base._scaled[scale]
@@ -249,10 +261,10 @@ def cut(full: fx.GraphModule, base: Base, candidate: Candidate, *, fading: bool 
 
 
 def _count_scaled(base: Base, candidate: Candidate) -> Census:
-    """Count the network at the candidate's alpha and rho."""
+    """Count the network at the candidate's alpha, rho and beta."""
     stages = {layer.name: stage for stage in base.census.stages for layer in stage.layers}
     if base.reference:
-        network = _reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho)
+        network = _narrowed(_reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho), base, candidate)
     else:
         network = build_full(base, candidate)
     return take_census(network, base.spec.input, stages=stages)

@@ -136,6 +136,15 @@ def replace_call(own: fx.GraphModule, node: fx.Node, prefix: str, module: nn.Mod
     own.graph.erase_node(node)
 
 
+def relu_nodes(network: fx.GraphModule, names: Collection[str]) -> list[fx.Node]:
+    """Return the nodes of the named call sites, in the order of computation.
+
+    Raises:
+        NetworkError: if a call site does not exist.
+    """
+    return [node for _, node in _calls(network, names)]
+
+
 def _calls(own: fx.GraphModule, names: Collection[str]) -> list[tuple[CallSite, fx.Node]]:
     """Return the named call sites with their nodes, in the order of computation."""
     sites = {site.name: site for site in find_relus(own)}
@@ -143,7 +152,7 @@ def _calls(own: fx.GraphModule, names: Collection[str]) -> list[tuple[CallSite, 
     if unknown:
         raise NetworkError(
             problem(
-                "every call site to remove must be a ReLU of the network",
+                "every call site must be a ReLU of the network",
                 got=f"{unknown[0]!r}{near_misses(unknown[0], list(sites))}",
                 remedy="list the call sites with deepreduce profile --layers",
             )

@@ -1,22 +1,26 @@
-"""Reshaping: fewer channels (alpha), smaller feature maps (rho) (DeepReDuce, section 3).
+"""Reshaping: fewer channels (alpha), smaller feature maps (rho) (DeepReDuce, section 3); our own: narrowing (beta).
 
 Reference networks take alpha and rho when they are built. Any other network is scaled afterwards: its channels by
-the dependency graph of torch-pruning, its resolution by the stride of its first convolution.
+the dependency graph of torch-pruning, its resolution by the stride of its first convolution. Narrowing takes channels
+only from the layers that keep their ReLUs, and is done in the same way for every network.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..census import example_images, image_nodes, trace
-from ..errors import NetworkError, problem
+from ..errors import DeepReduceError, NetworkError, problem
 from .candidate import Candidate
+from .removal import relu_nodes
 
 Scale = tuple[float, float]
 DEFAULT_SCALES: tuple[Scale, ...] = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
@@ -44,14 +48,94 @@ def scale_channels(network: nn.Module, alpha: float, input: tuple[int, int, int]
     Raises:
         NetworkError: if the dependency graph cannot be built, the scaled network cannot run, or nothing was scaled.
     """
-    import torch_pruning
-
     own = trace(network).eval()
-    before = sum(parameter.numel() for parameter in own.parameters())
-    images = example_images(own, input, count=2)
     classifier = _outermost(own, from_output=True)
     layers = [module for module in own.modules() if isinstance(module, _SCALABLE) and module not in classifier]
-    try:
+    return _pruned(own, dict.fromkeys(layers, alpha), f"scaling by alpha {alpha:g}", input, network.training)
+
+
+def narrow(network: fx.GraphModule, beta: float, names: Collection[str], input: tuple[int, int, int]) -> fx.GraphModule:
+    """Return a copy of a traced network in which the layers before some ReLUs have `beta` times the channels.
+
+    Every other layer keeps its width. Where channels are tied to those of other layers, by an addition or a depthwise
+    convolution, all of them are narrowed alike. So in a residual block whose ReLU lies between two convolutions only
+    the block becomes narrow, and what goes around it stays wide.
+
+    The channels of largest weight norm stay, with their weights; on the `meta` device, where no weight is known, the
+    first ones, which makes a network of the same shapes.
+
+    Args:
+        network: traced, with all its ReLUs; not changed.
+        beta: in (0, 1]; every such layer keeps int(beta * channels), at least one.
+        names: call sites of the ReLUs.
+        input: channels, height and width of one image.
+
+    Raises:
+        NetworkError: if a call site does not exist, the dependency graph cannot be built, the network cannot run when
+            it is narrowed, or nothing could be narrowed.
+    """
+    own = copy.deepcopy(network).eval()
+    before = {module for node in relu_nodes(own, names) for module in _writers(own, node)}
+    classifier = _outermost(own, from_output=True)
+    what = f"narrowing by beta {beta:g}"
+    with _refusing(what, network):
+        tied = _tied(own, before, classifier, input)
+    return _pruned(own, dict.fromkeys(tied, beta), what, input, network.training)
+
+
+def _writers(network: fx.GraphModule, node: fx.Node) -> set[nn.Module]:
+    """Return the layers with weights whose channels a node reads, straight or through what keeps channels apart."""
+    found: set[nn.Module] = set()
+    ends, seen = list(node.all_input_nodes), set()
+    while ends:
+        end = ends.pop()
+        if end in seen:
+            continue
+        seen.add(end)
+        module = network.get_submodule(str(end.target)) if end.op == "call_module" else None
+        if isinstance(module, _SCALABLE):
+            found.add(module)
+        else:
+            ends.extend(end.all_input_nodes)
+    return found
+
+
+def _tied(
+    network: fx.GraphModule, layers: Collection[nn.Module], fixed: list[nn.Module], input: tuple[int, int, int]
+) -> list[nn.Module]:
+    """Return layers and those whose output channels are tied to theirs, in the order of the dependency graph."""
+    import torch_pruning
+
+    graph = torch_pruning.DependencyGraph()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph.build_dependency(network, example_inputs=example_images(network, input, count=2))
+    found: list[nn.Module] = []
+    for group in graph.get_all_groups(ignored_layers=fixed, root_module_types=_SCALABLE):
+        members = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
+        members = [member for member in members if isinstance(member, _SCALABLE)]
+        if any(member in layers for member in members):
+            found += members
+    return found
+
+
+def _pruned(
+    own: fx.GraphModule, shares: Mapping[nn.Module, float], what: str, input: tuple[int, int, int], training: bool
+) -> fx.GraphModule:
+    """Take channels from layers of a network, in place: each keeps its share, those of largest weight norm.
+
+    Raises:
+        NetworkError: if that cannot be done, or changes nothing.
+    """
+    import torch_pruning
+
+    before = sum(parameter.numel() for parameter in own.parameters())
+    on_meta = any(parameter.is_meta for parameter in own.parameters())
+    importance: Callable[[Any], Tensor] = (
+        _first_channels if on_meta else torch_pruning.importance.GroupMagnitudeImportance(p=2)
+    )
+    images = example_images(own, input, count=2)
+    with _refusing(what, own):
         with torch.no_grad():
             outputs = own(images)
         with warnings.catch_warnings():
@@ -59,35 +143,49 @@ def scale_channels(network: nn.Module, alpha: float, input: tuple[int, int, int]
             torch_pruning.pruner.MagnitudePruner(
                 own,
                 example_inputs=images,
-                importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-                pruning_ratio=1 - alpha,
-                pruning_ratio_dict={layer: 1 - _share(layer, alpha) for layer in layers},
-                ignored_layers=classifier,
+                importance=importance,
+                pruning_ratio=0.0,
+                pruning_ratio_dict={layer: 1 - _share(layer, share) for layer, share in shares.items()},
+                ignored_layers=_outermost(own, from_output=True),
             ).step()
         with torch.no_grad():
             got = own(images)
         if got.shape != outputs.shape:
             raise ValueError(f"the output came out as {tuple(got.shape)} instead of {tuple(outputs.shape)}")
-    except Exception as error:  # torch-pruning and the user's forward raise any type
+    after = sum(parameter.numel() for parameter in own.parameters())
+    if (after == before and any(share < 1 for share in shares.values())) or not shares:
+        raise NetworkError(
+            problem(
+                f"{what} must remove channels",
+                got="no layer could be made narrower",
+                remedy="leave it at 1",
+                where=type(own).__name__,
+            )
+        )
+    return own.train(training)
+
+
+def _first_channels(group: Any) -> Tensor:
+    """Rank the channels of a group of layers by their number, the first highest."""
+    return torch.arange(len(group[0].idxs), 0, -1, device="cpu")
+
+
+@contextlib.contextmanager
+def _refusing(what: str, network: nn.Module) -> Iterator[None]:
+    """Turn what torch-pruning and a user's forward raise, which is of any type, into our own error."""
+    try:
+        yield
+    except DeepReduceError:
+        raise
+    except Exception as error:
         raise NetworkError(
             problem(
                 "the channels of the network must be scalable",
-                got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
-                remedy="leave alpha at 1, or replace channel counts that are fixed in forward",
+                got=f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
+                remedy="leave it at 1, or replace channel counts that are fixed in forward",
                 where=type(network).__name__,
             )
         ) from error
-    after = sum(parameter.numel() for parameter in own.parameters())
-    if after == before and alpha < 1:
-        raise NetworkError(
-            problem(
-                f"scaling by alpha {alpha:g} must remove channels",
-                got="no layer could be made narrower",
-                remedy="leave alpha at 1",
-                where=type(network).__name__,
-            )
-        )
-    return own.train(network.training)
 
 
 def scale_resolution(network: fx.GraphModule, rho: float) -> fx.GraphModule:

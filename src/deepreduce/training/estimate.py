@@ -18,7 +18,6 @@ from .executors import threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
 from .mask_jobs import read_masks
-from .mask_search import SURVEY_IMAGES
 from .pareto_search import criticality_of, rank
 from .proposals import (
     Proposal,
@@ -55,7 +54,8 @@ class Clock:
         """
         data = self._context.data
         batch = min(job.config.batch_size, len(data.train))
-        shape = (1.0, 1.0) if job.candidate is None else (job.candidate.alpha, job.candidate.rho)
+        of = job.candidate
+        shape = (1.0, 1.0, 1.0, ()) if of is None else (of.alpha, of.rho, of.beta, of.keep if of.beta != 1 else ())
         key = (*shape, job.masks is not None, job.teaches, threads, job.config.batch_size)
         if key not in self._measured:
             self._measured[key] = self._measure(job, batch, threads)
@@ -63,9 +63,6 @@ class Clock:
         forward = step / (4 if job.teaches else 3) / batch
         if job.given:
             return start + forward * len(data.validation)
-        if not job.trains:  # masks that are chosen after a look at some images, forward and backward twice
-            looked = min(SURVEY_IMAGES, len(data.train))
-            return start + 2 * step * looked / batch + forward * len(data.validation)
         training = job.epochs * (len(data.train) // batch) * step
         return start + training + (looks(job.epochs) + 1) * forward * len(data.validation)
 

@@ -29,7 +29,7 @@ from ..errors import (
     problem,
 )
 from ..networks import NetworkSpec, build, is_reference
-from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base, method
+from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base
 from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
@@ -98,8 +98,8 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        """Whether anything is trained: not where the teacher comes trained, or masks are chosen without."""
-        return not self.given and (self.masks is None or method(self.masks.method).finder is not None)
+        """Whether anything is trained: not where the teacher comes trained."""
+        return not self.given
 
     @property
     def epochs(self) -> int:
@@ -116,9 +116,7 @@ class Job:
     @property
     def files(self) -> tuple[str, ...]:
         """What the job leaves besides its history and metrics."""
-        if self.masks is None:
-            return ("weights.safetensors", "recipe.json")
-        return ("weights.safetensors", "masks.json") if self.trains else ("masks.json",)
+        return ("weights.safetensors", "recipe.json" if self.masks is None else "masks.json")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from .._files import append_line, check_format, read_json, replacing, write_json
 from .._json import json_field
 from ..errors import DeepReduceError, RunError, problem
-from ..reduction import Base, Candidate, Chooser, MaskOrder, Masks, build_candidate, is_slope, masked_candidate, method
+from ..reduction import Base, Candidate, MaskOrder, Masks, is_slope, masked_candidate
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, write_metrics
@@ -25,10 +24,10 @@ FORMAT, VERSION = "deepreduce.masks", 2  # 1: found by other algorithms under th
 
 
 def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
-    """Find masks from the teacher's weights, and write them, and last of all metrics; of a search its history too.
+    """Search masks from the teacher's weights, and write them, weights and history, and last of all metrics.
 
-    A search leaves weights as well: the candidate's training goes on from there, as it does in the papers. The accuracy
-    in the metrics is that of the network as it is then, before any fine-tuning.
+    The candidate's training goes on from the weights that the search leaves, as it does in the papers. The accuracy in
+    the metrics is that of the network as it is then, before any fine-tuning.
 
     Args:
         job: with `masks`.
@@ -44,29 +43,12 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
         train = DeviceSplit.of(context.data.train, context.normalisation, accelerator.device)
         taught = load_teacher(context)
         search = MaskSearch(job.masks, taught.census, job.config, accelerator, job.seed)
-        chooser = method(job.masks.method).chooser
-        if chooser is None:
-            return _search(job, context, search, taught, train, should_stop)
-        _choose(job, context, search, taught, train, chooser)
-        return ""
-
-
-def _choose(job: Job, context: Context, search: MaskSearch, taught: Base, train: DeviceSplit, chooser: Chooser) -> None:
-    """Choose masks by what the teacher's ReLUs are worth."""
-    begun = time.monotonic()
-    candidate = chooser(taught, search.worth(taught.network, train), search.order)
-    seconds = time.monotonic() - begun
-    correct = _correct(build_candidate(taught, candidate), context, search.accelerator)
-    if search.accelerator.is_main_process:
-        clear(context.folder / job.place)
-        _write_masks(job, context, candidate)
-        write_metrics(job, context, correct, epochs=0, seconds=seconds, images_per_second=None)
+        return _search(job, context, search, taught, train, should_stop)
 
 
 def _search(
     job: Job, context: Context, search: MaskSearch, taught: Base, train: DeviceSplit, should_stop: Callable[[], bool]
 ) -> str:
-    """Search masks by training."""
     order, folder, accelerator = search.order, context.folder / job.place, search.accelerator
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds)
     history: list[dict[str, Any]] = []

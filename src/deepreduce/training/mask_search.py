@@ -18,9 +18,8 @@ from torch import Tensor, fx
 
 from ..census import Census
 from ..errors import Interrupted, NetworkError, problem
-from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, importance, method, watch, with_slopes
+from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, method, watch, with_slopes
 from ..reduction.finding import set_masks
-from ..reduction.selection import Array
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
@@ -30,9 +29,6 @@ from .loop import crop_of, laid_out, mean_loss
 _RATE = 0.5  # of the peak learning rate: the network is trained already
 _CHECK_EVERY = 50
 _EPOCH_IMAGES = 1024  # of a survey between epochs
-
-SURVEY_IMAGES = 4096
-"""How many training images are looked at where masks are chosen without training, if there are so many."""
 
 _Sloped = tuple[fx.GraphModule, dict[str, SlopedReLU], fx.GraphModule, dict[str, SlopedReLU]]
 
@@ -154,19 +150,6 @@ class MaskSearch:
         set_masks(slopes, found)
         network = laid_out(network, torch.device("cpu"), torch.contiguous_format)
         return found, network.eval().requires_grad_(False)
-
-    def worth(self, teacher: fx.GraphModule, data: DeviceSplit) -> dict[str, Array]:
-        """Return what every ReLU of the teacher is worth: see `deepreduce.reduction.importance`.
-
-        Args:
-            teacher: the full network with its trained weights; not changed.
-            data: training images, on the accelerator's device; up to `SURVEY_IMAGES` of them are looked at.
-
-        Returns:
-            By call site, the mean change of the loss per element, of the layer's shape for one image.
-        """
-        with self.accelerator.autocast():
-            return importance(self._survey(self._sloped(teacher, "element"), data, 0, SURVEY_IMAGES))
 
     def _sloped(self, teacher: fx.GraphModule, granularity: str) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""

@@ -221,7 +221,7 @@ def _found(run: _Run, searched: Sequence[Result]) -> tuple[Proposal, ...]:
             proposals.append(Proposal(unknown_candidate(job.masks), None, failure or "no masks were found"))
         else:
             candidates.append(read_masks(run.context.folder / job.place, job.masks))
-            searches.append((job.place if job.trains else "", metrics))
+            searches.append((job.place, metrics))
     if searched and not candidates:
         raise TrainingError(f"none of the {len(searched)} searches for masks came to an end. {proposals[0].reason}")
     weighed = zip(weigh(run.base, candidates), searches, strict=True)

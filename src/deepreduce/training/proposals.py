@@ -20,7 +20,6 @@ from ..reduction import (
 )
 from .jobs import Job
 from .mask_jobs import unknown_candidate
-from .mask_search import SURVEY_IMAGES
 from .settings import SearchSettings
 
 
@@ -66,7 +65,7 @@ def weigh(base: Base, candidates: Sequence[Candidate], *, budget: int | None = N
             continue
         reason = ""
         masks = () if candidate.masks is None else candidate.masks.layers
-        same = (candidate.alpha, candidate.rho, masks, *sorted(kept_layers(base, candidate)))
+        same = (candidate.alpha, candidate.rho, candidate.beta, masks, *sorted(kept_layers(base, candidate)))
         if census.relus == 0:
             reason = "no ReLU would remain"
         elif budget is not None and census.relus > budget:
@@ -108,8 +107,7 @@ def check_budget(base: Base, settings: SearchSettings) -> None:
         )
     budget = min(settings.asked_budgets())
     if settings.reducer().finds_masks:
-        halved = settings.reducer().chooser is not None  # the resolution too
-        smallest: int | None = -(-smallest_budget(base.census, settings.resolved_granularity()) // (4 if halved else 1))
+        smallest: int | None = smallest_budget(base.census, settings.resolved_granularity())
     else:
         smallest = min(
             (
@@ -186,5 +184,4 @@ def job_work(job: Job, base: Base, images: int) -> float:
     """Estimate the MACs of a job: forward and backward cost three forward passes, the teacher one more."""
     macs = base.census.macs if job.candidate is None else census_of(base, job.candidate).macs
     teaching = base.census.macs if job.teaches else 0
-    seen = images * job.epochs if job.trains else 0 if job.given else min(images, SURVEY_IMAGES)
-    return float((3 * macs + teaching) * seen)
+    return float((3 * macs + teaching) * images * job.epochs)

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..errors import UsageError, near_misses, problem
-from ..reduction import DEFAULT_EXPONENT, Base, MaskOrder, Reducer, check_granularity, method, smallest_budget
+from ..reduction import (
+    DEFAULT_EXPONENT,
+    GRANULARITIES,
+    Base,
+    MaskOrder,
+    Reducer,
+    check_granularity,
+    method,
+    smallest_budget,
+)
 from .config import TrainingConfig
 
 EXECUTORS = ("local", "ray")
@@ -26,7 +35,7 @@ class SearchSettings:
         exponent: w in C_k, at least 0.
         method: name of the method that finds candidates.
         granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`; None takes
-            the method's own.
+            `element`.
         rank_epochs: epochs of a short training that ranks the candidates first; only those that it leaves on the
             front or near it are trained for the full schedule, see `ranking`. None trains all of them.
         finalists: with a budget, how many of the ranked candidates are trained for the full schedule at most; None
@@ -101,12 +110,12 @@ class SearchSettings:
             _refuse(
                 "a granularity belongs to a method that finds masks",
                 got=f"{self.granularity} for {self.method}",
-                remedy="leave it out, or use --method deepreduce-masks, snl, senet or relupruner",
+                remedy="leave it out, or use --method snl, senet or relupruner",
                 where="--granularity",
             )
-        if self.search_epochs is not None and reducer.finder is None:
+        if self.search_epochs is not None and not reducer.finds_masks:
             _refuse(
-                "epochs of search belong to a method that trains while it searches for masks",
+                "epochs of search belong to a method that searches for masks",
                 got=f"search_epochs {self.search_epochs} for {self.method}",
                 remedy="leave it out, or use --method snl, senet or relupruner",
                 where="--search-epochs",
@@ -139,8 +148,8 @@ class SearchSettings:
         return method(self.method)
 
     def resolved_granularity(self) -> str:
-        """Return the granularity: the one asked for, or the method's own."""
-        return self.granularity or self.reducer().granularity
+        """Return the granularity of masks: the one asked for, or the default."""
+        return self.granularity or GRANULARITIES[0]
 
     def asked_budgets(self) -> tuple[int, ...]:
         """Return the budgets that were given."""
@@ -162,7 +171,7 @@ class SearchSettings:
             "granularity": self.resolved_granularity(),
             "rank_epochs": self.rank_epochs,
             "finalists": self.finalists,
-            "search_epochs": self.search_config().epochs if self.reducer().finder is not None else None,
+            "search_epochs": self.search_config().epochs if self.reducer().finds_masks else None,
             "budget": self.budget,
             "budgets": list(self.budgets),
             "seeds": self.seeds,

@@ -1,0 +1,108 @@
+"""Our own method: DeepReDuce's culling and thinning, and then narrow only the layers that keep their ReLUs.
+
+1. Culling, the stages of the largest feature maps first: there every channel costs the most ReLUs.
+2. Thinning, so that in a residual block the ReLU between the convolutions is left, and what goes around it is linear.
+3. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), and
+   all others keep their width and their resolution.
+
+The last step is where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
+are counted; here the blocks become bottlenecks and the linear rest, which is cheap online, stays as large as it was. So
+it needs no search: a budget gives one network, which trains like any candidate of DeepReDuce's, from the teacher's
+weights, with fading and distillation. What was measured stands in docs/choices.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..census import Census, ReluLayer
+from .candidate import Candidate
+from .criticality import Criticality
+from .thinning import thinned_layers
+
+ENOUGH = 0.75
+"""A structure will do if so much of the budget can be spent in it."""
+
+DEFAULT_BUDGETS = (4, 8, 16, 32, 64)
+"""Of the network's ReLUs, divided by these, where no budget is given."""
+
+_LEAST_STAGES = 2
+_ROUNDING = 10_000
+
+
+def narrowing(
+    census: Census, criticality: tuple[Criticality, ...] = (), budgets: Sequence[int] = ()
+) -> tuple[Candidate, ...]:
+    """Propose one network for every budget.
+
+    Of the structures the one with the fewest ReLUs is taken in which `ENOUGH` of the budget can be spent, and then
+    narrowed to the budget.
+
+    Args:
+        census: of the full network.
+        criticality: not asked for.
+        budgets: numbers of ReLUs; none gives the network's own divided by `DEFAULT_BUDGETS`.
+
+    Returns:
+        The candidates, each once. One is above its budget if even a single channel per layer is.
+    """
+    asked = budgets or [census.relus // divisor for divisor in DEFAULT_BUDGETS]
+    return tuple(dict.fromkeys(_within(census, budget) for budget in asked))
+
+
+def _within(census: Census, budget: int) -> Candidate:
+    """Return the network for one budget."""
+    steps = structures(census)
+    fitting = [step for step in steps if _relus(census, step, 0.0) <= budget] or steps[:1]
+    enough = [step for step in fitting if _relus(census, step, 1.0) >= ENOUGH * budget]
+    structure = enough[0] if enough else fitting[-1]
+    keep, thin = structure
+    return Candidate(keep=keep, thin=thin, beta=_beta(census, structure, budget))
+
+
+_Structure = tuple[tuple[str, ...], bool]
+
+
+def structures(census: Census) -> list[_Structure]:
+    """Return stages to keep and whether they are thinned, by rising number of ReLUs.
+
+    The last two stages thinned, the last three thinned, and so on; all stages but the first, and all stages, also as
+    they are: to leave a ReLU behind an addition pays only where no further stage can have one in its place.
+    """
+    names = [stage.name for stage in census.stages]
+    kept = [tuple(names[first:]) for first in range(max(1, len(names) - _LEAST_STAGES + 1))]
+    steps = [(keep, False) for keep in kept[:2]]
+    for keep in kept:
+        if _relus(census, (keep, True), 1.0) < _relus(census, (keep, False), 1.0):
+            steps.append((keep, True))
+        elif (keep, False) not in steps:
+            steps.append((keep, False))
+    return sorted(steps, key=lambda step: _relus(census, step, 1.0))
+
+
+def _layers(census: Census, structure: _Structure) -> list[ReluLayer]:
+    keep, thin = structure
+    stages = [stage for stage in census.stages if stage.name in keep]
+    names = {
+        name for stage in stages for name in (thinned_layers(stage) if thin else [layer.name for layer in stage.layers])
+    }
+    return [layer for stage in stages for layer in stage.layers if layer.name in names]
+
+
+def _relus(census: Census, structure: _Structure, beta: float) -> int:
+    """Return how many ReLUs a structure has at a beta."""
+    return sum(
+        max(1, int(layer.shape[0] * beta + 1e-9)) * math.prod(layer.shape[1:]) for layer in _layers(census, structure)
+    )
+
+
+def _beta(census: Census, structure: _Structure, budget: int) -> float:
+    """Return the largest beta within a budget, the smallest there is where none is; of few digits where possible."""
+    channels = {layer.shape[0] for layer in _layers(census, structure)}
+    steps = sorted({kept / count for count in channels for kept in range(1, count + 1)})
+    fitting = [beta for beta in steps if _relus(census, structure, beta) <= budget]
+    beta = max(fitting, default=steps[0])
+    short = math.ceil(beta * _ROUNDING) / _ROUNDING
+    same = _relus(census, structure, short) == _relus(census, structure, beta)
+    return short if same else beta

@@ -1,0 +1,201 @@
+"""Our own method: which structure a budget gets, how narrow its blocks become, and what stays as wide as it was."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from deepreduce.census import take_census
+from deepreduce.errors import NetworkError, UsageError
+from deepreduce.networks import NetworkSpec
+from deepreduce.reduction import (
+    Base,
+    Candidate,
+    build_candidate,
+    census_of,
+    kept_layers,
+    make_base,
+    narrow,
+    narrowing,
+)
+from deepreduce.reduction.narrowing import structures
+
+from ..census.zoo import CLASSES, INPUT, ZOO, Head, randomise
+
+NAMES = ["resnet18", "resnet34", "mobilenet_v1", "vgg16", "wide_resnet_22_8"]
+SPEC = NetworkSpec("Users", INPUT, CLASSES)
+IMAGES = torch.randn(2, *INPUT, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    torch.manual_seed(0)
+    return make_base(NetworkSpec("resnet18", (3, 32, 32), 10, 0.125))
+
+
+@functools.cache
+def quarter(name: str) -> Base:
+    return make_base(NetworkSpec(name, (3, 32, 32), 10, 0.25))
+
+
+def channels(network: nn.Module) -> dict[str, int]:
+    return {
+        name: module.out_channels
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and ".conv" in f".{name}"
+    }
+
+
+def test_example_only_the_blocks_that_keep_their_relus_become_narrow(base: Base) -> None:
+    (candidate,) = narrowing(base.census, (), [1_536])  # an eighth of 12,288, the smallest network of the paper
+    assert candidate == Candidate(keep=("S3", "S4"), thin=True, beta=0.25)
+    assert candidate.label == "S3 S4, thinned, beta 0.25" and candidate.id == "S3S4-thin-b0.25"
+    network = build_candidate(base, candidate).eval()
+    assert take_census(network, (3, 32, 32)).relus == census_of(base, candidate).relus == 1_536
+    before, after = channels(base.network), channels(network)
+    narrowed = {f"layer{stage}.{block}.conv1" for stage in (3, 4) for block in (0, 1)}
+    assert {name for name in before if after[name] != before[name]} == narrowed
+    assert all(4 * after[name] == before[name] for name in narrowed)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_structure_follows_the_budget(base: Base) -> None:
+    steps = [(keep, thin) for keep, thin in structures(base.census)]
+    assert steps == [
+        (("S3", "S4"), True), (("S2", "S3", "S4"), True), (("S2", "S3", "S4"), False),
+        (("S1", "S2", "S3", "S4"), True), (("S1", "S2", "S3", "S4"), False),
+    ]  # fmt: skip
+    sizes = [census_of(base, Candidate(keep=keep, thin=thin)).relus for keep, thin in steps[:-1]]
+    assert sizes == [6_144, 14_336, 28_672, 30_720]  # an eighth of the published networks
+    for budget, index, whole in (
+        (60_000, 4, False), (40_000, 3, True), (28_672, 2, True), (19_114, 1, True), (14_336, 1, True),
+        (14_335, 1, False), (8_193, 1, False), (8_192, 0, True), (6_144, 0, True), (6_143, 0, False),
+    ):  # fmt: skip
+        (found,) = narrowing(base.census, (), [budget])
+        assert (found.keep, found.thin, found.beta == 1) == (*steps[index], whole), budget
+
+
+def test_what_is_kept_are_the_teachers_strongest_channels(base: Base) -> None:
+    block = base.network.get_submodule("layer4.1")
+    norm = (
+        block.get_parameter("conv1.weight").flatten(1).pow(2).sum(1)
+        + block.get_parameter("bn1.weight").pow(2)
+        + block.get_parameter("conv2.weight").transpose(0, 1).flatten(1).pow(2).sum(1)
+    )
+    strongest = norm.topk(16).indices.sort().values
+    network = build_candidate(base, Candidate(keep=("S3", "S4"), thin=True, beta=0.25))
+    own = network.get_submodule("layer4.1")
+    assert torch.equal(own.get_parameter("conv1.weight"), block.get_parameter("conv1.weight")[strongest])
+    assert torch.equal(own.get_parameter("conv2.weight"), block.get_parameter("conv2.weight")[:, strongest])
+    stem = "layer1.0.conv1.weight"
+    assert torch.equal(network.get_parameter(stem), base.network.get_parameter(stem))
+
+
+@given(st.sampled_from(NAMES), st.floats(0.02, 0.99))
+@settings(max_examples=30, deadline=None)
+def test_every_budget_is_met_and_mostly_spent(name: str, share: float) -> None:
+    base = quarter(name)
+    budget = int(share * base.census.relus)
+    (candidate,) = narrowing(base.census, (), [budget])
+    relus = census_of(base, candidate).relus
+    # One channel more in the widest of the layers, or in as many as share its width, would be above the budget.
+    layers = [layer for layer in base.census.layers if layer.name in kept_layers(base, candidate)]
+    coarse = sum(layer.size // layer.shape[0] for layer in layers)
+    assert relus <= budget and (candidate.beta < 1 or relus >= 0.6 * budget)
+    assert candidate.beta == 1 or relus > budget - coarse
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_networks_are_counted_as_they_are_built(name: str) -> None:
+    """The count comes from a network without weights, on which other channels go: the shapes must be the same."""
+    base = quarter(name)
+    stages = tuple(stage.name for stage in base.census.stages)
+    for candidate in (
+        Candidate(keep=stages[-2:], thin=True, beta=0.3),
+        Candidate(keep=stages[1:], beta=0.6, rho=0.5),
+        Candidate(keep=stages[-2:], thin=True, beta=0.5, alpha=0.5),
+    ):
+        counted = census_of(base, candidate)
+        for network in (build_candidate(base, candidate), build_candidate(base, candidate, warm=False)):
+            measured = take_census(network, (3, 32, 32))
+            assert (measured.relus, measured.macs, measured.params) == (counted.relus, counted.macs, counted.params)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "functional"])
+def test_users_networks_are_narrowed_where_their_relus_stay(name: str) -> None:
+    base = make_base(SPEC, randomise(ZOO[name]()))
+    keep = tuple(stage.name for stage in base.census.stages)
+    kept = kept_layers(base, Candidate(keep=keep))
+    full = {layer.name: layer.size for layer in base.census.layers if layer.shape != (CLASSES,)}
+    candidate = Candidate(keep=keep, beta=0.5)
+    narrowed = census_of(base, candidate)
+    assert all(2 * layer.size == full[layer.name] for layer in narrowed.layers if layer.name in full)
+    network = build_candidate(base, candidate)
+    assert network(IMAGES).shape == (2, CLASSES) and kept
+    network.train()(IMAGES).sum().backward()
+
+
+class Tied(nn.Module):
+    """A ReLU in a block, and one behind the addition, whose channels are tied to the stem's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inside = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.back, self.wide = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.relu1, self.relu2, self.head = nn.ReLU(), nn.ReLU(), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.relu2(x + self.back(self.relu1(self.inside(x))))
+        return self.head(self.wide(x))
+
+
+def test_channels_that_are_tied_become_narrow_together() -> None:
+    def widths(*names: str) -> tuple[int, ...]:
+        own = narrow(make_base(SPEC, Tied()).network, 0.5, names, INPUT)
+        convolutions = [own.get_submodule(name) for name in ("stem", "inside", "back", "wide")]
+        return tuple(module.out_channels for module in convolutions if isinstance(module, nn.Conv2d))
+
+    assert widths("relu1") == (8, 4, 8, 8)
+    assert widths("relu2") == (4, 8, 4, 8)
+    assert widths("relu1", "relu2") == (4, 4, 4, 8)
+
+
+def test_what_cannot_be_narrowed_is_refused(base: Base) -> None:
+    with pytest.raises(NetworkError, match="must be a ReLU of the network"):
+        narrow(base.network, 0.5, ["layer9.relu"], (3, 32, 32))
+    with pytest.raises(NetworkError, match="must remove channels"):
+        narrow(base.network, 0.99, [], (3, 32, 32))
+    for beta in (0.0, 1.1, float("nan"), "0.5"):
+        with pytest.raises(UsageError, match="above 0 and at most 1"):
+            Candidate(keep=("S2",), beta=beta)  # type: ignore[arg-type]
+
+
+def test_a_budget_below_one_channel_gives_the_smallest_network(base: Base) -> None:
+    (candidate,) = narrowing(base.census, (), [10])
+    assert census_of(base, candidate).relus == 2 * 64 + 2 * 16
+
+
+class OneStage(nn.Module):
+    """A single stage of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()
+        self.conv2, self.relu2 = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.fc = nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(self.relu2(self.conv2(self.relu1(self.conv1(x)))), 1))
+
+
+def test_a_network_that_cannot_be_culled_is_thinned_and_narrowed() -> None:
+    base = make_base(NetworkSpec("mine", (1, 8, 8), 3), OneStage())
+    for budget, thin, relus in ((500, False, 384), (300, True, 256), (100, True, 64)):
+        (found,) = narrowing(base.census, (), [budget])
+        assert (found.thin, census_of(base, found).relus) == (thin, relus)
