@@ -46,6 +46,7 @@ def profile(
     alpha: float = 1.0,
     rho: float = 1.0,
     beta: float = 1.0,
+    collapse: bool = False,
     width: float = 1.0,
 ) -> dict[str, Any]:
     """Count ReLUs, MACs and parameters of a network, and of what a reduction leaves of it.
@@ -59,6 +60,7 @@ def profile(
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
         beta: channel scale of the layers that keep their ReLUs alone, in (0, 1].
+        collapse: make one convolution of what comes before the first ReLU that stays.
         width: width multiplier of the base network, for reference networks.
 
     Returns:
@@ -72,10 +74,10 @@ def profile(
     spec, module = _network(network, input, classes, width)
     base = make_base(spec, module)
     named = {"network": spec.name, "input": list(spec.input), "classes": spec.classes, "width": spec.width}
-    if keep is None and not thin and alpha == rho == beta == 1:
+    if keep is None and not thin and alpha == rho == beta == 1 and not collapse:
         return {**named, **base.census.to_json()}
     stages = tuple(stage.name for stage in base.census.stages) if keep is None else tuple(keep)
-    candidate = Candidate(keep=stages, thin=thin, alpha=alpha, rho=rho, beta=beta)
+    candidate = Candidate(keep=stages, thin=thin, alpha=alpha, rho=rho, beta=beta, collapse=collapse)
     return {
         **named,
         "candidate": candidate.to_json(),

@@ -44,6 +44,7 @@ def estimate(
     alpha: float = 1.0,
     rho: float = 1.0,
     beta: float = 1.0,
+    collapse: bool = False,
     width: float = 1.0,
     relus: int | None = None,
     full: nn.Module | None = None,
@@ -61,7 +62,7 @@ def estimate(
             run folder, the name of a network, or a module.
         input: channels, height and width of one image; for a name or a module alone.
         classes: number of classes, likewise; default 100.
-        keep, thin, alpha, rho, beta, width: a reduction, likewise; as in `profile`.
+        keep, thin, alpha, rho, beta, collapse, width: a reduction, likewise; as in `profile`.
         relus: largest number of ReLUs; for a run folder alone.
         full: the full network, where a recipe or a run is not of a reference network.
         protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
@@ -93,7 +94,7 @@ def estimate(
         raise UsageError(
             problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
         )
-    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, width)
+    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, collapse, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         subject = _subject(network, reduction, relus, full, program="ours" in protocols)
@@ -138,6 +139,7 @@ class _Reduction:
     alpha: float = 1.0
     rho: float = 1.0
     beta: float = 1.0
+    collapse: bool = False
     width: float = 1.0
 
     def refuse(self, what: object) -> None:
@@ -155,10 +157,10 @@ class _Reduction:
 
     def candidate(self, census: Census) -> Candidate | None:
         """Return the reduction, None for none."""
-        if self.keep is None and not self.thin and self.alpha == self.rho == self.beta == 1:
+        if self.keep is None and not self.thin and self.alpha == self.rho == self.beta == 1 and not self.collapse:
             return None
         stages = tuple(stage.name for stage in census.stages) if self.keep is None else tuple(self.keep)
-        return Candidate(keep=stages, thin=self.thin, alpha=self.alpha, rho=self.rho, beta=self.beta)
+        return Candidate(stages, self.thin, self.alpha, self.rho, beta=self.beta, collapse=self.collapse)
 
 
 def _subject(

@@ -20,6 +20,7 @@ candidates = st.builds(
     thin=st.booleans(),
     alpha=st.floats(0, 1, exclude_min=True),
     beta=st.floats(0, 1, exclude_min=True),
+    collapse=st.booleans(),
     rho=st.sampled_from([1.0, 0.5, 0.25, 0.125]),
     drop=st.lists(st.text(), unique=True, max_size=3).map(tuple),
 )
@@ -57,11 +58,12 @@ def test_an_id_is_a_folder_and_means_one_candidate(one: Candidate, other: Candid
     assert re.fullmatch(r"[A-Za-z0-9.\-]+", one.id)
     assert PurePath(one.id).name == one.id
     if one.id == other.id:
-        assert (one.keep, one.thin, one.alpha, one.beta, one.rho, set(one.drop)) == (
+        assert (one.keep, one.thin, one.alpha, one.beta, one.collapse, one.rho, set(one.drop)) == (
             other.keep,
             other.thin,
             other.alpha,
             other.beta,
+            other.collapse,
             other.rho,
             set(other.drop),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,9 +53,10 @@ def channels(network: nn.Module) -> dict[str, int]:
 
 
 def test_example_only_the_blocks_that_keep_their_relus_become_narrow(base: Base) -> None:
-    (candidate,) = narrowing(base.census, (), [1_536])  # an eighth of 12,288, the smallest network of the paper
-    assert candidate == Candidate(keep=("S3", "S4"), thin=True, beta=0.25)
-    assert candidate.label == "S3 S4, thinned, beta 0.25" and candidate.id == "S3S4-thin-b0.25"
+    (found,) = narrowing(base.census, (), [1_536])  # an eighth of 12,288, the smallest network of the paper
+    candidate = Candidate(keep=("S3", "S4"), thin=True, beta=0.25)
+    assert found == replace(candidate, collapse=True)
+    assert found.label == "S3 S4, thinned, beta 0.25, collapsed" and found.id == "S3S4-thin-b0.25-c"
     network = build_candidate(base, candidate).eval()
     assert take_census(network, (3, 32, 32)).relus == census_of(base, candidate).relus == 1_536
     before, after = channels(base.network), channels(network)

@@ -116,7 +116,7 @@ def test_ours_trains_a_narrow_network_for_each_budget_from_the_teacher(
     for entry in entries:
         network, recipe = front.load(entry, network=context.network)
         assert take_census(network, (1, 8, 8)).relus == entry["relus"] == recipe.relus
-        assert recipe.candidate is not None and entry["label"].endswith(f"beta {recipe.candidate.beta:g}")
+        assert recipe.candidate is not None and entry["label"].endswith(f"beta {recipe.candidate.beta:g}, collapsed")
     assert front_of(context, asked).content == front.content
     default = front_of(
         replace(context, folder=context.folder.with_name("default")), replace(asked, budget=None, budgets=())

@@ -77,6 +77,11 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
         metavar="X",
         help="scale of the channels of the layers that keep their ReLUs; all others stay as wide as they are",
     )
+    parser.add_argument(
+        "--collapse",
+        action="store_true",
+        help="make one convolution of the layers before the first ReLU that stays",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

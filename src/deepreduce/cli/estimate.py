@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
         alpha=options.alpha,
         rho=options.rho,
         beta=options.beta,
+        collapse=options.collapse,
         width=options.width,
         relus=options.relus,
         protocols=_PROTOCOLS if options.protocol is None else (options.protocol,),

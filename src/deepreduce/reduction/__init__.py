@@ -2,6 +2,7 @@
 
 from .candidate import Candidate
 from .channel_pruning import channel_pruning, comparison_row
+from .collapsing import collapse, head_of
 from .criticality import (
     DEFAULT_EXPONENT,
     Criticality,
@@ -45,12 +46,14 @@ __all__ = [
     "channel_pruning",
     "check_granularity",
     "choose",
+    "collapse",
     "comparison_row",
     "criticality_candidates",
     "cull",
     "cut",
     "deepreduce",
     "finish_fading",
+    "head_of",
     "importance",
     "is_slope",
     "kept_layers",

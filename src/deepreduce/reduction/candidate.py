@@ -25,6 +25,8 @@ class Candidate:
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
         beta: channel scale, in (0, 1], of the layers that keep their ReLUs alone; see `narrow`.
+        collapse: whether what comes before the first ReLU that stays becomes one convolution, where it is several; see
+            `head_of`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
             shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha nor beta.
@@ -37,6 +39,7 @@ class Candidate:
     drop: tuple[str, ...] = ()
     masks: Masks | None = None
     beta: float = 1.0
+    collapse: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges; whether the stages and call sites exist is checked against a network.
@@ -103,6 +106,8 @@ class Candidate:
             parts.append(f"r{float(self.rho)!r}")
         if self.beta != 1:
             parts.append(f"b{float(self.beta)!r}")
+        if self.collapse:
+            parts.append("c")
         if self.drop:
             parts.append("d" + hashlib.sha256("\n".join(sorted(self.drop)).encode()).hexdigest()[:16])
         if self.masks is not None:
@@ -124,6 +129,8 @@ class Candidate:
             parts.append(f"rho {self.rho:g}")
         if self.beta != 1:
             parts.append(f"beta {self.beta:g}")
+        if self.collapse:
+            parts.append("collapsed")
         if self.drop:
             parts.append(f"without {len(self.drop)} more ReLU layers")
         return ", ".join(parts)
@@ -138,6 +145,7 @@ class Candidate:
             "rho": self.rho,
             "drop": list(self.drop),
             **({} if self.beta == 1 else {"beta": self.beta}),
+            **({"collapse": True} if self.collapse else {}),
             **masks,
         }
 
@@ -157,4 +165,5 @@ class Candidate:
             drop=tuple(json_list(value, "drop", str)),
             masks=Masks.from_json(json_field(value, "masks", dict)) if "masks" in value else None,
             beta=json_field(value, "beta", float) if "beta" in value else 1.0,
+            collapse=json_field(value, "collapse", bool) if "collapse" in value else False,
         )

@@ -8,16 +8,28 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from ..census import Census, check_trace, example_images, is_traced, take_census, trace, training_path, unwrap
+from ..census import (
+    Census,
+    ReluLayer,
+    check_trace,
+    example_images,
+    find_relus,
+    is_traced,
+    take_census,
+    trace,
+    training_path,
+    unwrap,
+)
 from ..errors import NetworkError, UsageError, near_misses, problem
 from ..networks import NetworkSpec, build, is_reference
 from .candidate import Candidate
+from .collapsing import before, collapse, head_of
 from .removal import remove_relus
 from .reshaping import narrow, scale_channels, scale_resolution
 from .thinning import thinned_layers
 
-Scaling = tuple[float, float, float, frozenset[str]]
-"""Alpha, rho, beta, and the call sites that beta narrows."""
+Scaling = tuple[float, float, float, bool, frozenset[str]]
+"""Alpha, rho, beta, whether collapsed, and the call sites that keep their ReLUs, where the last two depend on them."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +219,8 @@ def census_of(base: Base, candidate: Candidate) -> Census:
             )
         )
     before = base.census.keeping(kept).relus
-    if scaled is not base.census and scaled.keeping(kept).relus == before > 0:
+    unscaled = (candidate.alpha, candidate.rho, candidate.beta) == (1.0, 1.0, 1.0)
+    if not unscaled and scaled.keeping(kept).relus == before > 0:
         raise UsageError(
             problem(
                 "reshaping must remove ReLUs",
@@ -219,17 +232,17 @@ def census_of(base: Base, candidate: Candidate) -> Census:
 
 
 def scaled_census(base: Base, candidate: Candidate) -> Census:
-    """Count the network at the candidate's alpha, rho and beta with all its ReLUs; at 1, 1 and 1 the base itself.
+    """Count a candidate's network with all its ReLUs; that of the base itself where nothing but ReLUs is removed.
 
     Raises:
         NetworkError: if this network cannot be reshaped so.
     """
-    if (candidate.alpha, candidate.rho, candidate.beta) == (1.0, 1.0, 1.0):
+    if (candidate.alpha, candidate.rho, candidate.beta, candidate.collapse) == (1.0, 1.0, 1.0, False):
         return base.census
-    narrowed = frozenset(kept_layers(base, candidate)) if candidate.beta != 1 else frozenset()
-    scale = candidate.alpha, candidate.rho, candidate.beta, narrowed
+    kept = frozenset(kept_layers(base, candidate)) if candidate.beta != 1 or candidate.collapse else frozenset()
+    scale = candidate.alpha, candidate.rho, candidate.beta, candidate.collapse, kept
     if scale not in base._scaled:
-        base._scaled[scale] = _count_scaled(base, candidate)
+        base._scaled[scale] = (_count_collapsed if candidate.collapse else _count_scaled)(base, candidate)
     return base._scaled[scale]
 
 
@@ -255,19 +268,65 @@ def build_candidate(base: Base, candidate: Candidate, *, warm: bool = True, fadi
 
 
 def cut(full: fx.GraphModule, base: Base, candidate: Candidate, *, fading: bool = False) -> fx.GraphModule:
-    """Return a copy of a candidate's network without the ReLUs that it removes; see `build_candidate`."""
+    """Return a copy of a candidate's network without the ReLUs that it removes; see `build_candidate`.
+
+    Where it is collapsed, the ReLUs in what becomes one convolution go at once.
+    """
     masks = {} if candidate.masks is None else candidate.masks.arrays()
-    return remove_relus(full, removed_layers(base, candidate), masks=masks, fading=fading)
+    removed = removed_layers(base, candidate)
+    head = _head(full, base, candidate)
+    if head is None:
+        return remove_relus(full, removed, masks=masks, fading=fading)
+    node, inside = head
+    return collapse(remove_relus(full, removed, masks=masks, fading=fading, at_once=inside), node, base.spec.input)
+
+
+def _head(full: fx.GraphModule, base: Base, candidate: Candidate) -> tuple[str, set[str]] | None:
+    """Return the last node of what is collapsed, and the call sites before it; None where nothing is."""
+    if not candidate.collapse:
+        return None
+    shapes = remove_relus(full, removed_layers(base, candidate)).to("meta")
+    node = head_of(shapes, base.spec.input)
+    if node is None:
+        return None
+    inside = before(full, node.name)
+    return node.name, {site.name for site in find_relus(full) if site.node in inside}
 
 
 def _count_scaled(base: Base, candidate: Candidate) -> Census:
     """Count the network at the candidate's alpha, rho and beta."""
     stages = {layer.name: stage for stage in base.census.stages for layer in stage.layers}
-    if base.reference:
-        network = _narrowed(_reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho), base, candidate)
-    else:
-        network = build_full(base, candidate)
-    return take_census(network, base.spec.input, stages=stages)
+    return take_census(_to_count(base, candidate), base.spec.input, stages=stages)
+
+
+def _count_collapsed(base: Base, candidate: Candidate) -> Census:
+    """Count the network as it is before, without the cost of what is collapsed, and with that of the convolution.
+
+    The layers in it stay listed; the convolution counts to the first layer behind it.
+    """
+    counted = scaled_census(base, replace(candidate, collapse=False))
+    full = _to_count(base, candidate)
+    head = _head(full, base, candidate)
+    if head is None:
+        return counted
+    whole = take_census(cut(full, base, candidate), base.spec.input)
+    first = next(site.name for site in find_relus(full) if site.name not in head[1])
+    others = [layer for layer in counted.layers if layer.name not in head[1] and layer.name != first]
+    rest = whole.macs - sum(layer.macs for layer in others), whole.params - sum(layer.params for layer in others)
+
+    def cost(layer: ReluLayer) -> ReluLayer:
+        macs, params = rest if layer.name == first else (0, 0)
+        return layer if layer in others else replace(layer, macs=macs, params=params)
+
+    stages = tuple(replace(stage, layers=tuple(map(cost, stage.layers))) for stage in counted.stages)
+    return replace(counted, stages=stages)
+
+
+def _to_count(base: Base, candidate: Candidate) -> fx.GraphModule:
+    """Build a candidate's network with all its ReLUs; that of a reference network without memory for its weights."""
+    if not base.reference:
+        return build_full(base, candidate)
+    return _narrowed(_reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho), base, candidate)
 
 
 def _reference_twin(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> fx.GraphModule:

@@ -60,6 +60,7 @@ def remove_relus(
     *,
     masks: Mapping[str, Mask] = MappingProxyType({}),
     fading: bool = False,
+    at_once: Collection[str] = (),
 ) -> fx.GraphModule:
     """Return a copy of a traced network without the ReLUs at the named call sites.
 
@@ -68,6 +69,7 @@ def remove_relus(
         names: call sites, see `deepreduce.census.CallSite`.
         masks: for further call sites, which elements keep their ReLU; a `MaskedReLU` takes the place of each.
         fading: put a `FadingReLU` (at 0, still a ReLU) in place of each instead of the identity or `MaskedReLU`.
+        at_once: call sites among `names` that do not fade.
 
     Raises:
         NetworkError: if a call site does not exist.
@@ -77,7 +79,7 @@ def remove_relus(
 
     def replacement(site: CallSite) -> nn.Module | None:
         mask = None if site.name in names else torch.from_numpy(masks[site.name])
-        if fading:
+        if fading and site.name not in at_once:
             return FadingReLU(site.kind, mask, site.name)
         return None if mask is None else MaskedReLU(site.kind, mask, site.name)
 
@@ -85,7 +87,8 @@ def remove_relus(
         module = replacement(site)
         source = node.all_input_nodes[0]
         if module is not None:
-            replace_call(own, node, "deepreduce_masked" if not fading else "deepreduce_fade", module)
+            kind = "deepreduce_fade" if isinstance(module, FadingReLU) else "deepreduce_masked"
+            replace_call(own, node, kind, module)
             continue
         if shared:  # a later write into the result must not reach the ReLU's input
             with own.graph.inserting_before(node):

@@ -55,8 +55,9 @@ class Clock:
         data = self._context.data
         batch = min(job.config.batch_size, len(data.train))
         of = job.candidate
-        shape = (1.0, 1.0, 1.0, ()) if of is None else (of.alpha, of.rho, of.beta, of.keep if of.beta != 1 else ())
-        key = (*shape, job.masks is not None, job.teaches, threads, job.config.batch_size)
+        shape = None if of is None else (of.alpha, of.rho, of.beta, of.collapse)
+        kept = () if of is None or not (of.collapse or of.beta != 1) else (of.keep, of.thin)
+        key = (shape, kept, job.masks is not None, job.teaches, threads, job.config.batch_size)
         if key not in self._measured:
             self._measured[key] = self._measure(job, batch, threads)
         step, start = self._measured[key]

@@ -1,0 +1,261 @@
+"""Collapsing: what comes before the first ReLU that is left becomes a single convolution.
+
+Where the first stages have lost their ReLUs, only convolutions, batch norms, sums and average pools lie between the
+image and the first ReLU: a linear map, and away from the border of the image one convolution with a large kernel. Its
+input has three channels, so it is cheap: on ResNet18 without ReLUs in S1 and S2 it is 25x25 with stride 2, and a fifth
+of the MACs. For private inference it matters more that it is one layer. A long stretch of linear layers needs an
+encrypted product for each of them, and more and more bits, which in the end only circuits can take away again.
+
+At the border the two differ: a stack of layers pads every layer's input with zeros, the convolution only the image. So
+this is a step of reduction, after which the network is trained, and not an optimisation that changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from ..census import image_nodes
+
+_TRANSPARENT = (nn.Identity, nn.modules.dropout._DropoutNd)
+_NAME = "deepreduce_head"
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A linear map from the image that is a convolution away from the border.
+
+    y[c, o] = bias[c] + sum over i, d of kernel[i, c, d - low] x[i, stride * o + d]
+
+    Attributes:
+        kernel: input channels first.
+        bias: of every output channel.
+        low: smallest offset d, by dimension.
+        stride: of the output's positions on the image, by dimension.
+        size: height and width of the output.
+        layers: names of the convolutions in it.
+    """
+
+    kernel: Float[Tensor, "i c h w"]
+    bias: Float[Tensor, " c"]
+    low: Pair
+    stride: Pair
+    size: Pair
+    layers: frozenset[str]
+
+
+def head_of(network: fx.GraphModule, input: tuple[int, int, int]) -> fx.Node | None:
+    """Return the last node before the first ReLU through which the output depends on the image, and through no other.
+
+    Args:
+        network: traced, without the ReLUs that go.
+        input: channels, height and width of one image.
+
+    Returns:
+        The node, None where fewer than two convolutions come before it.
+    """
+    maps = _maps(network, input)
+    heads = [node for node in maps if len(maps[node].layers) > 1 and _all_pass(network, node)]
+    return heads[-1] if heads else None
+
+
+def collapse(network: fx.GraphModule, head: str, input: tuple[int, int, int]) -> fx.GraphModule:
+    """Put one convolution in the place of a node and of all that comes before it.
+
+    Its weights are those that make it the same map away from the border; batch norms count as in evaluation.
+
+    Args:
+        network: traced; changed in place, and returned. On the `meta` device the convolution has no weights either.
+        head: name of a node as `head_of` returns, in this network or one with the same graph.
+        input: channels, height and width of one image; what no image reaches is cut off the kernel.
+    """
+    node = next(node for node in network.graph.nodes if node.name == head)
+    convolution = _convolution(_maps(network, input, before(network, head) | {head})[node], input)
+    image = next(node for node in network.graph.nodes if node.op == "placeholder")
+    network.add_submodule(_NAME, convolution)
+    with network.graph.inserting_before(node):
+        call = network.graph.call_module(_NAME, (image,))
+    call.meta.update(node.meta)
+    convolution.to(next(network.parameters()).dtype).train(network.training)
+    node.replace_all_uses_with(call)
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network
+
+
+def _all_pass(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether the output depends on the image through this node alone."""
+    image = image_nodes(network.graph)
+    ends, seen = [end for end in network.graph.nodes if end.op == "output"], {node}
+    while ends:
+        for above in ends.pop().all_input_nodes:
+            if above.op == "placeholder":
+                return False
+            if above not in seen and above in image:
+                seen.add(above)
+                ends.append(above)
+    return True
+
+
+def before(network: fx.GraphModule, node: str) -> set[str]:
+    """Return the names of the nodes that a node depends on."""
+    ends, seen = [each for each in network.graph.nodes if each.name == node], set()
+    while ends:
+        for above in ends.pop().all_input_nodes:
+            if above.name not in seen:
+                seen.add(above.name)
+                ends.append(above)
+    return seen
+
+
+def _maps(network: fx.GraphModule, input: tuple[int, int, int], wanted: set[str] | None = None) -> dict[fx.Node, _Map]:
+    """Return the nodes, of those that are wanted, that are linear maps from the image as a convolution is."""
+    found: dict[fx.Node, _Map] = {}
+    for node in network.graph.nodes:
+        if wanted is not None and node.name not in wanted:
+            continue
+        made = _image(network, input) if node.op == "placeholder" else _map(node, network, found)
+        if made is not None:
+            found[node] = made
+    return found
+
+
+def _image(network: fx.GraphModule, input: tuple[int, int, int]) -> _Map:
+    """Return the map that changes nothing, in float64: many kernels are multiplied."""
+    channels, height, width = input
+    device = next(network.parameters()).device
+    kernel = torch.eye(channels, dtype=torch.float64, device=device).reshape(channels, channels, 1, 1)
+    return _Map(kernel, kernel.new_zeros(channels), (0, 0), (1, 1), (height, width), frozenset())
+
+
+@torch.no_grad()
+def _map(node: fx.Node, network: fx.GraphModule, maps: dict[fx.Node, _Map]) -> _Map | None:
+    above = [maps.get(source) for source in node.all_input_nodes]
+    if not above or any(one is None for one in above):
+        return None
+    known = [one for one in above if one is not None]
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        return _through(known[0], module, str(node.target))
+    if node.op == "call_method" and node.target in ("clone", "contiguous"):
+        return known[0]
+    if node.op in ("call_function", "call_method") and node.target in (operator.add, operator.iadd, torch.add, "add"):
+        return _sum(known[0], known[1]) if len(known) == len(node.args) == 2 and not node.kwargs else None
+    return None
+
+
+def _through(above: _Map, module: nn.Module, name: str) -> _Map | None:
+    """Return the map followed by a layer."""
+    if isinstance(module, _TRANSPARENT):
+        return above
+    if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+        scale = torch.rsqrt(module.running_var.double() + module.eps)
+        if module.weight is not None:
+            scale = scale * module.weight
+        bias = (above.bias - module.running_mean) * scale
+        if module.bias is not None:
+            bias = bias + module.bias
+        return replace(above, kernel=above.kernel * scale[:, None, None], bias=bias)
+    if isinstance(module, nn.AvgPool2d):
+        size, stride, padding = (_pair(value) for value in (module.kernel_size, module.stride, module.padding))
+        if module.ceil_mode or not (module.count_include_pad or padding == (0, 0)):
+            return None
+        channels = above.kernel.shape[1]
+        area = module.divisor_override or math.prod(size)
+        weight = above.kernel.new_full((channels, 1, *size), 1 / area)
+        return _convolved(above, weight, None, stride, padding, (1, 1), channels, above.layers)
+    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        stride, padding, dilation = (_pair(value) for value in (module.stride, module.padding, module.dilation))
+        layers = above.layers | {name}
+        return _convolved(above, module.weight, module.bias, stride, padding, dilation, module.groups, layers)
+    return None
+
+
+def _convolved(
+    above: _Map,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    layers: frozenset[str],
+) -> _Map:
+    """Return the map followed by a convolution: kernels are convolved, the second spread by the stride of the first."""
+    spread = [s * d for s, d in zip(above.stride, dilation, strict=True)]
+    around = [n * (k - 1) for n, k in zip(spread, weight.shape[-2:], strict=True)]
+    weight = weight.double()
+    kernel = F.conv2d(above.kernel, weight.flip(2, 3), padding=around, dilation=spread, groups=groups)
+    constant = F.conv2d(above.bias.reshape(1, -1, 1, 1), weight.sum((2, 3), keepdim=True), groups=groups).flatten()
+    sizes = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(above.size, padding, dilation, weight.shape[-2:], stride, strict=True)
+    ]
+    low = [first - s * p for first, s, p in zip(above.low, above.stride, padding, strict=True)]
+    steps = [one * other for one, other in zip(above.stride, stride, strict=True)]
+    shifted = constant if bias is None else constant + bias
+    return _Map(kernel, shifted, _pair(low), _pair(steps), _pair(sizes), layers)
+
+
+def _sum(one: _Map, other: _Map) -> _Map | None:
+    """Return the sum of two maps."""
+    if (one.stride, one.size, one.kernel.shape[:2]) != (other.stride, other.size, other.kernel.shape[:2]):
+        return None
+    low = [min(pair) for pair in zip(one.low, other.low, strict=True)]
+    high = [max(pair) for pair in zip(_high(one), _high(other), strict=True)]
+
+    def placed(each: _Map) -> Tensor:
+        before = [first - least for first, least in zip(each.low, low, strict=True)]
+        after = [most - last for last, most in zip(_high(each), high, strict=True)]
+        return F.pad(each.kernel, (before[1], after[1], before[0], after[0]))
+
+    kernel, bias = placed(one) + placed(other), one.bias + other.bias
+    return _Map(kernel, bias, _pair(low), one.stride, one.size, one.layers | other.layers)
+
+
+def _high(each: _Map) -> list[int]:
+    """Return the largest offset, by dimension."""
+    return [first + size - 1 for first, size in zip(each.low, each.kernel.shape[-2:], strict=True)]
+
+
+def _convolution(each: _Map, input: tuple[int, int, int]) -> nn.Conv2d:
+    """Return the convolution that a map is away from the border, without taps that always meet zeros."""
+    low, high = list(each.low), _high(each)
+    for axis, (stride, size, whole) in enumerate(zip(each.stride, each.size, input[1:], strict=True)):
+        low[axis] = min(max(low[axis], -stride * (size - 1)), 0)
+        high[axis] = max(min(high[axis], whole - 1), 0)
+
+        def outputs(axis: int = axis, stride: int = stride, whole: int = whole) -> int:
+            return (whole - low[axis] - high[axis] - 1) // stride + 1
+
+        while outputs() > size:  # zeros behind the last tap, or in front of the first, make the sizes come out
+            high[axis] += 1
+        while outputs() < size:
+            low[axis] -= 1
+    grow = [value for axis in (1, 0) for value in (each.low[axis] - low[axis], high[axis] - _high(each)[axis])]
+    kernel = F.pad(each.kernel, grow).transpose(0, 1)
+    convolution = nn.Conv2d(
+        kernel.shape[1],
+        kernel.shape[0],
+        _pair(kernel.shape[-2:]),
+        stride=each.stride,
+        padding=(-low[0], -low[1]),
+        device=kernel.device,
+        dtype=kernel.dtype,
+    )
+    convolution.load_state_dict({"weight": kernel, "bias": each.bias}, assign=True)
+    return convolution
+
+
+def _pair(value: object) -> Pair:
+    first, second = value if isinstance(value, (tuple, list)) else (value, value)
+    return int(first), int(second)
