@@ -17,7 +17,7 @@ from .data import load as load_data
 from .errors import UsageError, problem
 from .networks import NetworkSpec, build, is_reference
 from .private import delphi_online_seconds
-from .reduction import Candidate, census_of, make_base
+from .reduction import Candidate, census_of, for_each, make_base
 from .reduction.recipe import load_tensors, read_tensors
 from .training import (
     Context,
@@ -45,7 +45,7 @@ def profile(
     thin: bool = False,
     alpha: float = 1.0,
     rho: float = 1.0,
-    beta: float = 1.0,
+    beta: Sequence[float] = (),
     collapse: bool = False,
     width: float = 1.0,
 ) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def profile(
         thin: drop alternate ReLU layers of those stages.
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
-        beta: channel scale of the layers that keep their ReLUs alone, in (0, 1].
+        beta: channel scale of the layers that keep their ReLUs alone, in (0, 1]: one, or one for each stage kept.
         collapse: make one convolution of what comes before the first ReLU that stays.
         width: width multiplier of the base network, for reference networks.
 
@@ -74,10 +74,10 @@ def profile(
     spec, module = _network(network, input, classes, width)
     base = make_base(spec, module)
     named = {"network": spec.name, "input": list(spec.input), "classes": spec.classes, "width": spec.width}
-    if keep is None and not thin and alpha == rho == beta == 1 and not collapse:
+    if keep is None and not thin and alpha == rho == 1 and not beta and not collapse:
         return {**named, **base.census.to_json()}
     stages = tuple(stage.name for stage in base.census.stages) if keep is None else tuple(keep)
-    candidate = Candidate(keep=stages, thin=thin, alpha=alpha, rho=rho, beta=beta, collapse=collapse)
+    candidate = Candidate(keep=stages, thin=thin, alpha=alpha, rho=rho, beta=for_each(beta, stages), collapse=collapse)
     return {
         **named,
         "candidate": candidate.to_json(),

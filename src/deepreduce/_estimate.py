@@ -16,7 +16,7 @@ from .census import Census
 from .errors import NetworkError, RecipeError, UsageError, near_misses, problem
 from .networks import NetworkSpec, is_reference
 from .private.estimate import LINKS, PROTOCOLS, Cost, Counts, Link, cheetah_cost, delphi_cost, link_of, our_cost
-from .reduction import Candidate, census_of, make_base
+from .reduction import Candidate, census_of, for_each, make_base
 from .reduction.recipe import load_network
 from .reduction.reduced import build_candidate, make_reference_base
 from .training import Front
@@ -43,7 +43,7 @@ def estimate(
     thin: bool = False,
     alpha: float = 1.0,
     rho: float = 1.0,
-    beta: float = 1.0,
+    beta: Sequence[float] = (),
     collapse: bool = False,
     width: float = 1.0,
     relus: int | None = None,
@@ -138,7 +138,7 @@ class _Reduction:
     thin: bool = False
     alpha: float = 1.0
     rho: float = 1.0
-    beta: float = 1.0
+    beta: Sequence[float] = ()
     collapse: bool = False
     width: float = 1.0
 
@@ -157,10 +157,13 @@ class _Reduction:
 
     def candidate(self, census: Census) -> Candidate | None:
         """Return the reduction, None for none."""
-        if self.keep is None and not self.thin and self.alpha == self.rho == self.beta == 1 and not self.collapse:
+        plain = self.alpha == self.rho == 1 and not self.thin and not self.beta and not self.collapse
+        if self.keep is None and plain:
             return None
         stages = tuple(stage.name for stage in census.stages) if self.keep is None else tuple(self.keep)
-        return Candidate(stages, self.thin, self.alpha, self.rho, beta=self.beta, collapse=self.collapse)
+        return Candidate(
+            stages, self.thin, self.alpha, self.rho, beta=for_each(self.beta, stages), collapse=self.collapse
+        )
 
 
 def _subject(

@@ -14,16 +14,22 @@ from hypothesis import strategies as st
 from deepreduce.errors import UsageError
 from deepreduce.reduction import Candidate
 
-candidates = st.builds(
-    Candidate,
-    keep=st.lists(st.integers(1, 9999).map(lambda n: f"S{n}"), unique=True, max_size=4).map(tuple),
-    thin=st.booleans(),
-    alpha=st.floats(0, 1, exclude_min=True),
-    beta=st.floats(0, 1, exclude_min=True),
-    collapse=st.booleans(),
-    rho=st.sampled_from([1.0, 0.5, 0.25, 0.125]),
-    drop=st.lists(st.text(), unique=True, max_size=3).map(tuple),
-)
+names = st.lists(st.integers(1, 9999).map(lambda n: f"S{n}"), unique=True, max_size=4).map(tuple)
+scales = st.floats(0, 1, exclude_min=True)
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> Candidate:
+    keep = draw(names)
+    return Candidate(
+        keep=keep,
+        thin=draw(st.booleans()),
+        alpha=draw(scales),
+        rho=draw(st.sampled_from([1.0, 0.5, 0.25, 0.125])),
+        drop=draw(st.lists(st.text(), unique=True, max_size=3).map(tuple)),
+        beta=draw(st.sampled_from([(), tuple(draw(scales) for _ in keep)])),
+        collapse=draw(st.booleans()),
+    )
 
 
 def test_an_example() -> None:
@@ -37,23 +43,25 @@ def test_further_names() -> None:
     assert Candidate(keep=()).id == "none"
     assert Candidate(keep=()).label == "no ReLU"
     assert Candidate(keep=("S1",), alpha=1, rho=0.125).id == "S1-r0.125"
-    narrow = Candidate(keep=("S3", "S4"), thin=True, beta=0.25)
-    assert (narrow.id, narrow.label) == ("S3S4-thin-b0.25", "S3 S4, thinned, beta 0.25")
-    assert narrow.to_json()["beta"] == 0.25
+    narrow = Candidate(keep=("S3", "S4"), thin=True, beta=(0.25, 0.5), collapse=True)
+    assert (narrow.id, narrow.label) == ("S3S4-thin-b0.25-0.5-c", "S3 S4, thinned, beta 0.25 0.5, collapsed")
+    assert narrow.to_json()["beta"] == [0.25, 0.5] and narrow.to_json()["collapse"] is True
+    assert Candidate(keep=("S3", "S4"), beta=(0.5, 0.5)).label == "S3 S4, beta 0.5"
+    assert Candidate(keep=("S3", "S4"), beta=(1, 1.0)) == Candidate(keep=("S3", "S4"))
     dropping = Candidate(keep=("S1",), drop=("layer1.0:relu", "relu"))
     assert re.fullmatch(r"S1-d[0-9a-f]{16}", dropping.id)
     assert dropping.label == "S1, without 2 more ReLU layers"
     assert dropping.id == Candidate(keep=("S1",), drop=("relu", "layer1.0:relu")).id
 
 
-@given(candidates)
+@given(candidates())
 def test_json_gives_the_same_candidate_back(candidate: Candidate) -> None:
     again = Candidate.from_json(json.loads(json.dumps(candidate.to_json())))
     assert again == candidate
     assert hash(again) == hash(candidate)
 
 
-@given(candidates, candidates)
+@given(candidates(), candidates())
 def test_an_id_is_a_folder_and_means_one_candidate(one: Candidate, other: Candidate) -> None:
     assert re.fullmatch(r"[A-Za-z0-9.\-]+", one.id)
     assert PurePath(one.id).name == one.id

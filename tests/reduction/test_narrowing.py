@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,16 +18,19 @@ from deepreduce.networks import NetworkSpec
 from deepreduce.reduction import (
     Base,
     Candidate,
+    Masks,
     build_candidate,
     census_of,
     kept_layers,
     make_base,
+    masked_candidate,
     narrow,
     narrowing,
 )
 from deepreduce.reduction.narrowing import structures
 
 from ..census.zoo import CLASSES, INPUT, ZOO, Head, randomise
+from .test_collapsing import statistics
 
 NAMES = ["resnet18", "resnet34", "mobilenet_v1", "vgg16", "wide_resnet_22_8"]
 SPEC = NetworkSpec("Users", INPUT, CLASSES)
@@ -54,16 +58,27 @@ def channels(network: nn.Module) -> dict[str, int]:
 
 def test_example_only_the_blocks_that_keep_their_relus_become_narrow(base: Base) -> None:
     (found,) = narrowing(base.census, (), [1_536])  # an eighth of 12,288, the smallest network of the paper
-    candidate = Candidate(keep=("S3", "S4"), thin=True, beta=0.25)
+    candidate = Candidate(keep=("S3", "S4"), thin=True, beta=(0.125, 0.5))
     assert found == replace(candidate, collapse=True)
-    assert found.label == "S3 S4, thinned, beta 0.25, collapsed" and found.id == "S3S4-thin-b0.25-c"
+    assert found.label == "S3 S4, thinned, beta 0.125 0.5, collapsed" and found.id == "S3S4-thin-b0.125-0.5-c"
     network = build_candidate(base, candidate).eval()
     assert take_census(network, (3, 32, 32)).relus == census_of(base, candidate).relus == 1_536
     before, after = channels(base.network), channels(network)
-    narrowed = {f"layer{stage}.{block}.conv1" for stage in (3, 4) for block in (0, 1)}
-    assert {name for name in before if after[name] != before[name]} == narrowed
-    assert all(4 * after[name] == before[name] for name in narrowed)
+    narrowed = {f"layer{stage}.{block}.conv1": share for stage, share in ((3, 8), (4, 2)) for block in (0, 1)}
+    assert {name for name in before if after[name] != before[name]} == set(narrowed)
+    assert all(share * after[name] == before[name] for name, share in narrowed.items())
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_stage_gets_twice_what_the_one_before_it_gets_as_long_as_it_has_use_for_it(base: Base) -> None:
+    def split(budget: int) -> list[int]:
+        (found,) = narrowing(base.census, (), [budget])
+        return [stage.relus for stage in census_of(base, found).stages if stage.relus]
+
+    assert split(768) == [256, 512]
+    assert split(3_072) == [1_024, 2_048]  # S4 has no more
+    assert split(4_096) == [2_048, 2_048]
+    assert split(12_288) == [2_048 * 3, 4_096, 2_048]
 
 
 def test_the_structure_follows_the_budget(base: Base) -> None:
@@ -79,7 +94,7 @@ def test_the_structure_follows_the_budget(base: Base) -> None:
         (14_335, 1, False), (8_193, 1, False), (8_192, 0, True), (6_144, 0, True), (6_143, 0, False),
     ):  # fmt: skip
         (found,) = narrowing(base.census, (), [budget])
-        assert (found.keep, found.thin, found.beta == 1) == (*steps[index], whole), budget
+        assert (found.keep, found.thin, not found.beta) == (*steps[index], whole), budget
 
 
 def test_what_is_kept_are_the_teachers_strongest_channels(base: Base) -> None:
@@ -90,12 +105,48 @@ def test_what_is_kept_are_the_teachers_strongest_channels(base: Base) -> None:
         + block.get_parameter("conv2.weight").transpose(0, 1).flatten(1).pow(2).sum(1)
     )
     strongest = norm.topk(16).indices.sort().values
-    network = build_candidate(base, Candidate(keep=("S3", "S4"), thin=True, beta=0.25))
+    network = build_candidate(base, Candidate(keep=("S3", "S4"), thin=True, beta=(0.25, 0.25)))
     own = network.get_submodule("layer4.1")
     assert torch.equal(own.get_parameter("conv1.weight"), block.get_parameter("conv1.weight")[strongest])
     assert torch.equal(own.get_parameter("conv2.weight"), block.get_parameter("conv2.weight")[:, strongest])
     stem = "layer1.0.conv1.weight"
     assert torch.equal(network.get_parameter(stem), base.network.get_parameter(stem))
+
+
+def test_the_other_channels_leave_their_linear_part() -> None:
+    """With the same channels masked instead of removed the network computes the same, away from the border."""
+    torch.manual_seed(0)
+    base = make_base(NetworkSpec("resnet18", (3, 64, 64), 10, 0.125))
+    statistics(base.network)
+    narrow_one = build_candidate(base, Candidate(keep=("S2",), thin=True, beta=(0.25,))).double().eval()
+    weight = narrow_one.get_parameter("layer2.1.conv1.weight")
+    masks = {}
+    for layer in base.census.layers:
+        masks[layer.name] = np.zeros(layer.shape, bool)
+        if layer.name in ("layer2.0.relu1", "layer2.1.relu1"):
+            before = base.network.get_parameter(layer.name.replace("relu1", "conv1.weight"))
+            after = narrow_one.get_parameter(layer.name.replace("relu1", "conv1.weight"))
+            kept = [i for i, own in enumerate(before) if any(torch.equal(own.double(), other) for other in after)]
+            assert len(kept) == 4 == len(after)
+            masks[layer.name][kept] = True
+    masked = masked_candidate(base.census, masks, method="test", granularity="channel", budget=10**6)
+    masked_one = build_candidate(base, masked).double().eval()
+    assert weight.shape[0] == 4
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
+    seen = [_after_second_stage(network, images) for network in (narrow_one, masked_one)]
+    inner = (..., slice(4, -4), slice(4, -4))
+    rounding = 1e-5 * float(seen[1][inner].detach().abs().max())
+    torch.testing.assert_close(seen[0][inner], seen[1][inner], rtol=0, atol=rounding)
+    plain = build_candidate(base, Candidate(keep=("S2",), thin=True)).double().eval()
+    assert not torch.allclose(_after_second_stage(plain, images)[inner], seen[1][inner], rtol=0, atol=100 * rounding)
+
+
+def _after_second_stage(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what the third stage reads."""
+    seen: list[Tensor] = []
+    network.get_submodule("layer3.0.conv1").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(images)
+    return seen[0]
 
 
 @given(st.sampled_from(NAMES), st.floats(0.02, 0.99))
@@ -108,8 +159,8 @@ def test_every_budget_is_met_and_mostly_spent(name: str, share: float) -> None:
     # One channel more in the widest of the layers, or in as many as share its width, would be above the budget.
     layers = [layer for layer in base.census.layers if layer.name in kept_layers(base, candidate)]
     coarse = sum(layer.size // layer.shape[0] for layer in layers)
-    assert relus <= budget and (candidate.beta < 1 or relus >= 0.6 * budget)
-    assert candidate.beta == 1 or relus > budget - coarse
+    assert relus <= budget and (candidate.beta or relus >= 0.6 * budget)
+    assert not candidate.beta or relus > budget - coarse
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,9 +169,9 @@ def test_reference_networks_are_counted_as_they_are_built(name: str) -> None:
     base = quarter(name)
     stages = tuple(stage.name for stage in base.census.stages)
     for candidate in (
-        Candidate(keep=stages[-2:], thin=True, beta=0.3),
-        Candidate(keep=stages[1:], beta=0.6, rho=0.5),
-        Candidate(keep=stages[-2:], thin=True, beta=0.5, alpha=0.5),
+        Candidate(keep=stages[-2:], thin=True, beta=(0.3, 0.7)),
+        Candidate(keep=stages[1:], beta=(0.6,) * (len(stages) - 1), rho=0.5),
+        Candidate(keep=stages[-2:], thin=True, beta=(0.5, 0.5), alpha=0.5),
     ):
         counted = census_of(base, candidate)
         for network in (build_candidate(base, candidate), build_candidate(base, candidate, warm=False)):
@@ -134,7 +185,7 @@ def test_users_networks_are_narrowed_where_their_relus_stay(name: str) -> None:
     keep = tuple(stage.name for stage in base.census.stages)
     kept = kept_layers(base, Candidate(keep=keep))
     full = {layer.name: layer.size for layer in base.census.layers if layer.shape != (CLASSES,)}
-    candidate = Candidate(keep=keep, beta=0.5)
+    candidate = Candidate(keep=keep, beta=(0.5,) * len(keep))
     narrowed = census_of(base, candidate)
     assert all(2 * layer.size == full[layer.name] for layer in narrowed.layers if layer.name in full)
     network = build_candidate(base, candidate)
@@ -159,7 +210,7 @@ class Tied(nn.Module):
 
 def test_channels_that_are_tied_become_narrow_together() -> None:
     def widths(*names: str) -> tuple[int, ...]:
-        own = narrow(make_base(SPEC, Tied()).network, 0.5, names, INPUT)
+        own = narrow(make_base(SPEC, Tied()).network, dict.fromkeys(names, 0.5), INPUT)
         convolutions = [own.get_submodule(name) for name in ("stem", "inside", "back", "wide")]
         return tuple(module.out_channels for module in convolutions if isinstance(module, nn.Conv2d))
 
@@ -170,12 +221,16 @@ def test_channels_that_are_tied_become_narrow_together() -> None:
 
 def test_what_cannot_be_narrowed_is_refused(base: Base) -> None:
     with pytest.raises(NetworkError, match="must be a ReLU of the network"):
-        narrow(base.network, 0.5, ["layer9.relu"], (3, 32, 32))
+        narrow(base.network, {"layer9.relu": 0.5}, (3, 32, 32))
     with pytest.raises(NetworkError, match="must remove channels"):
-        narrow(base.network, 0.99, [], (3, 32, 32))
+        narrow(base.network, {}, (3, 32, 32))
     for beta in (0.0, 1.1, float("nan"), "0.5"):
         with pytest.raises(UsageError, match="above 0 and at most 1"):
-            Candidate(keep=("S2",), beta=beta)  # type: ignore[arg-type]
+            Candidate(keep=("S2",), beta=(beta,))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="one number for each stage"):
+        Candidate(keep=("S2", "S3"), beta=(0.5,))
+    with pytest.raises(UsageError, match="Masks belong to the channels"):
+        Candidate(keep=("S2",), beta=(0.5,), masks=Masks("snl", "element", 3))
 
 
 def test_a_budget_below_one_channel_gives_the_smallest_network(base: Base) -> None:

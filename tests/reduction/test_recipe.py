@@ -92,17 +92,17 @@ def test_narrow_networks_come_back(tmp_path: Path, name: str, collapse: bool) ->
     spec = NetworkSpec(name, (3, 16, 16), CLASSES, width=0.1)
     stages = tuple(stage.name for stage in make_base(spec).census.stages)
     reduced, recipe = save(
-        tmp_path, spec, None, Candidate(keep=stages[-2:], thin=True, beta=0.3, rho=0.5, collapse=collapse)
+        tmp_path, spec, None, Candidate(keep=stages[-2:], thin=True, beta=(0.3, 0.6), rho=0.5, collapse=collapse)
     )
     loaded, again = load_network(tmp_path)
-    assert again == recipe and again.candidate is not None and again.candidate.beta == 0.3
+    assert again == recipe and again.candidate is not None and again.candidate.beta == (0.3, 0.6)
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(loaded(images), reduced(images))
-    for beta in (0, 1e-300, 0.9, 1, 2, float("nan"), "0.3", None):
+    for beta in (0.3, [], [0.3], [0.3, 0], [1e-300, 0.6], [0.3, 1], [1, 1], [0.3, 2], [0.3, float("nan")], "0.3", None):
         change(tmp_path, "candidate.beta", beta)
         with pytest.raises((RecipeError, RunError)):
             load_network(tmp_path)
-    change(tmp_path, "candidate.beta", 0.3)
+    change(tmp_path, "candidate.beta", [0.3, 0.6])
     load_network(tmp_path)
     if name != "vgg16":  # there the first pooling compares, and one convolution comes before it: nothing to collapse
         change(tmp_path, "candidate.collapse", not collapse)
@@ -110,10 +110,10 @@ def test_narrow_networks_come_back(tmp_path: Path, name: str, collapse: bool) ->
             load_network(tmp_path)
 
 
-@pytest.mark.parametrize("scale", ["alpha", "beta"])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 1.0), (1.0, 0.5)])
 @pytest.mark.parametrize("name", ["resnet50", "timm", "functional", "lists"])
-def test_users_networks_come_back(tmp_path: Path, name: str, scale: str) -> None:
-    candidate = None if name == "functional" else Candidate(keep=("S1",), **{scale: 0.5})
+def test_users_networks_come_back(tmp_path: Path, name: str, alpha: float, beta: float) -> None:
+    candidate = None if name == "functional" else Candidate(("S1",), alpha=alpha, beta=(beta,))
     reduced, recipe = save(tmp_path, USERS, ZOO[name](), candidate)
     loaded, again = load_network(tmp_path, ZOO[name]())
     assert again == recipe

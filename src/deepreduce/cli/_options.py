@@ -72,10 +72,11 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--beta",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="scale of the channels of the layers that keep their ReLUs; all others stay as wide as they are",
+        type=numbers,
+        default=(),
+        metavar="X[,X]",
+        help="scale of the channels of the layers that keep their ReLUs, for all stages or each of them; other layers "
+        "stay as wide as they are",
     )
     parser.add_argument(
         "--collapse",

@@ -1,6 +1,6 @@
 """Criticality, culling, thinning, reshaping, the algorithm that ties them, its rivals, and the Pareto front."""
 
-from .candidate import Candidate
+from .candidate import Candidate, for_each
 from .channel_pruning import channel_pruning, comparison_row
 from .collapsing import collapse, head_of
 from .criticality import (
@@ -53,6 +53,7 @@ __all__ = [
     "cut",
     "deepreduce",
     "finish_fading",
+    "for_each",
     "head_of",
     "importance",
     "is_slope",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,11 @@ _RHO = (1.0, 0.5, 0.25, 0.125)
 _STAGE = re.compile(r"S[1-9][0-9]{0,3}")
 
 
+def for_each(beta: Sequence[float], keep: Sequence[str]) -> tuple[float, ...]:
+    """Return one beta for each stage from one for all of them; several are taken as they are."""
+    return tuple(beta) * len(keep) if len(beta) == 1 else tuple(beta)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is left of the full network.
@@ -24,7 +30,8 @@ class Candidate:
         thin: whether alternate ReLU layers of those stages go.
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
-        beta: channel scale, in (0, 1], of the layers that keep their ReLUs alone; see `narrow`.
+        beta: for each stage in `keep`, the channel scale, in (0, 1], of the layers that keep their ReLUs alone; see
+            `narrow`. Empty where all keep their width.
         collapse: whether what comes before the first ReLU that stays becomes one convolution, where it is several; see
             `head_of`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
@@ -38,7 +45,7 @@ class Candidate:
     rho: float = 1.0
     drop: tuple[str, ...] = ()
     masks: Masks | None = None
-    beta: float = 1.0
+    beta: tuple[float, ...] = ()
     collapse: bool = False
 
     def __post_init__(self) -> None:
@@ -60,12 +67,21 @@ class Candidate:
                         where="keep",
                     )
                 )
-        for name in ("alpha", "beta"):
-            scale = getattr(self, name)
+        for name, scale in (("alpha", self.alpha), *(("beta", scale) for scale in self.beta)):
             if not isinstance(scale, (int, float)) or not 0 < scale <= 1:
                 raise UsageError(
                     problem(f"{name} is above 0 and at most 1", got=scale, remedy="use 0.5, for example", where=name)
                 )
+        object.__setattr__(self, "beta", () if all(scale == 1 for scale in self.beta) else tuple(self.beta))
+        if len(self.beta) not in (0, len(self.keep)):
+            raise UsageError(
+                problem(
+                    "beta has one number for each stage that is kept",
+                    got=f"{len(self.beta)} for {', '.join(self.keep) or 'no stage'}",
+                    remedy="give as many as stages, in their order",
+                    where="beta",
+                )
+            )
         if self.rho not in _RHO:
             raise UsageError(
                 problem(
@@ -84,7 +100,7 @@ class Candidate:
                     where="keep",
                 )
             )
-        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta != 1):
+        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta):
             raise UsageError(
                 problem(
                     "masks belong to the channels of the full network, and say themselves what is thinned",
@@ -104,8 +120,8 @@ class Candidate:
             parts.append(f"a{float(self.alpha)!r}")
         if self.rho != 1:
             parts.append(f"r{float(self.rho)!r}")
-        if self.beta != 1:
-            parts.append(f"b{float(self.beta)!r}")
+        if self.beta:
+            parts.append("b" + "-".join(repr(float(scale)) for scale in self.beta))
         if self.collapse:
             parts.append("c")
         if self.drop:
@@ -127,8 +143,9 @@ class Candidate:
             parts.append(f"alpha {self.alpha:g}")
         if self.rho != 1:
             parts.append(f"rho {self.rho:g}")
-        if self.beta != 1:
-            parts.append(f"beta {self.beta:g}")
+        if self.beta:
+            same = len(set(self.beta)) == 1
+            parts.append("beta " + " ".join(f"{scale:g}" for scale in (self.beta[:1] if same else self.beta)))
         if self.collapse:
             parts.append("collapsed")
         if self.drop:
@@ -144,7 +161,7 @@ class Candidate:
             "alpha": self.alpha,
             "rho": self.rho,
             "drop": list(self.drop),
-            **({} if self.beta == 1 else {"beta": self.beta}),
+            **({"beta": list(self.beta)} if self.beta else {}),
             **({"collapse": True} if self.collapse else {}),
             **masks,
         }
@@ -164,6 +181,6 @@ class Candidate:
             rho=json_field(value, "rho", float),
             drop=tuple(json_list(value, "drop", str)),
             masks=Masks.from_json(json_field(value, "masks", dict)) if "masks" in value else None,
-            beta=json_field(value, "beta", float) if "beta" in value else 1.0,
+            beta=tuple(json_list(value, "beta", float)) if "beta" in value else (),
             collapse=json_field(value, "collapse", bool) if "collapse" in value else False,
         )

@@ -2,8 +2,8 @@
 
 1. Culling, the stages of the largest feature maps first: there every channel costs the most ReLUs.
 2. Thinning, so that in a residual block the ReLU between the convolutions is left, and what goes around it is linear.
-3. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), and
-   all others keep their width and their resolution.
+3. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
+   stages more than earlier ones. All others keep their width and their resolution.
 4. Collapsing: what comes before the first of these ReLUs, a linear map now, becomes one convolution.
 
 The last two are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
@@ -28,8 +28,12 @@ ENOUGH = 0.75
 DEFAULT_BUDGETS = (4, 8, 16, 32, 64)
 """Of the network's ReLUs, divided by these, where no budget is given."""
 
+GROWTH = 2
+"""How many times the ReLUs of a stage the next one gets: there a channel costs a quarter of them."""
+
 _LEAST_STAGES = 2
 _ROUNDING = 10_000
+_BISECTIONS = 50
 
 
 def narrowing(
@@ -55,11 +59,10 @@ def narrowing(
 def _within(census: Census, budget: int) -> Candidate:
     """Return the network for one budget."""
     steps = structures(census)
-    fitting = [step for step in steps if _relus(census, step, 0.0) <= budget] or steps[:1]
+    fitting = [step for step in steps if _relus(census, step) <= budget] or steps[:1]
     enough = [step for step in fitting if _relus(census, step, 1.0) >= ENOUGH * budget]
-    structure = enough[0] if enough else fitting[-1]
-    keep, thin = structure
-    return Candidate(keep=keep, thin=thin, beta=_beta(census, structure, budget), collapse=True)
+    keep, thin = structure = enough[0] if enough else fitting[-1]
+    return Candidate(keep=keep, thin=thin, beta=_betas(census, structure, budget), collapse=True)
 
 
 _Structure = tuple[tuple[str, ...], bool]
@@ -82,28 +85,58 @@ def structures(census: Census) -> list[_Structure]:
     return sorted(steps, key=lambda step: _relus(census, step, 1.0))
 
 
-def _layers(census: Census, structure: _Structure) -> list[ReluLayer]:
-    keep, thin = structure
-    stages = [stage for stage in census.stages if stage.name in keep]
-    names = {
-        name for stage in stages for name in (thinned_layers(stage) if thin else [layer.name for layer in stage.layers])
-    }
-    return [layer for stage in stages for layer in stage.layers if layer.name in names]
+def _layers(census: Census, keep: Sequence[str], thin: bool) -> list[list[ReluLayer]]:
+    """Return the layers that keep their ReLUs, by stage."""
+    found = []
+    for stage in census.stages:
+        names = thinned_layers(stage) if thin else [layer.name for layer in stage.layers]
+        if stage.name in keep:
+            found.append([layer for layer in stage.layers if layer.name in names])
+    return found
 
 
-def _relus(census: Census, structure: _Structure, beta: float) -> int:
-    """Return how many ReLUs a structure has at a beta."""
-    return sum(
-        max(1, int(layer.shape[0] * beta + 1e-9)) * math.prod(layer.shape[1:]) for layer in _layers(census, structure)
-    )
+def _relus(census: Census, structure: _Structure, beta: float = 0.0) -> int:
+    """Return how many ReLUs a structure has at one beta for all stages; at 0 with one channel in each layer."""
+    return sum(_of_stage(layers, beta) for layers in _layers(census, *structure))
 
 
-def _beta(census: Census, structure: _Structure, budget: int) -> float:
-    """Return the largest beta within a budget, the smallest there is where none is; of few digits where possible."""
-    channels = {layer.shape[0] for layer in _layers(census, structure)}
-    steps = sorted({kept / count for count in channels for kept in range(1, count + 1)})
-    fitting = [beta for beta in steps if _relus(census, structure, beta) <= budget]
-    beta = max(fitting, default=steps[0])
-    short = math.ceil(beta * _ROUNDING) / _ROUNDING
-    same = _relus(census, structure, short) == _relus(census, structure, beta)
-    return short if same else beta
+def _of_stage(layers: Sequence[ReluLayer], beta: float) -> int:
+    return sum(max(1, int(layer.shape[0] * beta + 1e-9)) * math.prod(layer.shape[1:]) for layer in layers)
+
+
+def _betas(census: Census, structure: _Structure, budget: int) -> tuple[float, ...]:
+    """Share a budget among the stages of a structure: each gets `GROWTH` times as many ReLUs as the one before.
+
+    A stage that cannot use its share leaves it to the others. What is left over because channels are whole is spent on
+    the last stage that has use for it, and so on.
+    """
+    stages = _layers(census, *structure)
+    steps = [_steps(layers) for layers in stages]
+
+    def spent(share: float) -> list[float]:
+        """Return the betas where the first stage may have so many ReLUs."""
+        return [
+            max((beta for beta in own if _of_stage(layers, beta) <= share * GROWTH**place), default=own[0])
+            for place, (layers, own) in enumerate(zip(stages, steps, strict=True))
+        ]
+
+    def total(betas: Sequence[float]) -> int:
+        return sum(_of_stage(layers, beta) for layers, beta in zip(stages, betas, strict=True))
+
+    low, high = 0.0, float(budget)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if total(spent(middle)) <= budget else (low, middle)
+    betas = spent(low)
+    for place in reversed(range(len(stages))):
+        for beta in steps[place]:
+            larger = [*betas[:place], beta, *betas[place + 1 :]]
+            betas = larger if beta > betas[place] and total(larger) <= budget else betas
+    return tuple(betas)
+
+
+def _steps(layers: Sequence[ReluLayer]) -> list[float]:
+    """Return the betas at which a channel more stays in some layer, of few digits where that is the same."""
+    exact = {kept / layer.shape[0] for layer in layers for kept in range(1, layer.shape[0] + 1)}
+    short = {beta: min(1.0, math.ceil(beta * _ROUNDING) / _ROUNDING) for beta in exact}
+    return sorted(short[b] if _of_stage(layers, short[b]) == _of_stage(layers, b) else b for b in exact)

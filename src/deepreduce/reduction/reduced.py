@@ -28,8 +28,8 @@ from .removal import remove_relus
 from .reshaping import narrow, scale_channels, scale_resolution
 from .thinning import thinned_layers
 
-Scaling = tuple[float, float, float, bool, frozenset[str]]
-"""Alpha, rho, beta, whether collapsed, and the call sites that keep their ReLUs, where the last two depend on them."""
+Scaling = tuple[float, float, tuple[float, ...], bool, tuple[str, ...], frozenset[str]]
+"""Alpha, rho, beta, whether collapsed, and the stages and call sites that stay, where the last two depend on them."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,12 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
 
 def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:
     """Return a network of the base's call sites with the candidate's beta."""
-    if candidate.beta == 1:
+    if not candidate.beta:
         return network
-    return narrow(network, candidate.beta, kept_layers(base, candidate), base.spec.input)
+    of_stage = dict(zip(candidate.keep, candidate.beta, strict=True))
+    stages = base.census.stage_of()
+    betas = {name: of_stage[stages[name]] for name in sorted(kept_layers(base, candidate))}
+    return narrow(network, betas, base.spec.input)
 
 
 def census_of(base: Base, candidate: Candidate) -> Census:
@@ -219,7 +222,7 @@ def census_of(base: Base, candidate: Candidate) -> Census:
             )
         )
     before = base.census.keeping(kept).relus
-    unscaled = (candidate.alpha, candidate.rho, candidate.beta) == (1.0, 1.0, 1.0)
+    unscaled = (candidate.alpha, candidate.rho, candidate.beta) == (1.0, 1.0, ())
     if not unscaled and scaled.keeping(kept).relus == before > 0:
         raise UsageError(
             problem(
@@ -237,10 +240,12 @@ def scaled_census(base: Base, candidate: Candidate) -> Census:
     Raises:
         NetworkError: if this network cannot be reshaped so.
     """
-    if (candidate.alpha, candidate.rho, candidate.beta, candidate.collapse) == (1.0, 1.0, 1.0, False):
+    if (candidate.alpha, candidate.rho, candidate.beta, candidate.collapse) == (1.0, 1.0, (), False):
         return base.census
-    kept = frozenset(kept_layers(base, candidate)) if candidate.beta != 1 or candidate.collapse else frozenset()
-    scale = candidate.alpha, candidate.rho, candidate.beta, candidate.collapse, kept
+    kept: tuple[tuple[str, ...], frozenset[str]] = ((), frozenset())
+    if candidate.beta or candidate.collapse:
+        kept = candidate.keep, frozenset(kept_layers(base, candidate))
+    scale = candidate.alpha, candidate.rho, candidate.beta, candidate.collapse, *kept
     if scale not in base._scaled:
         base._scaled[scale] = (_count_collapsed if candidate.collapse else _count_scaled)(base, candidate)
     return base._scaled[scale]

@@ -139,13 +139,13 @@ def replace_call(own: fx.GraphModule, node: fx.Node, prefix: str, module: nn.Mod
     own.graph.erase_node(node)
 
 
-def relu_nodes(network: fx.GraphModule, names: Collection[str]) -> list[fx.Node]:
-    """Return the nodes of the named call sites, in the order of computation.
+def relu_nodes(network: fx.GraphModule, names: Collection[str]) -> dict[str, fx.Node]:
+    """Return the nodes of call sites by name, in the order of computation.
 
     Raises:
         NetworkError: if a call site does not exist.
     """
-    return [node for _, node in _calls(network, names)]
+    return {site.name: node for site, node in _calls(network, names)}
 
 
 def _calls(own: fx.GraphModule, names: Collection[str]) -> list[tuple[CallSite, fx.Node]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from ..census import example_images, image_nodes, trace
 from ..errors import DeepReduceError, NetworkError, problem
 from .candidate import Candidate
+from .collapsing import is_between, is_simple, linear_part
 from .removal import relu_nodes
 
 Scale = tuple[float, float]
@@ -27,6 +29,7 @@ DEFAULT_SCALES: tuple[Scale, ...] = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 """(alpha, rho): each of the paper's scalings alone, then both."""
 
 _SCALABLE = (nn.modules.conv._ConvNd, nn.Linear)
+_LINEAR = "deepreduce_linear"
 
 
 def reshape(candidate: Candidate, scales: Sequence[Scale] = DEFAULT_SCALES) -> tuple[Candidate, ...]:
@@ -51,23 +54,27 @@ def scale_channels(network: nn.Module, alpha: float, input: tuple[int, int, int]
     own = trace(network).eval()
     classifier = _outermost(own, from_output=True)
     layers = [module for module in own.modules() if isinstance(module, _SCALABLE) and module not in classifier]
-    return _pruned(own, dict.fromkeys(layers, alpha), f"scaling by alpha {alpha:g}", input, network.training)
+    _pruned(own, dict.fromkeys(layers, alpha), f"scaling by alpha {alpha:g}", input)
+    return own.train(network.training)
 
 
-def narrow(network: fx.GraphModule, beta: float, names: Collection[str], input: tuple[int, int, int]) -> fx.GraphModule:
-    """Return a copy of a traced network in which the layers before some ReLUs have `beta` times the channels.
+def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int, int, int]) -> fx.GraphModule:
+    """Return a copy of a traced network in which some ReLU layers have a part of their channels.
 
-    Every other layer keeps its width. Where channels are tied to those of other layers, by an addition or a depthwise
-    convolution, all of them are narrowed alike. So in a residual block whose ReLU lies between two convolutions only
-    the block becomes narrow, and what goes around it stays wide.
+    The layers before such a ReLU become narrow; every other layer keeps its width. Where channels are tied to those of
+    other layers, by an addition or a depthwise convolution, all of them are narrowed alike. So in a residual block
+    whose ReLU lies between two convolutions only the block becomes narrow, and what goes around it stays wide.
+
+    Between two convolutions the channels that go leave a linear part behind: without their ReLU they are one
+    convolution with a larger kernel, and that is put beside the narrow way (`linear_part`).
 
     The channels of largest weight norm stay, with their weights; on the `meta` device, where no weight is known, the
     first ones, which makes a network of the same shapes.
 
     Args:
         network: traced, with all its ReLUs; not changed.
-        beta: in (0, 1]; every such layer keeps int(beta * channels), at least one.
-        names: call sites of the ReLUs.
+        betas: by call site, in (0, 1]: the layers before that ReLU keep int(beta * channels), at least one. Where
+            layers are tied the smallest counts.
         input: channels, height and width of one image.
 
     Raises:
@@ -75,12 +82,64 @@ def narrow(network: fx.GraphModule, beta: float, names: Collection[str], input: 
             it is narrowed, or nothing could be narrowed.
     """
     own = copy.deepcopy(network).eval()
-    before = {module for node in relu_nodes(own, names) for module in _writers(own, node)}
-    classifier = _outermost(own, from_output=True)
-    what = f"narrowing by beta {beta:g}"
+    nodes = relu_nodes(own, betas)
+    wanted: dict[nn.Module, float] = {}
+    for name, node in nodes.items():
+        for module in _writers(own, node):
+            wanted[module] = min(betas[name], wanted.get(module, 1.0))
+    what = f"narrowing by beta {', '.join(f'{beta:g}' for beta in dict.fromkeys(betas.values()))}"
     with _refusing(what, network):
-        tied = _tied(own, before, classifier, input)
-    return _pruned(own, dict.fromkeys(tied, beta), what, input, network.training)
+        tied = _tied(own, wanted, _outermost(own, from_output=True), input)
+        ways = [way for node in nodes.values() if (way := _way(own, node)) is not None]
+        shapes = _shapes(own, input)
+    gone = _pruned(own, tied, what, input)
+    for number, way in enumerate(ways):
+        layers = [network.get_submodule(str(node.target)) for node in way]
+        first, last = (gone.get(str(node.target), _Gone()) for node in (way[0], way[-1]))
+        if first.outputs:
+            source = way[0].all_input_nodes[0]
+            part = linear_part(layers, first.outputs, shapes[source.name], without=(first.inputs, last.outputs))
+            own.add_submodule(f"{_LINEAR}_{number}", part)
+            with own.graph.inserting_after(way[-1]):
+                beside = own.graph.call_module(f"{_LINEAR}_{number}", (source,))
+            with own.graph.inserting_after(beside):
+                both = own.graph.call_function(operator.add, (way[-1], beside))
+            way[-1].replace_all_uses_with(both)
+            both.args = (way[-1], beside)
+    own.recompile()
+    return own.train(network.training)
+
+
+def _way(network: fx.GraphModule, relu: fx.Node) -> list[fx.Node] | None:
+    """Return the layers from the convolution before a ReLU to the one behind it, where nothing else reads between."""
+    before: list[fx.Node] = []
+    end = relu.all_input_nodes[0]
+    while end.op == "call_module" and len(end.users) == 1:
+        before.insert(0, end)
+        module = network.get_submodule(str(end.target))
+        if is_simple(module):
+            (behind,) = relu.users if len(relu.users) == 1 else (relu,)
+            last = network.get_submodule(str(behind.target)) if behind.op == "call_module" else None
+            return [*before, behind] if last is not None and is_simple(last) else None
+        if not is_between(module):
+            return None
+        end = end.all_input_nodes[0]
+    return None
+
+
+def _shapes(network: fx.GraphModule, input: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the shape of every node's value for one image, without the batch dimension."""
+    shapes: dict[str, Any] = {}
+
+    class Runner(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            shapes[n.name] = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
+            return value
+
+    with torch.no_grad():
+        Runner(network).run(example_images(network, input))
+    return shapes
 
 
 def _writers(network: fx.GraphModule, node: fx.Node) -> set[nn.Module]:
@@ -101,59 +160,66 @@ def _writers(network: fx.GraphModule, node: fx.Node) -> set[nn.Module]:
 
 
 def _tied(
-    network: fx.GraphModule, layers: Collection[nn.Module], fixed: list[nn.Module], input: tuple[int, int, int]
-) -> list[nn.Module]:
-    """Return layers and those whose output channels are tied to theirs, in the order of the dependency graph."""
+    network: fx.GraphModule, shares: Mapping[nn.Module, float], fixed: list[nn.Module], input: tuple[int, int, int]
+) -> dict[nn.Module, float]:
+    """Return the shares of layers and of those whose output channels are tied to theirs."""
     import torch_pruning
 
     graph = torch_pruning.DependencyGraph()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph.build_dependency(network, example_inputs=example_images(network, input, count=2))
-    found: list[nn.Module] = []
+    found: dict[nn.Module, float] = {}
     for group in graph.get_all_groups(ignored_layers=fixed, root_module_types=_SCALABLE):
         members = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
         members = [member for member in members if isinstance(member, _SCALABLE)]
-        if any(member in layers for member in members):
-            found += members
+        asked = [shares[member] for member in members if member in shares]
+        if asked:
+            found.update(dict.fromkeys(members, min(asked)))
     return found
 
 
 def _pruned(
-    own: fx.GraphModule, shares: Mapping[nn.Module, float], what: str, input: tuple[int, int, int], training: bool
-) -> fx.GraphModule:
+    own: fx.GraphModule, shares: Mapping[nn.Module, float], what: str, input: tuple[int, int, int]
+) -> dict[str, _Gone]:
     """Take channels from layers of a network, in place: each keeps its share, those of largest weight norm.
+
+    Returns:
+        By layer, the channels that went.
 
     Raises:
         NetworkError: if that cannot be done, or changes nothing.
     """
     import torch_pruning
 
-    before = sum(parameter.numel() for parameter in own.parameters())
     on_meta = any(parameter.is_meta for parameter in own.parameters())
     importance: Callable[[Any], Tensor] = (
         _first_channels if on_meta else torch_pruning.importance.GroupMagnitudeImportance(p=2)
     )
+    names = {module: name for name, module in own.named_modules()}
     images = example_images(own, input, count=2)
-    with _refusing(what, own):
-        with torch.no_grad():
-            outputs = own(images)
-        with warnings.catch_warnings():
+    gone: dict[str, _Gone] = {}
+    with _refusing(what, own), torch.no_grad():
+        outputs = own(images)
+        with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning tells of parameters outside modules; the run below judges
-            torch_pruning.pruner.MagnitudePruner(
+            pruner = torch_pruning.pruner.MagnitudePruner(
                 own,
                 example_inputs=images,
                 importance=importance,
                 pruning_ratio=0.0,
                 pruning_ratio_dict={layer: 1 - _share(layer, share) for layer, share in shares.items()},
                 ignored_layers=_outermost(own, from_output=True),
-            ).step()
-        with torch.no_grad():
-            got = own(images)
+            )
+            for group in pruner.step(interactive=True):
+                for dep, channels in group:
+                    which = gone.setdefault(names.get(dep.target.module, ""), _Gone())
+                    which.note(channels, outputs=pruner.DG.is_out_channel_pruning_fn(dep.handler))
+                group.prune()
+        got = own(images)
         if got.shape != outputs.shape:
             raise ValueError(f"the output came out as {tuple(got.shape)} instead of {tuple(outputs.shape)}")
-    after = sum(parameter.numel() for parameter in own.parameters())
-    if (after == before and any(share < 1 for share in shares.values())) or not shares:
+    if not gone and (not shares or min(shares.values()) < 1):
         raise NetworkError(
             problem(
                 f"{what} must remove channels",
@@ -162,7 +228,19 @@ def _pruned(
                 where=type(own).__name__,
             )
         )
-    return own.train(training)
+    return gone
+
+
+@dataclass
+class _Gone:
+    """Which channels of a layer went."""
+
+    inputs: set[int] = field(default_factory=set)
+    outputs: set[int] = field(default_factory=set)
+
+    def note(self, channels: Iterable[int], *, outputs: bool) -> None:
+        """Add channels to those that are read, or to those that are written."""
+        (self.outputs if outputs else self.inputs).update(channels)
 
 
 def _first_channels(group: Any) -> Tensor:

@@ -56,7 +56,7 @@ class Clock:
         batch = min(job.config.batch_size, len(data.train))
         of = job.candidate
         shape = None if of is None else (of.alpha, of.rho, of.beta, of.collapse)
-        kept = () if of is None or not (of.collapse or of.beta != 1) else (of.keep, of.thin)
+        kept = () if of is None or not (of.collapse or of.beta) else (of.keep, of.thin)
         key = (shape, kept, job.masks is not None, job.teaches, threads, job.config.batch_size)
         if key not in self._measured:
             self._measured[key] = self._measure(job, batch, threads)
