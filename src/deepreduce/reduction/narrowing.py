@@ -3,7 +3,8 @@
 1. Culling, the stages of the largest feature maps first: there every channel costs the most ReLUs.
 2. Thinning, so that in a residual block the ReLU between the convolutions is left, and what goes around it is linear.
 3. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
-   stages more than earlier ones. All others keep their width and their resolution.
+   stages more than earlier ones. The other channels lose their ReLU, and with it the need for two layers: what they did
+   becomes one convolution beside the narrow block. All other layers keep their width and their resolution.
 4. Collapsing: what comes before the first of these ReLUs, a linear map now, becomes one convolution.
 
 The last two are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
@@ -50,7 +51,8 @@ def narrowing(
         budgets: numbers of ReLUs; none gives the network's own divided by `DEFAULT_BUDGETS`.
 
     Returns:
-        The candidates, each once. One is above its budget if even a single channel per layer is.
+        The candidates, each once. One is above its budget if even a single channel per layer is, and may be further
+        below it where layers of two stages are tied.
     """
     asked = budgets or [census.relus // divisor for divisor in DEFAULT_BUDGETS]
     return tuple(dict.fromkeys(_within(census, budget) for budget in asked))
