@@ -116,12 +116,25 @@ def test_ours_trains_a_narrow_network_for_each_budget_from_the_teacher(
     for entry in entries:
         network, recipe = front.load(entry, network=context.network)
         assert take_census(network, (1, 8, 8)).relus == entry["relus"] == recipe.relus
-        assert recipe.candidate is not None and recipe.candidate.beta and entry["label"].endswith(", collapsed")
+        assert recipe.candidate is not None and recipe.candidate.beta and "beta" in entry["label"]
     assert front_of(context, asked).content == front.content
     default = front_of(
         replace(context, folder=context.folder.with_name("default")), replace(asked, budget=None, budgets=())
     )
     assert [entry["relus"] for entry in default.content["candidates"]] == [80, 160, 320]
+
+
+def test_every_candidate_can_be_collapsed(context: Context, settings: SearchSettings) -> None:
+    for method in ("deepreduce-narrow", "deepreduce"):
+        own = replace(context, folder=context.folder.with_name(method))
+        front = front_of(own, ordered(settings, method, 300, collapse=True, criticality_plain=False))
+        done = [entry for entry in front.content["candidates"] if entry["status"] == "done"]
+        assert done and all(entry["recipe"]["collapse"] for entry in done) and front.content["settings"]["collapse"]
+        for entry in done:
+            network, _ = front.load(entry, network=context.network)
+            assert take_census(network, (1, 8, 8)).relus == entry["relus"]
+    with pytest.raises(UsageError, match="removes whole stages"):
+        ordered(settings, "snl", 300, collapse=True)
 
 
 def test_epochs_of_search_are_refused_where_nothing_trains(settings: SearchSettings) -> None:

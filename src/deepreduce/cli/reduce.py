@@ -55,6 +55,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--finalists", type=int, metavar="N", help="of those, with a budget, train only the N most accurate in full"
     )
+    parser.add_argument(
+        "--collapse",
+        action="store_true",
+        help="make one convolution of what comes before the first ReLU that stays: much less work in private, a little "
+        "less accurate",
+    )
     parser.add_argument("--distilled-only", action="store_true", help="measure criticality with distillation alone")
     parser.add_argument("--weights", metavar="FILE", help="safetensors file with the network's trained weights")
     parser.add_argument("--trained", action="store_true", help="NETWORK brings its trained weights itself")
@@ -86,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
         rank_epochs=options.rank_epochs,
         finalists=options.finalists,
         criticality_epochs=options.criticality_epochs,
+        collapse=options.collapse,
         criticality_plain=not options.distilled_only,
         trained=options.trained or options.weights is not None,
     )

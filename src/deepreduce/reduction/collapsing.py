@@ -12,12 +12,9 @@ this is a step of reduction, after which the network is trained, and not an opti
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
@@ -109,63 +106,6 @@ def _all_pass(network: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
-@torch.no_grad()
-def linear_part(
-    layers: Sequence[nn.Module],
-    channels: Collection[int],
-    input: tuple[int, int, int],
-    *,
-    without: tuple[Collection[int], Collection[int]] = ((), ()),
-) -> nn.Conv2d:
-    """Return one convolution for what some channels between two convolutions do where they have no ReLU.
-
-    Args:
-        layers: a convolution without groups, batch norms or what changes nothing, and another such convolution.
-        channels: those of the first that are meant. The bias of the last layer is left out.
-        input: channels, height and width of what the first layer reads.
-        without: channels that the first no longer reads, and that the last no longer writes.
-    """
-    first, *between, last = layers
-    assert isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)
-    device = first.weight.device
-
-    def others(count: int, gone: Collection[int]) -> Tensor:
-        return torch.tensor([index for index in range(count) if index not in gone], device=device)
-
-    picked = torch.tensor(sorted(channels), device=device)
-    reads, writes = others(first.in_channels, without[0]), others(last.out_channels, without[1])
-    begin, end = copy.deepcopy(first), copy.deepcopy(last)
-    begin.weight = nn.Parameter(first.weight[picked][:, reads])
-    begin.bias = None if first.bias is None else nn.Parameter(first.bias[picked])
-    end.weight, end.bias = nn.Parameter(last.weight[writes][:, picked]), None
-    size = (len(reads), *input[1:])
-    each = _through(_nothing(size, device), begin, "")
-    for module in (*map(partial(_part, picked=picked), between), end):
-        each = None if each is None else _through(each, module, "")
-    assert each is not None
-    return _convolution(each, size).to(first.weight.dtype)
-
-
-def _part(module: nn.Module, picked: Tensor) -> nn.Module:
-    """Return a batch norm of some channels; what changes nothing is as it is."""
-    if not isinstance(module, nn.BatchNorm2d):
-        return module
-    own = nn.BatchNorm2d(len(picked), eps=module.eps, affine=module.affine, device=picked.device).eval()
-    own.load_state_dict({k: v[picked] if v.dim() else v for k, v in module.state_dict().items()}, assign=True)
-    return own
-
-
-def is_simple(module: nn.Module) -> bool:
-    """Tell whether a layer is a convolution that `linear_part` takes."""
-    zeros = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return zeros and isinstance(module, nn.Conv2d) and module.groups == 1
-
-
-def is_between(module: nn.Module) -> bool:
-    """Tell whether a layer may come between the two convolutions of `linear_part`."""
-    return isinstance(module, _TRANSPARENT) or (isinstance(module, nn.BatchNorm2d) and module.running_mean is not None)
-
-
 def before(network: fx.GraphModule, node: str) -> set[str]:
     """Return the names of the nodes that a node depends on."""
     ends, seen = [each for each in network.graph.nodes if each.name == node], set()
@@ -190,12 +130,9 @@ def _maps(network: fx.GraphModule, input: tuple[int, int, int], wanted: set[str]
 
 
 def _image(network: fx.GraphModule, input: tuple[int, int, int]) -> _Map:
-    return _nothing(input, next(network.parameters()).device)
-
-
-def _nothing(input: tuple[int, int, int], device: torch.device) -> _Map:
     """Return the map that changes nothing, in float64: many kernels are multiplied."""
     channels, height, width = input
+    device = next(network.parameters()).device
     kernel = torch.eye(channels, dtype=torch.float64, device=device).reshape(channels, channels, 1, 1)
     return _Map(kernel, kernel.new_zeros(channels), (0, 0), (1, 1), (height, width), frozenset())
 

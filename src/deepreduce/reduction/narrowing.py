@@ -1,13 +1,11 @@
-"""Our own method: DeepReDuce's culling and thinning; then narrow the layers that keep their ReLUs, collapse the rest.
+"""Our own method: DeepReDuce's culling and thinning, then narrow only the layers that keep their ReLUs.
 
 1. Culling, the stages of the largest feature maps first: there every channel costs the most ReLUs.
 2. Thinning, so that in a residual block the ReLU between the convolutions is left, and what goes around it is linear.
 3. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
-   stages more than earlier ones. The other channels lose their ReLU, and with it the need for two layers: what they did
-   becomes one convolution beside the narrow block. All other layers keep their width and their resolution.
-4. Collapsing: what comes before the first of these ReLUs, a linear map now, becomes one convolution.
+   stages more than earlier ones. All other layers keep their width and their resolution.
 
-The last two are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
+The last is where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
 are counted; here the blocks become bottlenecks, and the linear rest, which is cheap online, stays as wide as it was. It
 needs no search: a budget gives one network, which trains like any candidate of DeepReDuce's, from the teacher's
 weights, with fading and distillation. What was measured stands in docs/choices.md.
@@ -64,7 +62,7 @@ def _within(census: Census, budget: int) -> Candidate:
     fitting = [step for step in steps if _relus(census, step) <= budget] or steps[:1]
     enough = [step for step in fitting if _relus(census, step, 1.0) >= ENOUGH * budget]
     keep, thin = structure = enough[0] if enough else fitting[-1]
-    return Candidate(keep=keep, thin=thin, beta=_betas(census, structure, budget), collapse=True)
+    return Candidate(keep=keep, thin=thin, beta=_betas(census, structure, budget))
 
 
 _Structure = tuple[tuple[str, ...], bool]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor, fx, nn
 from ..census import example_images, image_nodes, trace
 from ..errors import DeepReduceError, NetworkError, problem
 from .candidate import Candidate
-from .collapsing import is_between, is_simple, linear_part
 from .removal import relu_nodes
 
 Scale = tuple[float, float]
@@ -29,7 +27,6 @@ DEFAULT_SCALES: tuple[Scale, ...] = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 """(alpha, rho): each of the paper's scalings alone, then both."""
 
 _SCALABLE = (nn.modules.conv._ConvNd, nn.Linear)
-_LINEAR = "deepreduce_linear"
 
 
 def reshape(candidate: Candidate, scales: Sequence[Scale] = DEFAULT_SCALES) -> tuple[Candidate, ...]:
@@ -65,9 +62,6 @@ def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int
     other layers, by an addition or a depthwise convolution, all of them are narrowed alike. So in a residual block
     whose ReLU lies between two convolutions only the block becomes narrow, and what goes around it stays wide.
 
-    Between two convolutions the channels that go leave a linear part behind: without their ReLU they are one
-    convolution with a larger kernel, and that is put beside the narrow way (`linear_part`).
-
     The channels of largest weight norm stay, with their weights; on the `meta` device, where no weight is known, the
     first ones, which makes a network of the same shapes.
 
@@ -90,56 +84,8 @@ def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int
     what = f"narrowing by beta {', '.join(f'{beta:g}' for beta in dict.fromkeys(betas.values()))}"
     with _refusing(what, network):
         tied = _tied(own, wanted, _outermost(own, from_output=True), input)
-        ways = [way for node in nodes.values() if (way := _way(own, node)) is not None]
-        shapes = _shapes(own, input)
-    gone = _pruned(own, tied, what, input)
-    for number, way in enumerate(ways):
-        layers = [network.get_submodule(str(node.target)) for node in way]
-        first, last = (gone.get(str(node.target), _Gone()) for node in (way[0], way[-1]))
-        if first.outputs:
-            source = way[0].all_input_nodes[0]
-            part = linear_part(layers, first.outputs, shapes[source.name], without=(first.inputs, last.outputs))
-            own.add_submodule(f"{_LINEAR}_{number}", part)
-            with own.graph.inserting_after(way[-1]):
-                beside = own.graph.call_module(f"{_LINEAR}_{number}", (source,))
-            with own.graph.inserting_after(beside):
-                both = own.graph.call_function(operator.add, (way[-1], beside))
-            way[-1].replace_all_uses_with(both)
-            both.args = (way[-1], beside)
-    own.recompile()
+    _pruned(own, tied, what, input)
     return own.train(network.training)
-
-
-def _way(network: fx.GraphModule, relu: fx.Node) -> list[fx.Node] | None:
-    """Return the layers from the convolution before a ReLU to the one behind it, where nothing else reads between."""
-    before: list[fx.Node] = []
-    end = relu.all_input_nodes[0]
-    while end.op == "call_module" and len(end.users) == 1:
-        before.insert(0, end)
-        module = network.get_submodule(str(end.target))
-        if is_simple(module):
-            (behind,) = relu.users if len(relu.users) == 1 else (relu,)
-            last = network.get_submodule(str(behind.target)) if behind.op == "call_module" else None
-            return [*before, behind] if last is not None and is_simple(last) else None
-        if not is_between(module):
-            return None
-        end = end.all_input_nodes[0]
-    return None
-
-
-def _shapes(network: fx.GraphModule, input: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the shape of every node's value for one image, without the batch dimension."""
-    shapes: dict[str, Any] = {}
-
-    class Runner(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            shapes[n.name] = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
-            return value
-
-    with torch.no_grad():
-        Runner(network).run(example_images(network, input))
-    return shapes
 
 
 def _writers(network: fx.GraphModule, node: fx.Node) -> set[nn.Module]:
@@ -179,13 +125,8 @@ def _tied(
     return found
 
 
-def _pruned(
-    own: fx.GraphModule, shares: Mapping[nn.Module, float], what: str, input: tuple[int, int, int]
-) -> dict[str, _Gone]:
+def _pruned(own: fx.GraphModule, shares: Mapping[nn.Module, float], what: str, input: tuple[int, int, int]) -> None:
     """Take channels from layers of a network, in place: each keeps its share, those of largest weight norm.
-
-    Returns:
-        By layer, the channels that went.
 
     Raises:
         NetworkError: if that cannot be done, or changes nothing.
@@ -196,30 +137,25 @@ def _pruned(
     importance: Callable[[Any], Tensor] = (
         _first_channels if on_meta else torch_pruning.importance.GroupMagnitudeImportance(p=2)
     )
-    names = {module: name for name, module in own.named_modules()}
+    before = sum(parameter.numel() for parameter in own.parameters())
     images = example_images(own, input, count=2)
-    gone: dict[str, _Gone] = {}
     with _refusing(what, own), torch.no_grad():
         outputs = own(images)
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning tells of parameters outside modules; the run below judges
-            pruner = torch_pruning.pruner.MagnitudePruner(
+            torch_pruning.pruner.MagnitudePruner(
                 own,
                 example_inputs=images,
                 importance=importance,
                 pruning_ratio=0.0,
                 pruning_ratio_dict={layer: 1 - _share(layer, share) for layer, share in shares.items()},
                 ignored_layers=_outermost(own, from_output=True),
-            )
-            for group in pruner.step(interactive=True):
-                for dep, channels in group:
-                    which = gone.setdefault(names.get(dep.target.module, ""), _Gone())
-                    which.note(channels, outputs=pruner.DG.is_out_channel_pruning_fn(dep.handler))
-                group.prune()
+            ).step()
         got = own(images)
         if got.shape != outputs.shape:
             raise ValueError(f"the output came out as {tuple(got.shape)} instead of {tuple(outputs.shape)}")
-    if not gone and (not shares or min(shares.values()) < 1):
+    after = sum(parameter.numel() for parameter in own.parameters())
+    if after == before and (not shares or min(shares.values()) < 1):
         raise NetworkError(
             problem(
                 f"{what} must remove channels",
@@ -228,19 +164,6 @@ def _pruned(
                 where=type(own).__name__,
             )
         )
-    return gone
-
-
-@dataclass
-class _Gone:
-    """Which channels of a layer went."""
-
-    inputs: set[int] = field(default_factory=set)
-    outputs: set[int] = field(default_factory=set)
-
-    def note(self, channels: Iterable[int], *, outputs: bool) -> None:
-        """Add channels to those that are read, or to those that are written."""
-        (self.outputs if outputs else self.inputs).update(channels)
 
 
 def _first_channels(group: Any) -> Tensor:

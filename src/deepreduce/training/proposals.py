@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..census import Census
@@ -50,6 +50,7 @@ def propose(base: Base, criticality: tuple[Criticality, ...], settings: SearchSe
     """
     ask = settings.reducer().propose
     found = () if ask is None else ask(base.census, criticality, settings.asked_budgets())
+    found = tuple(replace(candidate, collapse=settings.collapse) for candidate in found)
     return weigh(base, found, budget=settings.budget)
 
 

@@ -45,6 +45,7 @@ class SearchSettings:
         seeds: how many times teacher and candidates are trained, at least 1. Masks are searched once.
         budget: ReLUs that a candidate may have; None trains all.
         budgets: for methods that make a candidate for each budget: several of them, none above `budget`.
+        collapse: make one convolution of what comes before the first ReLU of every candidate, see `head_of`.
         trained: the network comes with its weights and is not trained again.
         test_all: look at the test images, once, for every candidate and not for those of the front alone: for tables
             whose rows are fixed beforehand. Nothing is chosen by it.
@@ -62,6 +63,7 @@ class SearchSettings:
     seeds: int = 1
     budget: int | None = None
     budgets: tuple[int, ...] = ()
+    collapse: bool = False
     trained: bool = False
     test_all: bool = False
 
@@ -112,6 +114,13 @@ class SearchSettings:
                 got=f"{self.granularity} for {self.method}",
                 remedy="leave it out, or use --method snl, senet or relupruner",
                 where="--granularity",
+            )
+        if self.collapse and reducer.finds_masks:
+            _refuse(
+                "collapsing belongs to a method that removes whole stages",
+                got=f"collapse for {self.method}, which leaves ReLUs in all of them",
+                remedy="leave it out, or use --method deepreduce or deepreduce-narrow",
+                where="--collapse",
             )
         if self.search_epochs is not None and not reducer.finds_masks:
             _refuse(
@@ -178,6 +187,7 @@ class SearchSettings:
             "exponent": self.exponent,
             "criticality_epochs": self.criticality_config().epochs,
             "criticality_plain": self.criticality_plain,
+            "collapse": self.collapse,
             "trained": self.trained,
             **self.training.to_json(),
         }
