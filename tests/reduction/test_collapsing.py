@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from deepreduce.census import take_census, trace
+from deepreduce.errors import UsageError
 from deepreduce.networks import NetworkSpec
 from deepreduce.reduction import (
     Base,
     Candidate,
+    Masks,
     build_candidate,
     census_of,
     collapse,
+    collapsing,
     finish_fading,
     head_of,
     make_base,
@@ -128,7 +131,7 @@ def test_what_cannot_be_reached_is_cut_off() -> None:
     """An image of 8x8 has no two pixels further than 7 apart."""
     base = make_base(NetworkSpec("resnet18", (3, 8, 8), 10, 0.125))
     network = build_candidate(base, Candidate(keep=("S3", "S4"), collapse=True))
-    head = network.get_submodule("deepreduce_head")
+    head = network.get_submodule("deepreduce_head_0")
     assert isinstance(head, nn.Conv2d) and head.kernel_size == (14, 14) and head.padding == (6, 6)
     assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 
@@ -164,7 +167,7 @@ def test_where_nothing_can_be_collapsed_the_network_stays() -> None:
     first = Candidate(keep=("S1", "S2"), thin=True)  # the stem alone comes before the first ReLU of a block
     assert census_of(base, Candidate(keep=("S1", "S2"), thin=True, collapse=True)).relus == census_of(base, first).relus
     whole = build_candidate(base, Candidate(keep=("S1", "S2"), collapse=True))
-    assert "deepreduce_head" not in dict(whole.named_modules())
+    assert "deepreduce_head_0" not in dict(whole.named_modules())
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "augmented"])  # it has one ReLU
@@ -178,6 +181,46 @@ def test_users_networks(name: str) -> None:
     measured = take_census(network, INPUT)
     assert (measured.relus, measured.macs, measured.params) == (counted.relus, counted.macs, counted.params)
     assert copy.deepcopy(network).train()(torch.randn(2, *INPUT)).shape == (2, CLASSES)
+
+
+class Written(TwoReaders):
+    """A channel is set to zero in place: no convolution, and nothing that may be lost."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.conv1(x))
+        x.select(1, 0).zero_()
+        return self.head(self.relu(x))
+
+
+class Hooked(TwoReaders):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.conv2(self.conv1(x))))
+
+
+def test_what_is_written_or_hooked_is_left_alone() -> None:
+    assert head_of(trace(Written()), INPUT) is None
+    network = trace(Hooked())
+    assert head_of(network, INPUT) is not None
+    network.get_submodule("conv2").register_forward_hook(lambda *_: None)
+    assert head_of(network, INPUT) is None
+
+
+def test_a_convolution_that_needs_too_much_memory_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe from a stranger must not make the proof of its network take the machine's memory."""
+    network = trace(Hooked())
+    monkeypatch.setattr(collapsing, "MOST_BYTES", 8 * 3 * 25 * 16 * 16)
+    assert head_of(network, INPUT) is not None
+    monkeypatch.setattr(collapsing, "MOST_BYTES", 8 * 3 * 25 * 16 * 16 - 1)
+    assert head_of(network, INPUT) is None
+    large = NetworkSpec("resnet34", (3, 256, 256), 10, 0.02)
+    monkeypatch.undo()
+    candidate = Candidate(keep=("S4",), collapse=True)
+    assert census_of(make_base(large), candidate).macs < 10**9
+
+
+def test_masks_are_not_collapsed() -> None:
+    with pytest.raises(UsageError, match="Masks belong"):
+        Candidate(keep=("S4",), collapse=True, masks=Masks("snl", "element", 3))
 
 
 def test_a_base_is_not_changed() -> None:

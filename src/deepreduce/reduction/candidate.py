@@ -36,7 +36,8 @@ class Candidate:
             `head_of`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
-            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha nor beta.
+            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta nor
+            collapse.
     """
 
     keep: tuple[str, ...]
@@ -100,11 +101,11 @@ class Candidate:
                     where="keep",
                 )
             )
-        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta):
+        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta or self.collapse):
             raise UsageError(
                 problem(
                     "masks belong to the channels of the full network, and say themselves what is thinned",
-                    got="masks together with thinning, alpha or beta",
+                    got="masks together with thinning, alpha, beta or collapse",
                     remedy="find masks for the network as it is; a narrower one starts from --width",
                     where="masks",
                 )

@@ -12,6 +12,7 @@ this is a step of reduction, after which the network is trained, and not an opti
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from dataclasses import dataclass, replace
@@ -21,10 +22,13 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from ..census import image_nodes
+from ..census import image_nodes, writes_in_place
 
 _TRANSPARENT = (nn.Identity, nn.modules.dropout._DropoutNd)
 _NAME = "deepreduce_head"
+
+MOST_BYTES = 2**28
+"""Of one image where the input of the convolution is unfolded, as PyTorch does on a CPU in float64."""
 
 Pair = tuple[int, int]
 
@@ -41,6 +45,7 @@ class _Map:
         low: smallest offset d, by dimension.
         stride: of the output's positions on the image, by dimension.
         size: height and width of the output.
+        image: height and width of the image.
         layers: names of the convolutions in it.
     """
 
@@ -49,6 +54,7 @@ class _Map:
     low: Pair
     stride: Pair
     size: Pair
+    image: Pair
     layers: frozenset[str]
 
 
@@ -60,11 +66,23 @@ def head_of(network: fx.GraphModule, input: tuple[int, int, int]) -> fx.Node | N
         input: channels, height and width of one image.
 
     Returns:
-        The node, None where fewer than two convolutions come before it.
+        The node, None where fewer than two convolutions come before it, something is written in place, or the
+        convolution would need more memory than `MOST_BYTES`.
     """
-    maps = _maps(network, input)
-    heads = [node for node in maps if len(maps[node].layers) > 1 and _all_pass(network, node)]
+    nodes = list(network.graph.nodes)
+    convolutions = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    single = sum(node.op == "placeholder" for node in nodes) == 1
+    if not convolutions or not single or any(writes_in_place(node) for node in nodes):
+        return None
+    maps = {node: each for node, each in _maps(network, input).items() if len(each.layers) > 1}
+    heads = [node for node in maps if _bytes(maps[node]) <= MOST_BYTES and _all_pass(network, node)]
     return heads[-1] if heads else None
+
+
+def _bytes(each: _Map) -> int:
+    """Return what a convolution of this map takes for one image in float64 where its input is unfolded."""
+    inputs, _, *taps = each.kernel.shape
+    return 8 * inputs * math.prod(taps) * math.prod(each.size)
 
 
 def collapse(network: fx.GraphModule, head: str, input: tuple[int, int, int]) -> fx.GraphModule:
@@ -78,11 +96,12 @@ def collapse(network: fx.GraphModule, head: str, input: tuple[int, int, int]) ->
         input: channels, height and width of one image; what no image reaches is cut off the kernel.
     """
     node = next(node for node in network.graph.nodes if node.name == head)
-    convolution = _convolution(_maps(network, input, before(network, head) | {head})[node], input)
+    convolution = _convolution(_maps(network, input, before(network, head) | {head})[node])
     image = next(node for node in network.graph.nodes if node.op == "placeholder")
-    network.add_submodule(_NAME, convolution)
+    name = next(f"{_NAME}_{number}" for number in itertools.count() if not hasattr(network, f"{_NAME}_{number}"))
+    network.add_submodule(name, convolution)
     with network.graph.inserting_before(node):
-        call = network.graph.call_module(_NAME, (image,))
+        call = network.graph.call_module(name, (image,))
     call.meta.update(node.meta)
     convolution.to(next(network.parameters()).dtype).train(network.training)
     node.replace_all_uses_with(call)
@@ -134,7 +153,7 @@ def _image(network: fx.GraphModule, input: tuple[int, int, int]) -> _Map:
     channels, height, width = input
     device = next(network.parameters()).device
     kernel = torch.eye(channels, dtype=torch.float64, device=device).reshape(channels, channels, 1, 1)
-    return _Map(kernel, kernel.new_zeros(channels), (0, 0), (1, 1), (height, width), frozenset())
+    return _Map(kernel, kernel.new_zeros(channels), (0, 0), (1, 1), (height, width), (height, width), frozenset())
 
 
 @torch.no_grad()
@@ -154,7 +173,9 @@ def _map(node: fx.Node, network: fx.GraphModule, maps: dict[fx.Node, _Map]) -> _
 
 
 def _through(above: _Map, module: nn.Module, name: str) -> _Map | None:
-    """Return the map followed by a layer."""
+    """Return the map followed by a layer; None for what is not linear, or where hooks may change it."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
     if isinstance(module, _TRANSPARENT):
         return above
     if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
@@ -203,7 +224,18 @@ def _convolved(
     low = [first - s * p for first, s, p in zip(above.low, above.stride, padding, strict=True)]
     steps = [one * other for one, other in zip(above.stride, stride, strict=True)]
     shifted = constant if bias is None else constant + bias
-    return _Map(kernel, shifted, _pair(low), _pair(steps), _pair(sizes), layers)
+    return _cropped(_Map(kernel, shifted, _pair(low), _pair(steps), _pair(sizes), above.image, layers))
+
+
+def _cropped(each: _Map) -> _Map:
+    """Cut off what no pixel of the image ever meets, so that kernels stay small on small images."""
+    low = [max(low, -s * (size - 1)) for low, s, size in zip(each.low, each.stride, each.size, strict=True)]
+    high = [min(high, whole - 1) for high, whole in zip(_high(each), each.image, strict=True)]
+    if any(last < first for first, last in zip(low, high, strict=True)):
+        return each
+    begin = [after - before for after, before in zip(low, each.low, strict=True)]
+    rows, columns = (slice(b, b + last - first + 1) for b, first, last in zip(begin, low, high, strict=True))
+    return replace(each, kernel=each.kernel[:, :, rows, columns], low=_pair(low))
 
 
 def _sum(one: _Map, other: _Map) -> _Map | None:
@@ -219,7 +251,7 @@ def _sum(one: _Map, other: _Map) -> _Map | None:
         return F.pad(each.kernel, (before[1], after[1], before[0], after[0]))
 
     kernel, bias = placed(one) + placed(other), one.bias + other.bias
-    return _Map(kernel, bias, _pair(low), one.stride, one.size, one.layers | other.layers)
+    return replace(one, kernel=kernel, bias=bias, low=_pair(low), layers=one.layers | other.layers)
 
 
 def _high(each: _Map) -> list[int]:
@@ -227,19 +259,14 @@ def _high(each: _Map) -> list[int]:
     return [first + size - 1 for first, size in zip(each.low, each.kernel.shape[-2:], strict=True)]
 
 
-def _convolution(each: _Map, input: tuple[int, int, int]) -> nn.Conv2d:
-    """Return the convolution that a map is away from the border, without taps that always meet zeros."""
-    low, high = list(each.low), _high(each)
-    for axis, (stride, size, whole) in enumerate(zip(each.stride, each.size, input[1:], strict=True)):
-        low[axis] = min(max(low[axis], -stride * (size - 1)), 0)
-        high[axis] = max(min(high[axis], whole - 1), 0)
-
-        def outputs(axis: int = axis, stride: int = stride, whole: int = whole) -> int:
-            return (whole - low[axis] - high[axis] - 1) // stride + 1
-
-        while outputs() > size:  # zeros behind the last tap, or in front of the first, make the sizes come out
+def _convolution(each: _Map) -> nn.Conv2d:
+    """Return the convolution that a map is away from the border."""
+    low, high = [min(first, 0) for first in each.low], [max(last, 0) for last in _high(each)]
+    for axis, (stride, size, whole) in enumerate(zip(each.stride, each.size, each.image, strict=True)):
+        # Zeros behind the last tap, or in front of the first, make the sizes come out.
+        while (whole - low[axis] - high[axis] - 1) // stride + 1 > size:
             high[axis] += 1
-        while outputs() < size:
+        while (whole - low[axis] - high[axis] - 1) // stride + 1 < size:
             low[axis] -= 1
     grow = [value for axis in (1, 0) for value in (each.low[axis] - low[axis], high[axis] - _high(each)[axis])]
     kernel = F.pad(each.kernel, grow).transpose(0, 1)
