@@ -57,8 +57,10 @@ CASES: dict[str, dict[str, Any] | None] = {
     "114,688": {"keep": ["S2", "S3", "S4"], "thin": True},
     "28,672": {"keep": ["S2", "S3", "S4"], "thin": True, "rho": 0.5},
     "12,288": {"keep": ["S2", "S3"], "thin": True, "alpha": 0.5, "rho": 0.5},
+    "12,288 narrow": {"keep": ["S3", "S4"], "thin": True, "beta": (0.125, 0.5)},
+    "12,288 narrow, collapsed": {"keep": ["S3", "S4"], "thin": True, "beta": (0.125, 0.5), "collapse": True},
 }
-"""The networks of DeepReDuce, tables 3 and 4, for ResNet18 at 32x32; `full` suits every network."""
+"""The networks of DeepReDuce, tables 3 and 4, and of our method, for ResNet18 at 32x32; `full` suits every network."""
 
 LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
 """Bits per second and round trip in seconds."""
