@@ -38,7 +38,7 @@ from deepreduce.training.batches import DeviceSplit, Normalisation
 
 METHOD_NAMES = ("published", "deepreduce-narrow", "snl", "senet", "relupruner", "channel-pruning")
 BUDGETS = (12_288, 24_900, 49_600, 100_000, 180_000)
-"""Of methods that find masks, at width 1: those of the published rows."""
+"""Of methods that make a network for each budget, at width 1: those of the published rows."""
 
 PRUNING_BUDGETS = (311_700, 184_000)
 """The ReLUs of the paper's channel-pruning row, and the ReLUs at which channel pruning has about its MACs."""
@@ -76,7 +76,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", type=_words, default=METHOD_NAMES, help=f"default {','.join(METHOD_NAMES)}")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--budgets", type=_counts, help="ReLUs of masks (default: the published ones, times the width)")
-    parser.add_argument("--granularity", choices=["element", "channel", "layer"], help="default: each method's own")
+    parser.add_argument("--granularity", choices=["element", "channel", "layer"], help="default: element")
     parser.add_argument("--epochs", type=int, default=200, help="of each reduced network, its search included")
     parser.add_argument("--teacher-epochs", type=int, help="default: those of --epochs")
     parser.add_argument("--search-share", type=float, default=0.4, help="of the epochs, for finding masks")

@@ -220,3 +220,10 @@ def test_with_budgets_the_largest_released_network_within_each_is_trained() -> N
     assert len(reproduce.published_candidates(load_published(), "resnet18", "o/tiny-imagenet", every)) == 10
     assert reproduce.published_candidates(load_published(), "resnet34", "cifar100", every) == ()
     assert reproduce.published_candidates(load_published(), "resnet18", "digits", every) == ()
+
+
+def test_a_collapsed_network_is_not_the_released_one() -> None:
+    row = next(row for row in load_published()["rows"] if "candidate" in row)
+    collapsed = entry("c", row["relus"], 0.7, 0.7, recipe={**row["candidate"], "drop": [], "collapse": True})
+    content, _ = reproduction(load_published(), [front("deepreduce", collapsed)], [])
+    assert rows_of(content, row["relus"], "deepreduce")["here"] is None

@@ -49,6 +49,7 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
 def _search(
     job: Job, context: Context, search: MaskSearch, taught: Base, train: DeviceSplit, should_stop: Callable[[], bool]
 ) -> str:
+    """Carry out the search, and write what it found; see `run_mask_job`."""
     order, folder, accelerator = search.order, context.folder / job.place, search.accelerator
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds)
     history: list[dict[str, Any]] = []
