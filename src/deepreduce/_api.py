@@ -46,6 +46,7 @@ def profile(
     alpha: float = 1.0,
     rho: float = 1.0,
     beta: Sequence[float] = (),
+    trim: Sequence[int] = (),
     collapse: bool = False,
     width: float = 1.0,
 ) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def profile(
         alpha: channel scale, in (0, 1].
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
         beta: channel scale of the layers that keep their ReLUs alone, in (0, 1]: one, or one for each stage kept.
+        trim: positions that go on every side of the feature maps of those layers, where there is a way around them: one
+            number, or one for each stage kept.
         collapse: make one convolution of what comes before the first ReLU that stays.
         width: width multiplier of the base network, for reference networks.
 
@@ -74,10 +77,12 @@ def profile(
     spec, module = _network(network, input, classes, width)
     base = make_base(spec, module)
     named = {"network": spec.name, "input": list(spec.input), "classes": spec.classes, "width": spec.width}
-    if keep is None and not thin and alpha == rho == 1 and not beta and not collapse:
-        return {**named, **base.census.to_json()}
     stages = tuple(stage.name for stage in base.census.stages) if keep is None else tuple(keep)
-    candidate = Candidate(keep=stages, thin=thin, alpha=alpha, rho=rho, beta=for_each(beta, stages), collapse=collapse)
+    candidate = Candidate(
+        stages, thin, alpha, rho, beta=for_each(beta, stages), trim=for_each(trim, stages), collapse=collapse
+    )
+    if keep is None and not thin and candidate.is_unscaled:
+        return {**named, **base.census.to_json()}
     return {
         **named,
         "candidate": candidate.to_json(),

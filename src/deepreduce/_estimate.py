@@ -44,6 +44,7 @@ def estimate(
     alpha: float = 1.0,
     rho: float = 1.0,
     beta: Sequence[float] = (),
+    trim: Sequence[int] = (),
     collapse: bool = False,
     width: float = 1.0,
     relus: int | None = None,
@@ -62,7 +63,7 @@ def estimate(
             run folder, the name of a network, or a module.
         input: channels, height and width of one image; for a name or a module alone.
         classes: number of classes, likewise; default 100.
-        keep, thin, alpha, rho, beta, collapse, width: a reduction, likewise; as in `profile`.
+        keep, thin, alpha, rho, beta, trim, collapse, width: a reduction, likewise; as in `profile`.
         relus: largest number of ReLUs; for a run folder alone.
         full: the full network, where a recipe or a run is not of a reference network.
         protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
@@ -94,7 +95,7 @@ def estimate(
         raise UsageError(
             problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
         )
-    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, collapse, width)
+    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, trim, collapse, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         subject = _subject(network, reduction, relus, full, program="ours" in protocols)
@@ -139,6 +140,7 @@ class _Reduction:
     alpha: float = 1.0
     rho: float = 1.0
     beta: Sequence[float] = ()
+    trim: Sequence[int] = ()
     collapse: bool = False
     width: float = 1.0
 
@@ -157,13 +159,10 @@ class _Reduction:
 
     def candidate(self, census: Census) -> Candidate | None:
         """Return the reduction, None for none."""
-        plain = self.alpha == self.rho == 1 and not self.thin and not self.beta and not self.collapse
-        if self.keep is None and plain:
-            return None
         stages = tuple(stage.name for stage in census.stages) if self.keep is None else tuple(self.keep)
-        return Candidate(
-            stages, self.thin, self.alpha, self.rho, beta=for_each(self.beta, stages), collapse=self.collapse
-        )
+        beta, trim = for_each(self.beta, stages), for_each(self.trim, stages)
+        candidate = Candidate(stages, self.thin, self.alpha, self.rho, beta=beta, trim=trim, collapse=self.collapse)
+        return None if self.keep is None and not self.thin and candidate.is_unscaled else candidate
 
 
 def _subject(
@@ -184,7 +183,7 @@ def _subject(
             problem(
                 "a budget and a full network go with what was saved",
                 got="a network by itself",
-                remedy="name a run folder, or reduce with --keep, --thin, --alpha, --rho and --beta",
+                remedy="name a run folder, or reduce with --keep, --thin, --alpha, --rho, --beta and --trim",
                 where="--relus" if relus is not None else "full",
             )
         )

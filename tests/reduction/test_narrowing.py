@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,16 +53,19 @@ def channels(network: nn.Module) -> dict[str, int]:
     }
 
 
-def test_example_only_the_blocks_that_keep_their_relus_become_narrow(base: Base) -> None:
+def test_example_only_the_insides_of_blocks_that_keep_their_relus_shrink(base: Base) -> None:
     (candidate,) = narrowing(base.census, (), [1_536])  # an eighth of 12,288, the smallest network of the paper
-    assert candidate == Candidate(keep=("S3", "S4"), thin=True, beta=(0.125, 0.5))
-    assert candidate.label == "S3 S4, thinned, beta 0.125 0.5" and candidate.id == "S3S4-thin-b0.125-0.5"
+    assert candidate == Candidate(keep=("S3", "S4"), thin=True, beta=(0.4375, 1), trim=(1, 1))
+    assert candidate.label == "S3 S4, thinned, beta 0.4375 1, trim 1"
+    assert candidate.id == "S3S4-thin-b0.4375-1.0-t1-1"
     network = build_candidate(base, candidate).eval()
-    assert take_census(network, (3, 32, 32)).relus == census_of(base, candidate).relus == 1_536
+    relus = 2 * 14 * 6 * 6 + 2 * 64 * 2 * 2
+    assert take_census(network, (3, 32, 32)).relus == census_of(base, candidate).relus == relus == 1_520
     before, after = channels(base.network), channels(network)
-    narrowed = {f"layer{stage}.{block}.conv1": share for stage, share in ((3, 8), (4, 2)) for block in (0, 1)}
-    assert {name for name in before if after[name] != before[name]} == set(narrowed)
-    assert all(share * after[name] == before[name] for name, share in narrowed.items())
+    assert {name: after[name] for name in before if after[name] != before[name]} == {
+        "layer3.0.conv1": 14,
+        "layer3.1.conv1": 14,
+    }
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -70,36 +74,41 @@ def test_a_stage_gets_twice_what_the_one_before_it_gets_as_long_as_it_has_use_fo
         (found,) = narrowing(base.census, (), [budget])
         return [stage.relus for stage in census_of(base, found).stages if stage.relus]
 
-    assert split(768) == [256, 512]
-    assert split(3_072) == [1_024, 2_048]  # S4 has no more
-    assert split(4_096) == [2_048, 2_048]
+    assert split(216) == [72, 144]  # a channel of S3 costs 36 in each of two blocks, one of S4 4
+    assert split(1_520) == [1_008, 512]  # S4 has no more: 64 channels of 2x2 in two blocks
+    assert split(3_584) == [1_512, 2_048]
     assert split(12_288) == [2_048 * 3, 4_096, 2_048]
 
 
 def test_the_structure_follows_the_budget(base: Base) -> None:
-    steps = [(keep, thin) for keep, thin in structures(base.census)]
-    assert steps == [
-        (("S3", "S4"), True), (("S2", "S3", "S4"), True), (("S2", "S3", "S4"), False),
-        (("S1", "S2", "S3", "S4"), True), (("S1", "S2", "S3", "S4"), False),
+    steps = structures(base.census)
+    assert [step.label for step in steps] == [
+        "S3 S4, thinned, trim 1", "S3 S4, thinned, trim 1 0", "S3 S4, thinned",
+        "S2 S3 S4, thinned, trim 2 1 0", "S2 S3 S4, thinned, trim 2 0 0", "S2 S3 S4, thinned",
+        "S1 S2 S3 S4, thinned, trim 4 2 0 0", "S1 S2 S3 S4, thinned, trim 4 0 0 0", "S2 S3 S4",
+        "S1 S2 S3 S4, thinned", "S1 S2 S3 S4",
     ]  # fmt: skip
-    sizes = [census_of(base, Candidate(keep=keep, thin=thin)).relus for keep, thin in steps[:-1]]
-    assert sizes == [6_144, 14_336, 28_672, 30_720]  # an eighth of the published networks
+    sizes = [census_of(base, step).relus for step in steps[:-1]]
+    assert sizes == [2_816, 4_352, 6_144, 8_960, 10_752, 14_336, 19_968, 23_552, 28_672, 30_720]
+    assert {14_336, 28_672} < set(sizes)  # an eighth of published networks
     for budget, index, whole in (
-        (60_000, 4, False), (40_000, 3, True), (28_672, 2, True), (19_114, 1, True), (14_336, 1, True),
-        (14_335, 1, False), (8_193, 1, False), (8_192, 0, True), (6_144, 0, True), (6_143, 0, False),
+        (60_000, 10, False), (34_100, 9, True), (28_672, 8, True), (15_928, 5, True), (14_336, 5, True),
+        (14_335, 5, False), (6_826, 2, True), (6_144, 2, True), (6_143, 2, False), (3_128, 0, True), (1_000, 0, False),
     ):  # fmt: skip
         (found,) = narrowing(base.census, (), [budget])
-        assert (found.keep, found.thin, not found.beta) == (*steps[index], whole), budget
+        assert (replace(found, beta=()), not found.beta) == (steps[index], whole), budget
 
 
-def test_what_is_kept_are_the_teachers_strongest_channels(base: Base) -> None:
+def test_nothing_is_trimmed_where_nothing_goes_around_a_relu() -> None:
+    for name in ("vgg16", "mobilenet_v1"):
+        assert all(not step.trim for step in structures(quarter(name).census))
+
+
+def test_what_is_kept_are_channels_of_the_teacher(base: Base) -> None:
     block = base.network.get_submodule("layer4.1")
-    norm = (
-        block.get_parameter("conv1.weight").flatten(1).pow(2).sum(1)
-        + block.get_parameter("bn1.weight").pow(2)
-        + block.get_parameter("conv2.weight").transpose(0, 1).flatten(1).pow(2).sum(1)
-    )
-    strongest = norm.topk(16).indices.sort().values
+    # Fresh batch norms are all alike: what reads a channel decides.
+    read = block.get_parameter("conv2.weight").transpose(0, 1).flatten(1).pow(2).sum(1)
+    strongest = read.topk(16).indices.sort().values
     network = build_candidate(base, Candidate(keep=("S3", "S4"), thin=True, beta=(0.25, 0.25)))
     own = network.get_submodule("layer4.1")
     assert torch.equal(own.get_parameter("conv1.weight"), block.get_parameter("conv1.weight")[strongest])
@@ -195,7 +204,7 @@ def test_what_cannot_be_narrowed_is_refused(base: Base) -> None:
 
 def test_a_budget_below_one_channel_gives_the_smallest_network(base: Base) -> None:
     (candidate,) = narrowing(base.census, (), [10])
-    assert census_of(base, candidate).relus == 2 * 64 + 2 * 16
+    assert census_of(base, candidate).relus == 2 * 36 + 2 * 4
 
 
 class OneStage(nn.Module):
@@ -213,6 +222,6 @@ class OneStage(nn.Module):
 
 def test_a_network_that_cannot_be_culled_is_thinned_and_narrowed() -> None:
     base = make_base(NetworkSpec("mine", (1, 8, 8), 3), OneStage())
-    for budget, thin, relus in ((500, False, 384), (300, True, 256), (100, True, 64)):
+    for budget, thin, relus in ((500, False, 384), (280, True, 256), (100, True, 64)):
         (found,) = narrowing(base.census, (), [budget])
         assert (found.thin, census_of(base, found).relus) == (thin, relus)

@@ -110,6 +110,37 @@ def test_narrow_networks_come_back(tmp_path: Path, name: str, collapse: bool) ->
             load_network(tmp_path)
 
 
+def test_trimmed_networks_come_back(tmp_path: Path) -> None:
+    """No weight tells how much is trimmed; the counts do."""
+    spec = NetworkSpec("resnet18", (3, 16, 16), CLASSES, width=0.1)
+    candidate = Candidate(keep=("S2", "S3"), thin=True, beta=(0.5, 1.0), trim=(1, 1))
+    reduced, recipe = save(tmp_path, spec, None, candidate)
+    loaded, again = load_network(tmp_path)
+    assert again == recipe and again.candidate is not None and again.candidate.trim == (1, 1)
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(loaded(images), reduced(images))
+    for trim in (
+        1,
+        [],
+        [1],
+        [1, 0],
+        [0, 0],
+        [2, 1],
+        [1, 2],
+        [1, 1.0],
+        [1, -1],
+        [1, True],
+        [10**30, 1],
+        ["1", "1"],
+        None,
+    ):
+        change(tmp_path, "candidate.trim", trim)
+        with pytest.raises((RecipeError, RunError)):
+            load_network(tmp_path)
+    change(tmp_path, "candidate.trim", [1, 1])
+    load_network(tmp_path)
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(0.5, 1.0), (1.0, 0.5)])
 @pytest.mark.parametrize("name", ["resnet50", "timm", "functional", "lists"])
 def test_users_networks_come_back(tmp_path: Path, name: str, alpha: float, beta: float) -> None:

@@ -1,6 +1,6 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
-from ._graph import image_nodes, writes_in_place
+from ._graph import all_pass, image_nodes, writes_in_place
 from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
 from .masked_relu import MaskedReLU
@@ -12,6 +12,7 @@ __all__ = [
     "MaskedReLU",
     "ReluLayer",
     "Stage",
+    "all_pass",
     "check_trace",
     "example_images",
     "find_relus",

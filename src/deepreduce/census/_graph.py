@@ -37,6 +37,20 @@ def image_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def all_pass(graph: fx.Graph, node: fx.Node) -> bool:
+    """Tell whether the output depends on the image through this node alone."""
+    image = image_nodes(graph)
+    ends, seen = [end for end in graph.nodes if end.op == "output"], {node}
+    while ends:
+        for above in ends.pop().all_input_nodes:
+            if above.op == "placeholder":
+                return False
+            if above not in seen and above in image:
+                seen.add(above)
+                ends.append(above)
+    return True
+
+
 def live_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that the output depends on."""
     nodes = list(graph.nodes)

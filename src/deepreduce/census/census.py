@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import NetworkError, problem
 from ._canonical import FunctionalBatchNorm, FunctionalDropout
-from ._graph import function_name, image_nodes
+from ._graph import all_pass, function_name, image_nodes
 from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
 from .trace import check_trace, example_images, is_traced, source_line, trace
 
@@ -44,6 +44,7 @@ class ReluLayer:
         params: of the same operations, batch norm included; shared parameters count once.
         after_addition: whether its input is the sum of two branches (batch norm and dropout in between allowed).
         source: `file.py:line` of the user's code.
+        bypassed: whether the image reaches the output around this layer too, as around the inside of a residual block.
         kept: false once the ReLU layer was removed.
         masked: how many of its elements keep their ReLU, where a mask says which; None where all do.
     """
@@ -55,6 +56,7 @@ class ReluLayer:
     params: int
     after_addition: bool
     source: str
+    bypassed: bool = False
     kept: bool = True
     masked: int | None = None
 
@@ -180,6 +182,7 @@ class Census:
                             "shape": list(layer.shape),
                             "kept": layer.kept,
                             "after_addition": layer.after_addition,
+                            "bypassed": layer.bypassed,
                             "source": layer.source,
                         }
                         for layer in stage.layers
@@ -334,6 +337,7 @@ def _layers(
             params=params[index],
             after_addition=_after_addition(named[site.node], traced, image),
             source=site.source,
+            bypassed=not all_pass(traced.graph, named[site.node]),
             masked=_masked(named[site.node], traced),
         )
         for index, site in enumerate(sites)

@@ -79,6 +79,14 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
         "stay as wide as they are",
     )
     parser.add_argument(
+        "--trim",
+        type=counts,
+        default=(),
+        metavar="N[,N]",
+        help="positions that go on every side of the feature maps of those layers, where there is a way around them; "
+        "for all stages or each of them",
+    )
+    parser.add_argument(
         "--collapse",
         action="store_true",
         help="make one convolution of the layers before the first ReLU that stays",

@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
         alpha=options.alpha,
         rho=options.rho,
         beta=options.beta,
+        trim=options.trim,
         collapse=options.collapse,
         width=options.width,
         relus=options.relus,

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
         alpha=options.alpha,
         rho=options.rho,
         beta=options.beta,
+        trim=options.trim,
         collapse=options.collapse,
         width=options.width,
     )

@@ -15,6 +15,7 @@ from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularit
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
 from .methods import METHODS, Method, Reducer, deepreduce, method
 from .narrowing import narrowing
+from .nonlinearity import nonlinear_variance
 from .pareto import pareto_front
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
 from .relupruner import importance
@@ -22,6 +23,7 @@ from .removal import FadingReLU, finish_fading, remove_relus, replace_relus, set
 from .reshaping import DEFAULT_SCALES, narrow, reshape, scale_channels, scale_resolution
 from .selection import choose, masked_candidate, smallest_budget
 from .thinning import thin, thinned_layers
+from .trimming import trim_maps
 
 __all__ = [
     "DEFAULT_EXPONENT",
@@ -65,6 +67,7 @@ __all__ = [
     "method",
     "narrow",
     "narrowing",
+    "nonlinear_variance",
     "pareto_front",
     "remove_relus",
     "removed_layers",
@@ -76,6 +79,7 @@ __all__ = [
     "smallest_budget",
     "thin",
     "thinned_layers",
+    "trim_maps",
     "watch",
     "with_slopes",
 ]

@@ -6,19 +6,22 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .._json import json_field, json_list
 from ..errors import UsageError, problem
 from .masks import Masks
 
+_LARGEST_TRIM = 1024
 _RHO = (1.0, 0.5, 0.25, 0.125)
+Number = TypeVar("Number", int, float)
+
 _STAGE = re.compile(r"S[1-9][0-9]{0,3}")
 
 
-def for_each(beta: Sequence[float], keep: Sequence[str]) -> tuple[float, ...]:
-    """Return one beta for each stage from one for all of them; several are taken as they are."""
-    return tuple(beta) * len(keep) if len(beta) == 1 else tuple(beta)
+def for_each(values: Sequence[Number], keep: Sequence[str]) -> tuple[Number, ...]:
+    """Return one value for each stage from one for all of them; several are taken as they are."""
+    return tuple(values) * len(keep) if len(values) == 1 else tuple(values)
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Candidate:
         rho: resolution scale: 1, 1/2, 1/4 or 1/8.
         beta: for each stage in `keep`, the channel scale, in (0, 1], of the layers that keep their ReLUs alone; see
             `narrow`. Empty where all keep their width.
+        trim: for each stage in `keep`, how many positions go on every side of the feature maps of those layers, where
+            there is a way around them; see `trim_maps`. Empty where all keep their size.
         collapse: whether what comes before the first ReLU that stays becomes one convolution, where it is several; see
             `head_of`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
-            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta nor
-            collapse.
+            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta, trim
+            nor collapse.
     """
 
     keep: tuple[str, ...]
@@ -48,13 +53,14 @@ class Candidate:
     masks: Masks | None = None
     beta: tuple[float, ...] = ()
     collapse: bool = False
+    trim: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the ranges; whether the stages and call sites exist is checked against a network.
 
         Raises:
-            UsageError: if alpha, beta or rho is out of range, a stage has no stage's name, a stage or call site stands
-                twice, or masks are combined with what changes the shapes that they are for.
+            UsageError: if alpha, beta, trim or rho is out of range, a stage has no stage's name, a stage or call site
+                stands twice, or masks are combined with what changes the shapes that they are for.
         """
         object.__setattr__(self, "keep", tuple(self.keep))
         object.__setattr__(self, "drop", tuple(self.drop))
@@ -73,16 +79,28 @@ class Candidate:
                 raise UsageError(
                     problem(f"{name} is above 0 and at most 1", got=scale, remedy="use 0.5, for example", where=name)
                 )
-        object.__setattr__(self, "beta", () if all(scale == 1 for scale in self.beta) else tuple(self.beta))
-        if len(self.beta) not in (0, len(self.keep)):
-            raise UsageError(
-                problem(
-                    "beta has one number for each stage that is kept",
-                    got=f"{len(self.beta)} for {', '.join(self.keep) or 'no stage'}",
-                    remedy="give as many as stages, in their order",
-                    where="beta",
+        for trim in self.trim:
+            if not isinstance(trim, int) or isinstance(trim, bool) or not 0 <= trim <= _LARGEST_TRIM:
+                raise UsageError(
+                    problem(
+                        f"trim is a number of positions from 0 to {_LARGEST_TRIM:,}",
+                        got=repr(trim),
+                        remedy="use 1, for example",
+                        where="trim",
+                    )
                 )
-            )
+        object.__setattr__(self, "beta", () if all(scale == 1 for scale in self.beta) else tuple(self.beta))
+        object.__setattr__(self, "trim", () if all(trim == 0 for trim in self.trim) else tuple(self.trim))
+        for what, values in (("beta", self.beta), ("trim", self.trim)):
+            if len(values) not in (0, len(self.keep)):
+                raise UsageError(
+                    problem(
+                        f"{what} has one number for each stage that is kept",
+                        got=f"{len(values)} for {', '.join(self.keep) or 'no stage'}",
+                        remedy="give as many as stages, in their order",
+                        where=what,
+                    )
+                )
         if self.rho not in _RHO:
             raise UsageError(
                 problem(
@@ -101,11 +119,11 @@ class Candidate:
                     where="keep",
                 )
             )
-        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta or self.collapse):
+        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta or self.trim or self.collapse):
             raise UsageError(
                 problem(
                     "masks belong to the channels of the full network, and say themselves what is thinned",
-                    got="masks together with thinning, alpha, beta or collapse",
+                    got="masks together with thinning, alpha, beta, trim or collapse",
                     remedy="find masks for the network as it is; a narrower one starts from --width",
                     where="masks",
                 )
@@ -123,6 +141,8 @@ class Candidate:
             parts.append(f"r{float(self.rho)!r}")
         if self.beta:
             parts.append("b" + "-".join(repr(float(scale)) for scale in self.beta))
+        if self.trim:
+            parts.append("t" + "-".join(map(str, self.trim)))
         if self.collapse:
             parts.append("c")
         if self.drop:
@@ -130,6 +150,21 @@ class Candidate:
         if self.masks is not None:
             parts.append("m" + self.masks.digest[:16])
         return "-".join(parts)
+
+    @property
+    def scales(self) -> tuple[object, ...]:
+        """What gives the layers their shapes, beside the ReLUs that stay; equal for equal shapes."""
+        return self.alpha, self.rho, self.beta, self.trim, self.collapse
+
+    @property
+    def is_unscaled(self) -> bool:
+        """Whether the layers have the shapes of the full network."""
+        return self.scales == (1.0, 1.0, (), (), False)
+
+    @property
+    def depends_on_kept(self) -> bool:
+        """Whether the shapes of the layers depend on which ReLUs stay."""
+        return bool(self.beta or self.trim or self.collapse)
 
     @property
     def label(self) -> str:
@@ -147,6 +182,8 @@ class Candidate:
         if self.beta:
             same = len(set(self.beta)) == 1
             parts.append("beta " + " ".join(f"{scale:g}" for scale in (self.beta[:1] if same else self.beta)))
+        if self.trim:
+            parts.append("trim " + " ".join(map(str, self.trim[:1] if len(set(self.trim)) == 1 else self.trim)))
         if self.collapse:
             parts.append("collapsed")
         if self.drop:
@@ -163,6 +200,7 @@ class Candidate:
             "rho": self.rho,
             "drop": list(self.drop),
             **({"beta": list(self.beta)} if self.beta else {}),
+            **({"trim": list(self.trim)} if self.trim else {}),
             **({"collapse": True} if self.collapse else {}),
             **masks,
         }
@@ -183,5 +221,6 @@ class Candidate:
             drop=tuple(json_list(value, "drop", str)),
             masks=Masks.from_json(json_field(value, "masks", dict)) if "masks" in value else None,
             beta=tuple(json_list(value, "beta", float)) if "beta" in value else (),
+            trim=tuple(json_list(value, "trim", int)) if "trim" in value else (),
             collapse=json_field(value, "collapse", bool) if "collapse" in value else False,
         )

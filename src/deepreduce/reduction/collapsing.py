@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from ..census import image_nodes, writes_in_place
+from ..census import all_pass, writes_in_place
 
 _TRANSPARENT = (nn.Identity, nn.modules.dropout._DropoutNd)
 _NAME = "deepreduce_head"
@@ -75,7 +75,7 @@ def head_of(network: fx.GraphModule, input: tuple[int, int, int]) -> fx.Node | N
     if not convolutions or not single or any(writes_in_place(node) for node in nodes):
         return None
     maps = {node: each for node, each in _maps(network, input).items() if len(each.layers) > 1}
-    heads = [node for node in maps if _bytes(maps[node]) <= MOST_BYTES and _all_pass(network, node)]
+    heads = [node for node in maps if _bytes(maps[node]) <= MOST_BYTES and all_pass(network.graph, node)]
     return heads[-1] if heads else None
 
 
@@ -109,20 +109,6 @@ def collapse(network: fx.GraphModule, head: str, input: tuple[int, int, int]) ->
     network.delete_all_unused_submodules()
     network.recompile()
     return network
-
-
-def _all_pass(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether the output depends on the image through this node alone."""
-    image = image_nodes(network.graph)
-    ends, seen = [end for end in network.graph.nodes if end.op == "output"], {node}
-    while ends:
-        for above in ends.pop().all_input_nodes:
-            if above.op == "placeholder":
-                return False
-            if above not in seen and above in image:
-                seen.add(above)
-                ends.append(above)
-    return True
 
 
 def before(network: fx.GraphModule, node: str) -> set[str]:

@@ -1,12 +1,13 @@
-"""Our own method: DeepReDuce's culling and thinning, then narrow only the layers that keep their ReLUs.
+"""Our own method: DeepReDuce's culling and thinning, then only the layers that keep their ReLUs become smaller.
 
 1. Culling, the stages of the largest feature maps first: there every channel costs the most ReLUs.
 2. Thinning, so that in a residual block the ReLU between the convolutions is left, and what goes around it is linear.
-3. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
+3. Trimming: in the first stages that stay, the insides of the blocks work on the middle of the feature map (`trim`).
+4. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
    stages more than earlier ones. All other layers keep their width and their resolution.
 
-The last is where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
-are counted; here the blocks become bottlenecks, and the linear rest, which is cheap online, stays as wide as it was. It
+The last two are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
+are counted; here the insides of the blocks shrink, and the linear rest, which is cheap online, stays as it was. It
 needs no search: a budget gives one network, which trains like any candidate of DeepReDuce's, from the teacher's
 weights, with fading and distillation. What was measured stands in docs/choices.md.
 """
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..census import Census, ReluLayer
 from .candidate import Candidate
 from .criticality import Criticality
 from .thinning import thinned_layers
 
-ENOUGH = 0.75
+ENOUGH = 0.9
 """A structure will do if so much of the budget can be spent in it."""
 
 DEFAULT_BUDGETS = (4, 8, 16, 32, 64)
@@ -30,7 +32,12 @@ DEFAULT_BUDGETS = (4, 8, 16, 32, 64)
 GROWTH = 2
 """How many times the ReLUs of a stage the next one gets: there a channel costs a quarter of them."""
 
+LARGEST_TRIM = 1 / 8
+"""Of the side of a feature map, on each side of it; one position where that is less."""
+
 _LEAST_STAGES = 2
+_SMALLEST_SIDE = 4  # of a map that is trimmed: it leaves 2x2
+_DIMENSIONS = 3  # of a feature map: channels, height, width
 _ROUNDING = 10_000
 _BISECTIONS = 50
 
@@ -41,7 +48,7 @@ def narrowing(
     """Propose one network for every budget.
 
     Of the structures the one with the fewest ReLUs is taken in which `ENOUGH` of the budget can be spent, and then
-    narrowed to the budget.
+    narrowed to the budget. Where nothing goes around a ReLU nothing is trimmed.
 
     Args:
         census: of the full network.
@@ -61,56 +68,75 @@ def _within(census: Census, budget: int) -> Candidate:
     steps = structures(census)
     fitting = [step for step in steps if _relus(census, step) <= budget] or steps[:1]
     enough = [step for step in fitting if _relus(census, step, 1.0) >= ENOUGH * budget]
-    keep, thin = structure = enough[0] if enough else fitting[-1]
-    return Candidate(keep=keep, thin=thin, beta=_betas(census, structure, budget))
+    structure = enough[0] if enough else fitting[-1]
+    return replace(structure, beta=_betas(census, structure, budget))
 
 
-_Structure = tuple[tuple[str, ...], bool]
+def structures(census: Census) -> list[Candidate]:
+    """Return what is to be narrowed, by rising number of ReLUs: which stages are kept, thinned and trimmed.
 
-
-def structures(census: Census) -> list[_Structure]:
-    """Return stages to keep and whether they are thinned, by rising number of ReLUs.
-
-    The last two stages thinned, the last three thinned, and so on; all stages but the first, and all stages, also as
-    they are: to leave a ReLU behind an addition pays only where no further stage can have one in its place.
+    The last two stages thinned, the last three thinned, and so on; each of them with its first two stages trimmed, then
+    with its first one, then as it is. All stages but the first, and all stages, also without thinning: to leave a ReLU
+    behind an addition pays only where no further stage can have one in its place.
     """
-    names = [stage.name for stage in census.stages]
-    kept = [tuple(names[first:]) for first in range(max(1, len(names) - _LEAST_STAGES + 1))]
-    steps = [(keep, False) for keep in kept[:2]]
-    for keep in kept:
-        if _relus(census, (keep, True), 1.0) < _relus(census, (keep, False), 1.0):
-            steps.append((keep, True))
-        elif (keep, False) not in steps:
-            steps.append((keep, False))
-    return sorted(steps, key=lambda step: _relus(census, step, 1.0))
+    stages = census.stages
+    steps = []
+    for first in range(max(1, len(stages) - _LEAST_STAGES + 1)):
+        keep = tuple(stage.name for stage in stages[first:])
+        whole, thinned = Candidate(keep), Candidate(keep, thin=True)
+        if first < _LEAST_STAGES:
+            steps.append(whole)
+        if _relus(census, thinned, 1.0) < _relus(census, whole, 1.0):
+            steps.append(thinned)
+        elif whole not in steps:
+            steps.append(whole)
+        most = [_largest_trim(layers) for layers in _layers(census, steps[-1])]
+        for trimmed in (1, 2):
+            trim = tuple(size if place < trimmed else 0 for place, size in enumerate(most))
+            steps.append(replace(steps[-1], trim=trim))
+    return sorted(dict.fromkeys(steps), key=lambda step: _relus(census, step, 1.0))
 
 
-def _layers(census: Census, keep: Sequence[str], thin: bool) -> list[list[ReluLayer]]:
-    """Return the layers that keep their ReLUs, by stage."""
+def _largest_trim(layers: Sequence[ReluLayer]) -> int:
+    """Return how many positions may go on each side of a stage's maps: an eighth, at least one where any are left."""
+    sides = [min(layer.shape[1:]) for layer in layers if layer.bypassed and len(layer.shape) == _DIMENSIONS]
+    side = min(sides, default=0)
+    return max(1, int(side * LARGEST_TRIM)) if side >= _SMALLEST_SIDE else 0
+
+
+def _layers(census: Census, structure: Candidate) -> list[list[ReluLayer]]:
+    """Return the layers that keep their ReLUs, by stage, of the sizes that they have when they are trimmed."""
     found = []
-    for stage in census.stages:
-        names = thinned_layers(stage) if thin else [layer.name for layer in stage.layers]
-        if stage.name in keep:
-            found.append([layer for layer in stage.layers if layer.name in names])
+    for place, name in enumerate(structure.keep):
+        stage = next(stage for stage in census.stages if stage.name == name)
+        names = thinned_layers(stage) if structure.thin else [layer.name for layer in stage.layers]
+        trim = structure.trim[place] if structure.trim else 0
+        found.append([_trimmed(layer, trim) for layer in stage.layers if layer.name in names])
     return found
 
 
-def _relus(census: Census, structure: _Structure, beta: float = 0.0) -> int:
+def _trimmed(layer: ReluLayer, trim: int) -> ReluLayer:
+    if not layer.bypassed or trim == 0:
+        return layer
+    return replace(layer, shape=(layer.shape[0], *(size - 2 * trim for size in layer.shape[1:])))
+
+
+def _relus(census: Census, structure: Candidate, beta: float = 0.0) -> int:
     """Return how many ReLUs a structure has at one beta for all stages; at 0 with one channel in each layer."""
-    return sum(_of_stage(layers, beta) for layers in _layers(census, *structure))
+    return sum(_of_stage(layers, beta) for layers in _layers(census, structure))
 
 
 def _of_stage(layers: Sequence[ReluLayer], beta: float) -> int:
     return sum(max(1, int(layer.shape[0] * beta + 1e-9)) * math.prod(layer.shape[1:]) for layer in layers)
 
 
-def _betas(census: Census, structure: _Structure, budget: int) -> tuple[float, ...]:
+def _betas(census: Census, structure: Candidate, budget: int) -> tuple[float, ...]:
     """Share a budget among the stages of a structure: each gets `GROWTH` times as many ReLUs as the one before.
 
     A stage that cannot use its share leaves it to the others. What is left over because channels are whole is spent on
     the last stage that has use for it, and so on.
     """
-    stages = _layers(census, *structure)
+    stages = _layers(census, structure)
     steps = [_steps(layers) for layers in stages]
 
     def spent(share: float) -> list[float]:

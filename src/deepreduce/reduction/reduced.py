@@ -27,9 +27,10 @@ from .collapsing import before, collapse, head_of
 from .removal import remove_relus
 from .reshaping import narrow, scale_channels, scale_resolution
 from .thinning import thinned_layers
+from .trimming import trim_maps
 
-Scaling = tuple[float, float, tuple[float, ...], bool, tuple[str, ...], frozenset[str]]
-"""Alpha, rho, beta, whether collapsed, and the stages and call sites that stay, where the last two depend on them."""
+Scaling = tuple[object, ...]
+"""A candidate's scales, and the stages and call sites that stay, where shapes depend on them."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _check_masks(base: Base, candidate: Candidate, kept: set[str]) -> None:
 
 
 def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
-    """Build the candidate's network at its alpha, rho and beta with all ReLUs still in place.
+    """Build the candidate's network at its alpha, rho, beta and trim with all ReLUs still in place.
 
     Narrow layers hold the weights of the base's strongest channels, the others the base's weights: the warm start.
 
@@ -192,19 +193,21 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
 
 
 def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:
-    """Return a network of the base's call sites with the candidate's beta."""
-    if not candidate.beta:
-        return network
-    of_stage = dict(zip(candidate.keep, candidate.beta, strict=True))
-    stages = base.census.stage_of()
-    betas = {name: of_stage[stages[name]] for name in sorted(kept_layers(base, candidate))}
-    return narrow(network, betas, base.spec.input)
+    """Return a network of the base's call sites with the candidate's beta and trim."""
+    stages, kept = base.census.stage_of(), sorted(kept_layers(base, candidate))
+    if candidate.beta:
+        beta = dict(zip(candidate.keep, candidate.beta, strict=True))
+        network = narrow(network, {name: beta[stages[name]] for name in kept}, base.spec.input)
+    if candidate.trim:
+        trim = dict(zip(candidate.keep, candidate.trim, strict=True))
+        network = trim_maps(network, {name: trim[stages[name]] for name in kept}, base.spec.input)
+    return network
 
 
 def census_of(base: Base, candidate: Candidate) -> Census:
     """Count what a candidate keeps; stages carry the names they have in the full network.
 
-    Counts are remembered by alpha, rho and beta, because a search asks for the same scales again and again.
+    Counts are remembered by scales, because a search asks for the same scales again and again.
 
     Raises:
         UsageError: if the candidate removes nothing, a step of it has no effect, or it names what is not there.
@@ -218,17 +221,17 @@ def census_of(base: Base, candidate: Candidate) -> Census:
             problem(
                 "a candidate must have fewer ReLUs than the full network",
                 got=f"{candidate.label}: {census.relus:,} of {base.census.relus:,}",
-                remedy="keep fewer stages, thin, or set alpha, beta or rho below 1",
+                remedy="keep fewer stages, thin, trim, or set alpha, beta or rho below 1",
             )
         )
     before = base.census.keeping(kept).relus
-    unscaled = (candidate.alpha, candidate.rho, candidate.beta) == (1.0, 1.0, ())
-    if not unscaled and scaled.keeping(kept).relus == before > 0:
+    reshaped = not replace(candidate, collapse=False).is_unscaled
+    if reshaped and scaled.keeping(kept).relus == before > 0:
         raise UsageError(
             problem(
                 "reshaping must remove ReLUs",
                 got=f"{candidate.label}: {before:,} before and after",
-                remedy="leave alpha, beta and rho at 1 for these stages",
+                remedy="leave alpha, beta and rho at 1, and trim at 0, for these stages",
             )
         )
     return census
@@ -240,12 +243,12 @@ def scaled_census(base: Base, candidate: Candidate) -> Census:
     Raises:
         NetworkError: if this network cannot be reshaped so.
     """
-    if (candidate.alpha, candidate.rho, candidate.beta, candidate.collapse) == (1.0, 1.0, (), False):
+    if candidate.is_unscaled:
         return base.census
-    kept: tuple[tuple[str, ...], frozenset[str]] = ((), frozenset())
-    if candidate.beta or candidate.collapse:
+    kept: tuple[object, ...] = ()
+    if candidate.depends_on_kept:
         kept = candidate.keep, frozenset(kept_layers(base, candidate))
-    scale = candidate.alpha, candidate.rho, candidate.beta, candidate.collapse, *kept
+    scale = *candidate.scales, *kept
     if scale not in base._scaled:
         base._scaled[scale] = (_count_collapsed if candidate.collapse else _count_scaled)(base, candidate)
     return base._scaled[scale]
@@ -299,7 +302,7 @@ def _head(full: fx.GraphModule, base: Base, candidate: Candidate) -> tuple[str, 
 
 
 def _count_scaled(base: Base, candidate: Candidate) -> Census:
-    """Count the network at the candidate's alpha, rho and beta."""
+    """Count the network at the candidate's alpha, rho, beta and trim."""
     stages = {layer.name: stage for stage in base.census.stages for layer in stage.layers}
     return take_census(_to_count(base, candidate), base.spec.input, stages=stages)
 

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from ..census import example_images, image_nodes, trace
 from ..errors import DeepReduceError, NetworkError, problem
 from .candidate import Candidate
+from .nonlinearity import by_nonlinearity
 from .removal import relu_nodes
 
 Scale = tuple[float, float]
@@ -62,8 +63,9 @@ def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int
     other layers, by an addition or a depthwise convolution, all of them are narrowed alike. So in a residual block
     whose ReLU lies between two convolutions only the block becomes narrow, and what goes around it stays wide.
 
-    The channels of largest weight norm stay, with their weights; on the `meta` device, where no weight is known, the
-    first ones, which makes a network of the same shapes.
+    The channels whose ReLUs are least linear stay, see `by_nonlinearity`, with their weights; without batch norm those
+    of largest weight norm; on the `meta` device, where no weight is known, the first ones, which makes a network of the
+    same shapes.
 
     Args:
         network: traced, with all its ReLUs; not changed.
@@ -84,7 +86,7 @@ def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int
     what = f"narrowing by beta {', '.join(f'{beta:g}' for beta in dict.fromkeys(betas.values()))}"
     with _refusing(what, network):
         tied = _tied(own, wanted, _outermost(own, from_output=True), input)
-    _pruned(own, tied, what, input)
+    _pruned(own, tied, what, input, by_nonlinearity)
     return own.train(network.training)
 
 
@@ -125,8 +127,22 @@ def _tied(
     return found
 
 
-def _pruned(own: fx.GraphModule, shares: Mapping[nn.Module, float], what: str, input: tuple[int, int, int]) -> None:
-    """Take channels from layers of a network, in place: each keeps its share, those of largest weight norm.
+def _pruned(
+    own: fx.GraphModule,
+    shares: Mapping[nn.Module, float],
+    what: str,
+    input: tuple[int, int, int],
+    rank: Callable[[Any, Any], Tensor | None] = lambda graph, group: None,
+) -> None:
+    """Take channels from layers of a network, in place: each keeps its share.
+
+    Args:
+        own: the network.
+        shares: by layer.
+        what: for messages.
+        input: channels, height and width of one image.
+        rank: gives a number for each channel of a group of layers, of which the largest stay; None leaves it to the
+            norm of their weights.
 
     Raises:
         NetworkError: if that cannot be done, or changes nothing.
@@ -134,23 +150,27 @@ def _pruned(own: fx.GraphModule, shares: Mapping[nn.Module, float], what: str, i
     import torch_pruning
 
     on_meta = any(parameter.is_meta for parameter in own.parameters())
-    importance: Callable[[Any], Tensor] = (
-        _first_channels if on_meta else torch_pruning.importance.GroupMagnitudeImportance(p=2)
-    )
+    norm = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+
+    def importance(group: Any) -> Tensor:
+        ranks = _first_channels(group) if on_meta else rank(pruner.DG, group)
+        return norm(group) if ranks is None else ranks
+
     before = sum(parameter.numel() for parameter in own.parameters())
     images = example_images(own, input, count=2)
     with _refusing(what, own), torch.no_grad():
         outputs = own(images)
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning tells of parameters outside modules; the run below judges
-            torch_pruning.pruner.MagnitudePruner(
+            pruner = torch_pruning.pruner.MagnitudePruner(
                 own,
                 example_inputs=images,
                 importance=importance,
                 pruning_ratio=0.0,
                 pruning_ratio_dict={layer: 1 - _share(layer, share) for layer, share in shares.items()},
                 ignored_layers=_outermost(own, from_output=True),
-            ).step()
+            )
+            pruner.step()
         got = own(images)
         if got.shape != outputs.shape:
             raise ValueError(f"the output came out as {tuple(got.shape)} instead of {tuple(outputs.shape)}")

@@ -55,8 +55,8 @@ class Clock:
         data = self._context.data
         batch = min(job.config.batch_size, len(data.train))
         of = job.candidate
-        shape = None if of is None else (of.alpha, of.rho, of.beta, of.collapse)
-        kept = () if of is None or not (of.collapse or of.beta) else (of.keep, of.thin)
+        shape = None if of is None else of.scales
+        kept = (of.keep, of.thin) if of is not None and of.depends_on_kept else ()
         key = (shape, kept, job.masks is not None, job.teaches, threads, job.config.batch_size)
         if key not in self._measured:
             self._measured[key] = self._measure(job, batch, threads)

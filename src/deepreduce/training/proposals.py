@@ -66,8 +66,7 @@ def weigh(base: Base, candidates: Sequence[Candidate], *, budget: int | None = N
             continue
         reason = ""
         masks = () if candidate.masks is None else candidate.masks.layers
-        scales = candidate.alpha, candidate.rho, candidate.beta, candidate.collapse
-        same = (*scales, masks, *sorted(kept_layers(base, candidate)))
+        same = (*candidate.scales, masks, *sorted(kept_layers(base, candidate)))
         if census.relus == 0:
             reason = "no ReLU would remain"
         elif budget is not None and census.relus > budget:
