@@ -183,6 +183,20 @@ def test_warm_starts_from_the_weights_and_fresh_does_not() -> None:
     assert torch.equal(half["features.0.weight"], reference.network.state_dict()["features.0.weight"])
 
 
+@pytest.mark.parametrize(
+    "candidate",
+    [Candidate(("S3",), beta=(0.5,)), Candidate(("S3",), alpha=0.5), Candidate(("S3",), trim=(1,), collapse=True)],
+)
+def test_a_frozen_network_is_reshaped_and_stays_frozen(candidate: Candidate) -> None:
+    spec = NetworkSpec("resnet18", (3, 32, 32), 10, width=0.125)
+    for frozen in (True, False):
+        base = make_base(spec, build(spec).requires_grad_(not frozen))
+        network = build_candidate(base, candidate)
+        assert {parameter.requires_grad for parameter in network.parameters()} == {not frozen}
+        assert take_census(network, spec.input).relus == census_of(base, candidate).relus
+        assert not candidate.collapse or hasattr(network, "deepreduce_head_0")
+
+
 def test_counts_are_remembered_by_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base(SPEC, ZOO["unet"]())
     first = census_of(base, Candidate(keep=("S1",), alpha=0.5))

@@ -99,6 +99,7 @@ def collapse(network: fx.GraphModule, head: str, input: tuple[int, int, int]) ->
     convolution = _convolution(_maps(network, input, before(network, head) | {head})[node])
     image = next(node for node in network.graph.nodes if node.op == "placeholder")
     name = next(f"{_NAME}_{number}" for number in itertools.count() if not hasattr(network, f"{_NAME}_{number}"))
+    convolution.requires_grad_(any(parameter.requires_grad for parameter in network.parameters()))
     network.add_submodule(name, convolution)
     with network.graph.inserting_before(node):
         call = network.graph.call_module(name, (image,))

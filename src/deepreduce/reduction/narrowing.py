@@ -26,6 +26,9 @@ from .thinning import thinned_layers
 ENOUGH = 0.9
 """A structure will do if so much of the budget can be spent in it."""
 
+ROOM = 0.85
+"""Where maps are trimmed, only if the budget is at most so much of its ReLUs: else larger maps are the better use."""
+
 DEFAULT_BUDGETS = (4, 8, 16, 32, 64)
 """Of the network's ReLUs, divided by these, where no budget is given."""
 
@@ -47,8 +50,8 @@ def narrowing(
 ) -> tuple[Candidate, ...]:
     """Propose one network for every budget.
 
-    Of the structures the one with the fewest ReLUs is taken in which `ENOUGH` of the budget can be spent, and then
-    narrowed to the budget. Where nothing goes around a ReLU nothing is trimmed.
+    Of the structures the one with the fewest ReLUs is taken that will do (`ENOUGH`, `ROOM`), and then narrowed to the
+    budget. Where nothing goes around a ReLU nothing is trimmed.
 
     Args:
         census: of the full network.
@@ -67,7 +70,7 @@ def _within(census: Census, budget: int) -> Candidate:
     """Return the network for one budget."""
     steps = structures(census)
     fitting = [step for step in steps if _relus(census, step) <= budget] or steps[:1]
-    enough = [step for step in fitting if _relus(census, step, 1.0) >= ENOUGH * budget]
+    enough = [step for step in fitting if _relus(census, step, 1.0) >= (1 / ROOM if step.trim else ENOUGH) * budget]
     structure = enough[0] if enough else fitting[-1]
     return replace(structure, beta=_betas(census, structure, budget))
 
@@ -75,9 +78,10 @@ def _within(census: Census, budget: int) -> Candidate:
 def structures(census: Census) -> list[Candidate]:
     """Return what is to be narrowed, by rising number of ReLUs: which stages are kept, thinned and trimmed.
 
-    The last two stages thinned, the last three thinned, and so on; each of them with its first two stages trimmed, then
-    with its first one, then as it is. All stages but the first, and all stages, also without thinning: to leave a ReLU
-    behind an addition pays only where no further stage can have one in its place.
+    The last two stages thinned and trimmed; the last three, first all of them trimmed, then all but the last, and so on
+    until none is; in the same way the last four, and all but the first. All stages thinned. All stages but the first,
+    and all stages, also without thinning: to leave a ReLU behind an addition pays only where no further stage can have
+    one in its place.
     """
     stages = census.stages
     steps = []
@@ -87,13 +91,15 @@ def structures(census: Census) -> list[Candidate]:
         if first < _LEAST_STAGES:
             steps.append(whole)
         if _relus(census, thinned, 1.0) < _relus(census, whole, 1.0):
-            steps.append(thinned)
-        elif whole not in steps:
+            whole = thinned
+        if first == 0:
             steps.append(whole)
-        most = [_largest_trim(layers) for layers in _layers(census, steps[-1])]
-        for trimmed in (1, 2):
+            continue
+        most = [_largest_trim(layers) for layers in _layers(census, whole)]
+        least = len(keep) if first > 1 and len(keep) <= _LEAST_STAGES and any(most) else 0
+        for trimmed in range(len(keep), least - 1, -1):
             trim = tuple(size if place < trimmed else 0 for place, size in enumerate(most))
-            steps.append(replace(steps[-1], trim=trim))
+            steps.append(replace(whole, trim=trim))
     return sorted(dict.fromkeys(steps), key=lambda step: _relus(census, step, 1.0))
 
 

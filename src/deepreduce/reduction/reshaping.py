@@ -52,7 +52,8 @@ def scale_channels(network: nn.Module, alpha: float, input: tuple[int, int, int]
     own = trace(network).eval()
     classifier = _outermost(own, from_output=True)
     layers = [module for module in own.modules() if isinstance(module, _SCALABLE) and module not in classifier]
-    _pruned(own, dict.fromkeys(layers, alpha), f"scaling by alpha {alpha:g}", input)
+    with _with_gradients(own):
+        _pruned(own, dict.fromkeys(layers, alpha), f"scaling by alpha {alpha:g}", input)
     return own.train(network.training)
 
 
@@ -84,9 +85,10 @@ def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int
         for module in _writers(own, node):
             wanted[module] = min(betas[name], wanted.get(module, 1.0))
     what = f"narrowing by beta {', '.join(f'{beta:g}' for beta in dict.fromkeys(betas.values()))}"
-    with _refusing(what, network):
-        tied = _tied(own, wanted, _outermost(own, from_output=True), input)
-    _pruned(own, tied, what, input, by_nonlinearity)
+    with _with_gradients(own):
+        with _refusing(what, network):
+            tied = _tied(own, wanted, _outermost(own, from_output=True), input)
+        _pruned(own, tied, what, input, by_nonlinearity)
     return own.train(network.training)
 
 
@@ -189,6 +191,16 @@ def _pruned(
 def _first_channels(group: Any) -> Tensor:
     """Rank the channels of a group of layers by their number, the first highest."""
     return torch.arange(len(group[0].idxs), 0, -1, device="cpu")
+
+
+@contextlib.contextmanager
+def _with_gradients(own: fx.GraphModule) -> Iterator[None]:
+    """Let every weight have gradients for a while: torch-pruning follows them from layer to layer."""
+    frozen = {name for name, parameter in own.named_parameters() if not parameter.requires_grad}
+    own.requires_grad_(True)
+    yield
+    for name, parameter in own.named_parameters():
+        parameter.requires_grad_(name not in frozen)
 
 
 @contextlib.contextmanager

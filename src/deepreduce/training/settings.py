@@ -19,7 +19,7 @@ from ..reduction import (
 from .config import TrainingConfig
 
 EXECUTORS = ("local", "ray")
-DEFAULT_BUDGETS = (4, 8, 16, 32)
+DEFAULT_MASK_BUDGETS = (4, 8, 16, 32)
 """Masks are found for the network's ReLUs divided by these, where no budget is given."""
 
 
@@ -168,7 +168,7 @@ class SearchSettings:
         """Return the masks to find, for the given budgets or those that are made from the network's ReLUs."""
         if not self.reducer().finds_masks:
             return ()
-        made = [base.census.relus // divisor for divisor in DEFAULT_BUDGETS]
+        made = [base.census.relus // divisor for divisor in DEFAULT_MASK_BUDGETS]
         least = smallest_budget(base.census, self.resolved_granularity())
         budgets = self.asked_budgets() or [budget for budget in made if budget >= least]
         return tuple(MaskOrder(self.method, self.resolved_granularity(), budget) for budget in dict.fromkeys(budgets))
