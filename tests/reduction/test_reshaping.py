@@ -197,6 +197,20 @@ def test_a_frozen_network_is_reshaped_and_stays_frozen(candidate: Candidate) -> 
         assert not candidate.collapse or hasattr(network, "deepreduce_head_0")
 
 
+def test_a_parameter_of_whole_numbers_does_not_hinder() -> None:
+    class Offset(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Head(8)
+            self.offset = nn.Parameter(torch.ones(1, dtype=torch.int64), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.conv2(F.relu(self.conv1(x + self.offset)))))
+
+    base = make_base(SPEC, Offset())
+    assert 2 * census_of(base, Candidate(("S1",), alpha=0.5)).relus == base.census.stages[0].relus
+
+
 def test_counts_are_remembered_by_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base(SPEC, ZOO["unet"]())
     first = census_of(base, Candidate(keep=("S1",), alpha=0.5))

@@ -55,6 +55,32 @@ def convolution(inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, **
     return nn.Conv2d(inputs, outputs, kernel, **{"padding": 1, **options})  # type: ignore[arg-type]
 
 
+class Replicating(nn.Conv2d):
+    """A convolution with a border of its own."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight, bias, self.stride, 0)
+
+
+def hooked(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Give a convolution a hook that looks at the whole map."""
+    convolution.register_forward_pre_hook(lambda module, args: (args[0] - args[0].mean((2, 3), keepdim=True),))
+    return convolution
+
+
+class Mixed(nn.Module):
+    """A residual block, and a stage behind it that nothing goes around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.around = convolution(3, 4), convolution(4, 6), nn.Conv2d(3, 6, 1)
+        self.last, self.head = convolution(6, 6, stride=2), Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.second(F.relu(self.first(x))) + self.around(x))
+        return self.head(F.relu(self.last(x)))
+
+
 BLOCKS = {
     "plain": lambda: Block(convolution(3, 4), nn.BatchNorm2d(4), convolution(4, 6), nn.Conv2d(3, 6, 1)),
     "stride": lambda: Block(
@@ -77,6 +103,16 @@ BLOCKS = {
         nn.BatchNorm2d(4),
         convolution(4, 6, padding_mode="reflect"),
         convolution(3, 6),
+    ),
+    "statistics of the map": lambda: Block(
+        convolution(3, 4), nn.BatchNorm2d(4, track_running_stats=False), convolution(4, 6), nn.Conv2d(3, 6, 1)
+    ),
+    "hooks": lambda: Block(hooked(convolution(3, 4)), nn.Identity(), hooked(convolution(4, 6)), nn.Conv2d(3, 6, 1)),
+    "a class of its own": lambda: Block(
+        Replicating(3, 4, 3, padding=1), nn.Identity(), Replicating(4, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+    ),
+    "weights of a function": lambda: Block(
+        nn.utils.parametrizations.weight_norm(convolution(3, 4)), nn.Identity(), convolution(4, 6), nn.Conv2d(3, 6, 1)
     ),
     "pooled": lambda: Block(
         convolution(3, 4), nn.AvgPool2d(3, stride=1, padding=1), convolution(4, 6), nn.Conv2d(3, 6, 1)
@@ -165,6 +201,24 @@ def test_a_layer_without_a_way_around_keeps_its_size() -> None:
         trim_maps(network, {sites[1]: 1}, INPUT)
 
 
+def test_what_takes_only_type_or_size_of_the_image_is_no_way_around() -> None:
+    class Plain(nn.Module):
+        def __init__(self, like: str) -> None:
+            super().__init__()
+            self.first, self.second, self.head = convolution(3, 4), convolution(4, 6), Head(6)
+            self.like = like
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.second(F.relu(self.first(x))))
+            if self.like == "type_as":
+                return self.head(y).type_as(x)
+            zeros = x.new_zeros(1) if self.like == "new_zeros" else torch.zeros_like(x).mean()
+            return self.head(y) + zeros
+
+    for like in ("type_as", "new_zeros", "zeros_like"):
+        assert not any(layer.bypassed for layer in take_census(Plain(like), INPUT).layers), like
+
+
 def test_too_much_is_refused() -> None:
     network, site = inner(BLOCKS["stride"]())
     assert shapes(trim_maps(network, {site: 3}, INPUT))[site] == (4, 2, 2)
@@ -191,6 +245,10 @@ def test_a_candidate_that_trims_nothing_is_refused() -> None:
     base = make_base(NetworkSpec("mobilenet_v1", (3, 32, 32), 10, width=0.125))
     with pytest.raises(NetworkError, match="a way around"):
         census_of(base, Candidate(keep=("S2",), trim=(1,)))
+    mixed = make_base(SPEC, Mixed())
+    with pytest.raises(NetworkError, match="none that stays in S2"):
+        census_of(mixed, Candidate(keep=("S1", "S2"), trim=(1, 1)))
+    assert census_of(mixed, Candidate(keep=("S1", "S2"), trim=(1, 0))).relus == 4 * 14 * 14 + 6 * 16 * 16 + 6 * 8 * 8
     residual = make_base(NetworkSpec("resnet18", (3, 32, 32), 10, width=0.125))
     with pytest.raises(NetworkError, match="Trimming must leave a part"):
         census_of(residual, Candidate(keep=("S3", "S4"), rho=0.5, trim=(1, 1)))

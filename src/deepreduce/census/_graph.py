@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+_LIKE_ANOTHER = {"type_as", "expand_as", "view_as", "reshape_as"}
 _SIZES = {"size", "dim", "numel", "stride", "ndimension", "element_size"}
 
 
@@ -42,13 +43,24 @@ def all_pass(graph: fx.Graph, node: fx.Node) -> bool:
     image = image_nodes(graph)
     ends, seen = [end for end in graph.nodes if end.op == "output"], {node}
     while ends:
-        for above in ends.pop().all_input_nodes:
+        for above in _read(ends.pop()):
             if above.op == "placeholder":
                 return False
             if above not in seen and above in image:
                 seen.add(above)
                 ends.append(above)
     return True
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose values a node reads, and not only their type or size."""
+    if node.op in ("call_function", "call_method"):
+        name = function_name(node)
+        if name.startswith("new_") or name.endswith("_like"):
+            return []
+        if name in _LIKE_ANOTHER:
+            return node.all_input_nodes[:1]
+    return node.all_input_nodes
 
 
 def live_nodes(graph: fx.Graph) -> set[fx.Node]:

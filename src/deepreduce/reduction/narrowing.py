@@ -59,8 +59,8 @@ def narrowing(
         budgets: numbers of ReLUs; none gives the network's own divided by `DEFAULT_BUDGETS`.
 
     Returns:
-        The candidates, each once. One is above its budget if even a single channel per layer is, and may be further
-        below it where layers of two stages are tied.
+        The candidates, each once. One is above its budget if even a single channel per layer is. Where layers are tied
+        it may be further below, or above, and where no layer can become narrow the candidate cannot be built.
     """
     asked = budgets or [census.relus // divisor for divisor in DEFAULT_BUDGETS]
     return tuple(dict.fromkeys(_within(census, budget) for budget in asked))

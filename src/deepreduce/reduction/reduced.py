@@ -200,6 +200,17 @@ def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.G
         network = narrow(network, {name: beta[stages[name]] for name in kept}, base.spec.input)
     if candidate.trim:
         trim = dict(zip(candidate.keep, candidate.trim, strict=True))
+        bypassed = {stages[layer.name] for layer in base.census.layers if layer.name in kept and layer.bypassed}
+        useless = [name for name, size in trim.items() if size > 0 and name not in bypassed]
+        if useless:
+            raise NetworkError(
+                problem(
+                    "trimming needs a ReLU with a way around it, as in a residual block",
+                    got=f"none that stays in {', '.join(useless)}",
+                    remedy="leave trim at 0 for these stages",
+                    where=base.spec.name,
+                )
+            )
         network = trim_maps(network, {name: trim[stages[name]] for name in kept}, base.spec.input)
     return network
 

@@ -197,10 +197,15 @@ def _first_channels(group: Any) -> Tensor:
 def _with_gradients(own: fx.GraphModule) -> Iterator[None]:
     """Let every weight have gradients for a while: torch-pruning follows them from layer to layer."""
     frozen = {name for name, parameter in own.named_parameters() if not parameter.requires_grad}
-    own.requires_grad_(True)
-    yield
-    for name, parameter in own.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+    try:
+        for parameter in own.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        yield
+    finally:
+        for name, parameter in own.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ..census import take_census
 from ..errors import NetworkError, problem
 from .removal import relu_nodes
 
+_NAMED = 3  # call sites in a message
 _DIMENSIONS = 3  # of a feature map: channels, height, width
 
 
@@ -45,7 +46,7 @@ def trim_maps(network: fx.GraphModule, trims: Mapping[str, int], input: tuple[in
         raise NetworkError(
             problem(
                 "trimming needs a ReLU with a way around it, as in a residual block",
-                got=f"none among {', '.join(sorted(asked))}",
+                got=f"none among {', '.join(sorted(asked)[:_NAMED])}" + (" and others" if len(asked) > _NAMED else ""),
                 remedy="leave trim at 0",
                 where=type(network).__name__,
             )
@@ -75,7 +76,7 @@ def _check(name: str, shape: tuple[int, ...], trim: int) -> None:
 def _trim_before(own: fx.GraphModule, relu: fx.Node, trim: int) -> None:
     """Let the ReLU read the middle of its input: by less padding of the convolution in front, if that has no other."""
     node = relu.all_input_nodes[0]
-    while len(node.users) == 1 and isinstance(_module(own, node), nn.BatchNorm2d):
+    while len(node.users) == 1 and _is_affine(_module(own, node)):
         node = node.all_input_nodes[0]
     convolution = _padded(own, node) if len(node.users) == 1 else None
     if convolution is None:
@@ -121,6 +122,22 @@ def _padded(own: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
     """Return the convolution that a node calls, if it pads with so many zeros and is called here alone."""
     module = _module(own, node)
     calls = sum(_module(own, other) is module for other in own.graph.nodes)
-    if not isinstance(module, nn.Conv2d) or calls > 1:
+    if not isinstance(module, nn.Conv2d) or calls > 1 or _is_extended(module, nn.Conv2d):
         return None
     return module if module.padding_mode == "zeros" and not isinstance(module.padding, str) else None
+
+
+def _is_affine(module: nn.Module | None) -> bool:
+    """Tell whether a module is a batch norm that treats every position of a map alike, whatever the others hold."""
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and module.running_mean is not None
+        and not _is_extended(module, nn.BatchNorm2d)
+    )
+
+
+def _is_extended(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Tell whether a module computes something else than its kind: by hooks, or by methods of its own."""
+    methods = ("forward", "_conv_forward", "__call__")
+    own = any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in methods)
+    return own or bool(module._forward_hooks or module._forward_pre_hooks)
