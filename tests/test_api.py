@@ -142,3 +142,10 @@ def test_the_environment_names_versions_and_device() -> None:
     assert found["deepreduce"] == deepreduce.__version__
     assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"]
     assert found["cores"] >= 1 and isinstance(found["devices"], list)
+
+
+def test_one_beta_and_one_trim_are_for_all_stages() -> None:
+    asked = {"input": (3, 32, 32), "keep": ["S3", "S4"], "thin": True, "width": 0.125}
+    counted = deepreduce.profile("resnet18", **asked, beta=0.5, trim=1)  # type: ignore[arg-type]
+    assert counted == deepreduce.profile("resnet18", **asked, beta=[0.5, 0.5], trim=[1, 1])  # type: ignore[arg-type]
+    assert counted["relus"] == 2 * 16 * 6 * 6 + 2 * 32 * 2 * 2

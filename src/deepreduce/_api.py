@@ -45,8 +45,8 @@ def profile(
     thin: bool = False,
     alpha: float = 1.0,
     rho: float = 1.0,
-    beta: Sequence[float] = (),
-    trim: Sequence[int] = (),
+    beta: float | Sequence[float] = (),
+    trim: int | Sequence[int] = (),
     collapse: bool = False,
     width: float = 1.0,
 ) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def estimate(
     thin: bool = False,
     alpha: float = 1.0,
     rho: float = 1.0,
-    beta: Sequence[float] = (),
-    trim: Sequence[int] = (),
+    beta: float | Sequence[float] = (),
+    trim: int | Sequence[int] = (),
     collapse: bool = False,
     width: float = 1.0,
     relus: int | None = None,
@@ -139,8 +139,8 @@ class _Reduction:
     thin: bool = False
     alpha: float = 1.0
     rho: float = 1.0
-    beta: Sequence[float] = ()
-    trim: Sequence[int] = ()
+    beta: float | Sequence[float] = ()
+    trim: int | Sequence[int] = ()
     collapse: bool = False
     width: float = 1.0
 

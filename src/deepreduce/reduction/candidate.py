@@ -19,8 +19,10 @@ Number = TypeVar("Number", int, float)
 _STAGE = re.compile(r"S[1-9][0-9]{0,3}")
 
 
-def for_each(values: Sequence[Number], keep: Sequence[str]) -> tuple[Number, ...]:
-    """Return one value for each stage from one for all of them; several are taken as they are."""
+def for_each(values: Number | Sequence[Number], keep: Sequence[str]) -> tuple[Number, ...]:
+    """Return one value for each stage from one for all of them, alone or in a list; several are taken as they are."""
+    if isinstance(values, (int, float)):
+        values = (values,)
     return tuple(values) * len(keep) if len(values) == 1 else tuple(values)
 
 
