@@ -221,7 +221,9 @@ def _row(row: Json, fronts: list[Json]) -> Json:
 
 def _is(recipe: Json, candidate: Json) -> bool:
     kept = {name: recipe[name] for name in ("keep", "thin", "alpha", "rho")}
-    return kept == candidate and not recipe["drop"] and not {"masks", "beta", "trim", "collapse"} & set(recipe)
+    return (
+        kept == candidate and not recipe["drop"] and not {"masks", "beta", "trim", "bypass", "collapse"} & set(recipe)
+    )
 
 
 def _compared(row: Json, fronts: list[Json]) -> Json:

@@ -47,6 +47,7 @@ def profile(
     rho: float = 1.0,
     beta: float | Sequence[float] = (),
     trim: int | Sequence[int] = (),
+    bypass: bool = False,
     collapse: bool = False,
     width: float = 1.0,
 ) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def profile(
         beta: channel scale of the layers that keep their ReLUs alone, in (0, 1]: one, or one for each stage kept.
         trim: positions that go on every side of the feature maps of those layers, where there is a way around them: one
             number, or one for each stage kept.
+        bypass: put a convolution beside those layers, in place of the channels and positions that they lose, where
+            there is a way around them already.
         collapse: make one convolution of what comes before the first ReLU that stays.
         width: width multiplier of the base network, for reference networks.
 
@@ -79,7 +82,14 @@ def profile(
     named = {"network": spec.name, "input": list(spec.input), "classes": spec.classes, "width": spec.width}
     stages = tuple(stage.name for stage in base.census.stages) if keep is None else tuple(keep)
     candidate = Candidate(
-        stages, thin, alpha, rho, beta=for_each(beta, stages), trim=for_each(trim, stages), collapse=collapse
+        stages,
+        thin,
+        alpha,
+        rho,
+        beta=for_each(beta, stages),
+        trim=for_each(trim, stages),
+        bypass=bypass,
+        collapse=collapse,
     )
     if keep is None and not thin and candidate.is_unscaled:
         return {**named, **base.census.to_json()}

@@ -45,6 +45,7 @@ def estimate(
     rho: float = 1.0,
     beta: float | Sequence[float] = (),
     trim: int | Sequence[int] = (),
+    bypass: bool = False,
     collapse: bool = False,
     width: float = 1.0,
     relus: int | None = None,
@@ -63,7 +64,7 @@ def estimate(
             run folder, the name of a network, or a module.
         input: channels, height and width of one image; for a name or a module alone.
         classes: number of classes, likewise; default 100.
-        keep, thin, alpha, rho, beta, trim, collapse, width: a reduction, likewise; as in `profile`.
+        keep, thin, alpha, rho, beta, trim, bypass, collapse, width: a reduction, likewise; as in `profile`.
         relus: largest number of ReLUs; for a run folder alone.
         full: the full network, where a recipe or a run is not of a reference network.
         protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
@@ -95,7 +96,7 @@ def estimate(
         raise UsageError(
             problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
         )
-    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, trim, collapse, width)
+    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, trim, bypass, collapse, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         subject = _subject(network, reduction, relus, full, program="ours" in protocols)
@@ -141,6 +142,7 @@ class _Reduction:
     rho: float = 1.0
     beta: float | Sequence[float] = ()
     trim: int | Sequence[int] = ()
+    bypass: bool = False
     collapse: bool = False
     width: float = 1.0
 
@@ -161,7 +163,16 @@ class _Reduction:
         """Return the reduction, None for none."""
         stages = tuple(stage.name for stage in census.stages) if self.keep is None else tuple(self.keep)
         beta, trim = for_each(self.beta, stages), for_each(self.trim, stages)
-        candidate = Candidate(stages, self.thin, self.alpha, self.rho, beta=beta, trim=trim, collapse=self.collapse)
+        candidate = Candidate(
+            stages,
+            self.thin,
+            self.alpha,
+            self.rho,
+            beta=beta,
+            trim=trim,
+            bypass=self.bypass,
+            collapse=self.collapse,
+        )
         return None if self.keep is None and not self.thin and candidate.is_unscaled else candidate
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepreduce.census import trace
-from deepreduce.reduction import narrow, nonlinear_variance
+from deepreduce.reduction import linear_fit, narrow, nonlinear_variance
 
 from ..census.zoo import Head
 
@@ -30,6 +30,21 @@ def measured(weight: float, bias: float) -> float:
 def test_an_example(weight: float, bias: float) -> None:
     got = nonlinear_variance(torch.tensor([weight]).double(), torch.tensor([bias]).double())
     assert float(got) == pytest.approx(measured(weight, bias), rel=0.02)
+
+
+@pytest.mark.parametrize(("weight", "bias"), [(1.0, 0.0), (2.0, 0.5), (-2.0, 0.5), (0.5, -0.6), (1.0, 2.0)])
+def test_the_line_next_to_a_relu(weight: float, bias: float) -> None:
+    """Against a fit to drawn numbers."""
+    x = weight * torch.randn(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + bias
+    slope = float(((x - x.mean()) * x.relu()).mean() / x.var(correction=0))
+    intercept = float(x.relu().mean() - slope * x.mean())
+    got = [float(value) for value in linear_fit(torch.tensor([weight]).double(), torch.tensor([bias]).double())]
+    assert got == [pytest.approx(slope, abs=0.005), pytest.approx(intercept, abs=0.01)]
+
+
+def test_a_dead_channel_has_a_line_too() -> None:
+    slope, intercept = linear_fit(torch.zeros(2).double(), torch.tensor([3.0, -3.0]).double())
+    assert slope.tolist() == [1.0, 0.0] and intercept.tolist() == [0.0, 0.0]
 
 
 def test_a_centred_channel_by_hand() -> None:

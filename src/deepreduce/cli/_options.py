@@ -87,6 +87,11 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
         "for all stages or each of them",
     )
     parser.add_argument(
+        "--bypass",
+        action="store_true",
+        help="put a convolution beside those layers, in place of the channels and positions that they lose",
+    )
+    parser.add_argument(
         "--collapse",
         action="store_true",
         help="make one convolution of the layers before the first ReLU that stays",

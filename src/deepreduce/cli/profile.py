@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
         rho=options.rho,
         beta=options.beta,
         trim=options.trim,
+        bypass=options.bypass,
         collapse=options.collapse,
         width=options.width,
     )

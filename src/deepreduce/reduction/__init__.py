@@ -1,5 +1,6 @@
 """Criticality, culling, thinning, reshaping, the algorithm that ties them, its rivals, and the Pareto front."""
 
+from .bypassing import add_bypasses
 from .candidate import Candidate, for_each
 from .channel_pruning import channel_pruning, comparison_row
 from .collapsing import collapse, head_of
@@ -15,7 +16,7 @@ from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularit
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
 from .methods import METHODS, Method, Reducer, deepreduce, method
 from .narrowing import narrowing
-from .nonlinearity import nonlinear_variance
+from .nonlinearity import linear_fit, nonlinear_variance
 from .pareto import pareto_front
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
 from .relupruner import importance
@@ -43,6 +44,7 @@ __all__ = [
     "Reducer",
     "SlopedReLU",
     "Survey",
+    "add_bypasses",
     "build_candidate",
     "census_of",
     "channel_pruning",
@@ -61,6 +63,7 @@ __all__ = [
     "is_slope",
     "kept_layers",
     "least_critical_first",
+    "linear_fit",
     "make_base",
     "masked_candidate",
     "measure_criticality",

@@ -41,10 +41,12 @@ class Candidate:
             there is a way around them; see `trim_maps`. Empty where all keep their size.
         collapse: whether what comes before the first ReLU that stays becomes one convolution, where it is several; see
             `head_of`.
+        bypass: whether a convolution goes around those layers, in place of the channels and positions that they lose,
+            where there is a way around them already; see `add_bypasses`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
-            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta, trim
-            nor collapse.
+            shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta,
+            trim, bypass nor collapse.
     """
 
     keep: tuple[str, ...]
@@ -56,6 +58,7 @@ class Candidate:
     beta: tuple[float, ...] = ()
     collapse: bool = False
     trim: tuple[int, ...] = ()
+    bypass: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges; whether the stages and call sites exist is checked against a network.
@@ -121,11 +124,12 @@ class Candidate:
                     where="keep",
                 )
             )
-        if self.masks is not None and (self.thin or self.alpha != 1 or self.beta or self.trim or self.collapse):
+        shaped = self.thin or self.alpha != 1 or self.beta or self.trim or self.bypass or self.collapse
+        if self.masks is not None and shaped:
             raise UsageError(
                 problem(
                     "masks belong to the channels of the full network, and say themselves what is thinned",
-                    got="masks together with thinning, alpha, beta, trim or collapse",
+                    got="masks together with thinning, alpha, beta, trim, bypass or collapse",
                     remedy="find masks for the network as it is; a narrower one starts from --width",
                     where="masks",
                 )
@@ -145,6 +149,8 @@ class Candidate:
             parts.append("b" + "-".join(repr(float(scale)) for scale in self.beta))
         if self.trim:
             parts.append("t" + "-".join(map(str, self.trim)))
+        if self.bypass:
+            parts.append("y")
         if self.collapse:
             parts.append("c")
         if self.drop:
@@ -156,17 +162,17 @@ class Candidate:
     @property
     def scales(self) -> tuple[object, ...]:
         """What gives the layers their shapes, beside the ReLUs that stay; equal for equal shapes."""
-        return self.alpha, self.rho, self.beta, self.trim, self.collapse
+        return self.alpha, self.rho, self.beta, self.trim, self.bypass, self.collapse
 
     @property
     def is_unscaled(self) -> bool:
         """Whether the layers have the shapes of the full network."""
-        return self.scales == (1.0, 1.0, (), (), False)
+        return self.scales == (1.0, 1.0, (), (), False, False)
 
     @property
     def depends_on_kept(self) -> bool:
         """Whether the shapes of the layers depend on which ReLUs stay."""
-        return bool(self.beta or self.trim or self.collapse)
+        return bool(self.beta or self.trim or self.bypass or self.collapse)
 
     @property
     def label(self) -> str:
@@ -186,6 +192,8 @@ class Candidate:
             parts.append("beta " + " ".join(f"{scale:g}" for scale in (self.beta[:1] if same else self.beta)))
         if self.trim:
             parts.append("trim " + " ".join(map(str, self.trim[:1] if len(set(self.trim)) == 1 else self.trim)))
+        if self.bypass:
+            parts.append("bypassed")
         if self.collapse:
             parts.append("collapsed")
         if self.drop:
@@ -203,6 +211,7 @@ class Candidate:
             "drop": list(self.drop),
             **({"beta": list(self.beta)} if self.beta else {}),
             **({"trim": list(self.trim)} if self.trim else {}),
+            **({"bypass": True} if self.bypass else {}),
             **({"collapse": True} if self.collapse else {}),
             **masks,
         }
@@ -224,5 +233,6 @@ class Candidate:
             masks=Masks.from_json(json_field(value, "masks", dict)) if "masks" in value else None,
             beta=tuple(json_list(value, "beta", float)) if "beta" in value else (),
             trim=tuple(json_list(value, "trim", int)) if "trim" in value else (),
+            bypass=json_field(value, "bypass", bool) if "bypass" in value else False,
             collapse=json_field(value, "collapse", bool) if "collapse" in value else False,
         )

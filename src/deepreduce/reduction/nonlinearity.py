@@ -1,4 +1,6 @@
-"""How far the ReLUs of a channel are from linear: which channels stay where a ReLU layer becomes narrow (our own).
+"""How far the ReLUs of a channel are from linear, and the linear function next to them (our own).
+
+The first tells which channels stay where a ReLU layer becomes narrow, the second how the others go on without.
 
 A channel whose ReLUs nearly always pass their input, or nearly never do, gives the layers behind it what linear
 layers could give them as well. Batch norm says without any image how often they do: in front of the ReLU a channel has
@@ -30,13 +32,34 @@ def nonlinear_variance(weight: Float64[Tensor, " c"], bias: Float64[Tensor, " c"
         bias: likewise.
     """
     scale = weight.abs()
-    t = (bias / scale.clamp_min(torch.finfo(torch.float64).tiny)).clamp(-_FAR, _FAR)
-    probability = torch.special.ndtr(t)
-    density = torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
+    t, probability, density = _normal(scale, bias)
     mean = t * probability + density
     square = (t.square() + 1) * probability + t * density
     left: Tensor = scale.square() * (square - mean.square() - probability.square()).clamp_min(0.0)
     return left
+
+
+def linear_fit(
+    weight: Float64[Tensor, " c"], bias: Float64[Tensor, " c"]
+) -> tuple[Float64[Tensor, " c"], Float64[Tensor, " c"]]:
+    """Return slope and intercept of the linear function that is next to a ReLU, in squares.
+
+    With x, t, Phi and phi as for `nonlinear_variance`: the slope is cov(relu(x), x) / weight^2 = Phi(t), and
+    slope * bias + intercept = E[relu(x)], so that the intercept is |weight| phi(t).
+
+    Args:
+        weight: of the batch norm in front, by channel.
+        bias: likewise.
+    """
+    scale = weight.abs()
+    _, probability, density = _normal(scale, bias)
+    return probability, scale * density
+
+
+def _normal(scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return t = bias / scale, and the normal distribution and density there."""
+    t = (bias / scale.clamp_min(torch.finfo(torch.float64).tiny)).clamp(-_FAR, _FAR)
+    return t, torch.special.ndtr(t), torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
 
 
 def by_nonlinearity(graph: Any, group: Any) -> Float64[Tensor, " c"] | None:

@@ -22,6 +22,7 @@ from ..census import (
 )
 from ..errors import NetworkError, UsageError, near_misses, problem
 from ..networks import NetworkSpec, build, is_reference
+from .bypassing import add_bypasses
 from .candidate import Candidate
 from .collapsing import before, collapse, head_of
 from .removal import remove_relus
@@ -154,7 +155,7 @@ def _check_masks(base: Base, candidate: Candidate, kept: set[str]) -> None:
 
 
 def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
-    """Build the candidate's network at its alpha, rho, beta and trim with all ReLUs still in place.
+    """Build the candidate's network at its alpha, rho, beta, trim and bypass with all ReLUs still in place.
 
     Narrow layers hold the weights of the base's strongest channels, the others the base's weights: the warm start.
 
@@ -193,11 +194,15 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
 
 
 def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:
-    """Return a network of the base's call sites with the candidate's beta and trim."""
+    """Return a network of the base's call sites with the candidate's beta, bypass and trim."""
+    wide = network
     stages, kept = base.census.stage_of(), sorted(kept_layers(base, candidate))
     if candidate.beta:
         beta = dict(zip(candidate.keep, candidate.beta, strict=True))
         network = narrow(network, {name: beta[stages[name]] for name in kept}, base.spec.input)
+    if candidate.bypass:
+        around = [layer.name for layer in base.census.layers if layer.name in kept and layer.bypassed]
+        network = add_bypasses(network, wide, around, base.spec.input)
     if candidate.trim:
         trim = dict(zip(candidate.keep, candidate.trim, strict=True))
         bypassed = {stages[layer.name] for layer in base.census.layers if layer.name in kept and layer.bypassed}
@@ -236,7 +241,7 @@ def census_of(base: Base, candidate: Candidate) -> Census:
             )
         )
     before = base.census.keeping(kept).relus
-    reshaped = not replace(candidate, collapse=False).is_unscaled
+    reshaped = not replace(candidate, bypass=False, collapse=False).is_unscaled
     if reshaped and scaled.keeping(kept).relus == before > 0:
         raise UsageError(
             problem(
@@ -313,7 +318,7 @@ def _head(full: fx.GraphModule, base: Base, candidate: Candidate) -> tuple[str, 
 
 
 def _count_scaled(base: Base, candidate: Candidate) -> Census:
-    """Count the network at the candidate's alpha, rho, beta and trim."""
+    """Count the network at the candidate's alpha, rho, beta, trim and bypass."""
     stages = {layer.name: stage for stage in base.census.stages for layer in stage.layers}
     return take_census(_to_count(base, candidate), base.spec.input, stages=stages)
 

@@ -361,5 +361,10 @@ def _figures(now: Json, before: Json, columns: list[str]) -> list[str]:
 
 def _saving(before: Json, after: Json) -> str:
     relus = words.factor(before["relus"], after["relus"])
-    macs = words.factor(before["macs"], after["macs"])
-    return f"ReLUs: {relus} fewer. MACs: {macs} fewer. 'before' is the network without any reduction."
+    more = before["macs"] < after["macs"]
+    macs = (
+        f"{words.factor(after['macs'], before['macs'])} more"
+        if more
+        else f"{words.factor(before['macs'], after['macs'])} fewer"
+    )
+    return f"ReLUs: {relus} fewer. MACs: {macs}. 'before' is the network without any reduction."

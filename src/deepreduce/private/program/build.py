@@ -109,12 +109,14 @@ def make_program(
     fold(graph, calibration[:_BATCH])
     if chosen.merge:
         merge(graph)
-    ranges, means, logits = _calibrate(graph, calibration)
-    if chosen.merge and tune(graph, ranges, chosen):
-        ranges, means, logits = _calibrate(graph, calibration)
-    _check_same(converted, logits[:_BATCH])
-    trim = True
+    trim, tuned = True, False
     while True:
+        if not tuned:
+            ranges, means, logits = _calibrate(graph, calibration)
+            if chosen.merge and tune(graph, ranges, chosen, trim=trim):
+                ranges, means, logits = _calibrate(graph, calibration)
+            _check_same(converted, logits[:_BATCH])
+            tuned = True
         made = plan(graph, ranges, chosen, trim=trim)
         program, rows = _quantise(graph, made.formats, ranges, means)
         agreement = _measure(program, calibration, logits, chosen)
@@ -123,7 +125,7 @@ def make_program(
             return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
         made.undo()
         if made.trimmed:
-            trim = False
+            trim = tuned = False  # what was not worth merging may be, now that all layers keep their bits
             continue
         chosen = _finer(chosen, agreement, settings or FormatSettings())
 

@@ -22,13 +22,14 @@ _LEAST = 0.02
 """Share of the whole cost that a merging must save, because the plan behind it is an estimate."""
 
 
-def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> bool:
+def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings, *, trim: bool = True) -> bool:
     """Merge regions that end where a ring is refreshed, while that saves more than it costs.
 
     Args:
         graph: merged; changed in place.
         ranges: largest magnitude of every node in calibration; it must be measured anew where the graph changed.
         settings: see `FormatSettings`.
+        trim: as for `plan`.
 
     Returns:
         Whether the graph changed.
@@ -36,7 +37,7 @@ def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> b
     fractions = {node: weight_fraction(node, settings) for node in graph.order()}
     changed = False
     while True:
-        spots, score = _score(graph, ranges, settings, fractions)
+        spots, score = _score(graph, ranges, settings, fractions, trim)
         best: tuple[float, Region] | None = None
         for region in regions(graph) if spots else []:
             if region.output not in spots:
@@ -47,7 +48,7 @@ def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> b
                 continue
             if after.total - before.total > GATE * spots[region.output]:
                 continue
-            trial = _trial(graph, region, ranges, settings, fractions)
+            trial = _trial(graph, region, ranges, settings, fractions, trim)
             if trial < (1 - _LEAST) * score and (best is None or trial < best[0]):
                 best = (trial, region)
         if best is None:
@@ -61,10 +62,10 @@ def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings) -> b
 
 
 def _score(
-    graph: Graph, ranges: dict[Node, float], settings: FormatSettings, fractions: dict[Node, int]
+    graph: Graph, ranges: dict[Node, float], settings: FormatSettings, fractions: dict[Node, int], trim: bool
 ) -> tuple[dict[Node, float], float]:
     """Return where rings are refreshed, each with the gates of all refreshes, and the cost of everything."""
-    made = plan(graph, ranges, settings, fractions=dict(fractions))
+    made = plan(graph, ranges, settings, fractions=dict(fractions), trim=trim)
     order = graph.order()
     inserted = [node for node in order if isinstance(node.op, Circuit) and node.op.kind == RESCALE]
     bits = sum(node.size * (made.formats.width[node] + made.formats.ring[node]) for node in inserted)
@@ -75,14 +76,19 @@ def _score(
 
 
 def _trial(
-    graph: Graph, region: Region, ranges: dict[Node, float], settings: FormatSettings, fractions: dict[Node, int]
+    graph: Graph,
+    region: Region,
+    ranges: dict[Node, float],
+    settings: FormatSettings,
+    fractions: dict[Node, int],
+    trim: bool,
 ) -> float:
     """Return what everything would cost with a region merged."""
     merged = compose(region, empty=True)
     _carry(merged, region, ranges)
     graph.replace(region.output, merged)
     try:
-        return _score(graph, ranges, settings, fractions)[1]
+        return _score(graph, ranges, settings, fractions, trim)[1]
     except NetworkError:
         return float("inf")
     finally:
