@@ -55,9 +55,9 @@ def channels(network: nn.Module) -> dict[str, int]:
 
 def test_example_only_the_insides_of_blocks_that_keep_their_relus_shrink(base: Base) -> None:
     (candidate,) = narrowing(base.census, (), [1_536])  # an eighth of 12,288, the smallest network of the paper
-    assert candidate == Candidate(keep=("S3", "S4"), thin=True, beta=(0.4375, 1), trim=(1, 1))
-    assert candidate.label == "S3 S4, thinned, beta 0.4375 1, trim 1"
-    assert candidate.id == "S3S4-thin-b0.4375-1.0-t1-1"
+    assert candidate == Candidate(keep=("S3", "S4"), thin=True, beta=(0.4375, 1), trim=(1, 1), bypass=True)
+    assert candidate.label == "S3 S4, thinned, beta 0.4375 1, trim 1, bypassed"
+    assert candidate.id == "S3S4-thin-b0.4375-1.0-t1-1-y"
     network = build_candidate(base, candidate).eval()
     relus = 2 * 14 * 6 * 6 + 2 * 64 * 2 * 2
     assert take_census(network, (3, 32, 32)).relus == census_of(base, candidate).relus == relus == 1_520
@@ -97,12 +97,14 @@ def test_the_structure_follows_the_budget(base: Base) -> None:
         (2_393, 0, False), (1_000, 0, False),
     ):  # fmt: skip
         (found,) = narrowing(base.census, (), [budget])
-        assert (replace(found, beta=()), not found.beta) == (steps[index], whole), budget
+        assert (replace(found, beta=(), bypass=False), not found.beta) == (steps[index], whole), budget
 
 
-def test_nothing_is_trimmed_where_nothing_goes_around_a_relu() -> None:
+def test_nothing_is_trimmed_or_bypassed_where_nothing_goes_around_a_relu() -> None:
     for name in ("vgg16", "mobilenet_v1"):
-        assert all(not step.trim for step in structures(quarter(name).census))
+        census = quarter(name).census
+        assert all(not step.trim for step in structures(census))
+        assert not any(found.bypass for found in narrowing(census))
 
 
 def test_what_is_kept_are_channels_of_the_teacher(base: Base) -> None:

@@ -5,10 +5,11 @@
 3. Trimming: in the first stages that stay, the insides of the blocks work on the middle of the feature map (`trim`).
 4. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
    stages more than earlier ones. All other layers keep their width and their resolution.
+5. Bypassing: a convolution beside these blocks takes the place of what they lost (`bypass`).
 
-The last two are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its ReLUs
-are counted; here the insides of the blocks shrink, and the linear rest, which is cheap online, stays as it was. It
-needs no search: a budget gives one network, which trains like any candidate of DeepReDuce's, from the teacher's
+The last three are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its
+ReLUs are counted; here the insides of the blocks shrink, and the linear rest, which is cheap online, stays. It needs
+no search: a budget gives one network, which trains like any candidate of DeepReDuce's, from the teacher's
 weights, with fading and distillation. What was measured stands in docs/choices.md.
 """
 
@@ -72,7 +73,8 @@ def _within(census: Census, budget: int) -> Candidate:
     fitting = [step for step in steps if _relus(census, step) <= budget] or steps[:1]
     enough = [step for step in fitting if _relus(census, step, 1.0) >= (1 / ROOM if step.trim else ENOUGH) * budget]
     structure = enough[0] if enough else fitting[-1]
-    return replace(structure, beta=_betas(census, structure, budget))
+    around = any(layer.bypassed for layers in _layers(census, structure) for layer in layers)
+    return replace(structure, beta=_betas(census, structure, budget), bypass=structure.thin and around)
 
 
 def structures(census: Census) -> list[Candidate]:
