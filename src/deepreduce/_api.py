@@ -64,7 +64,7 @@ def profile(
         beta: channel scale of the layers that keep their ReLUs alone, in (0, 1]: one, or one for each stage kept.
         trim: positions that go on every side of the feature maps of those layers, where there is a way around them: one
             number, or one for each stage kept.
-        bypass: put a convolution beside those layers, in place of the channels and positions that they lose, where
+        bypass: put linear layers beside those layers, in place of the channels and positions that they lose, where
             there is a way around them already.
         collapse: make one convolution of what comes before the first ReLU that stays.
         width: width multiplier of the base network, for reference networks.

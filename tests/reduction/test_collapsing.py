@@ -19,9 +19,9 @@ from deepreduce.reduction import (
     build_candidate,
     census_of,
     collapse,
+    collapsing,
     finish_fading,
     head_of,
-    linear_map,
     make_base,
     set_fade,
 )
@@ -208,9 +208,9 @@ def test_what_is_written_or_hooked_is_left_alone() -> None:
 def test_a_convolution_that_needs_too_much_memory_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recipe from a stranger must not make the proof of its network take the machine's memory."""
     network = trace(Hooked())
-    monkeypatch.setattr(linear_map, "MOST_BYTES", 8 * 3 * 25 * 16 * 16)
+    monkeypatch.setattr(collapsing, "MOST_BYTES", 8 * 3 * 25 * 16 * 16)
     assert head_of(network, INPUT) is not None
-    monkeypatch.setattr(linear_map, "MOST_BYTES", 8 * 3 * 25 * 16 * 16 - 1)
+    monkeypatch.setattr(collapsing, "MOST_BYTES", 8 * 3 * 25 * 16 * 16 - 1)
     assert head_of(network, INPUT) is None
     large = NetworkSpec("resnet34", (3, 256, 256), 10, 0.02)
     monkeypatch.undo()

@@ -89,7 +89,7 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--bypass",
         action="store_true",
-        help="put a convolution beside those layers, in place of the channels and positions that they lose",
+        help="put linear layers beside those layers, in place of the channels and positions that they lose",
     )
     parser.add_argument(
         "--collapse",

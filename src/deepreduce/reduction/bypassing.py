@@ -1,10 +1,10 @@
-"""Bypassing: what a block loses with its ReLUs goes on in a convolution beside it (our own).
+"""Bypassing: what a block loses with its ReLUs goes on as linear layers beside it (our own).
 
 Where a block becomes narrow or is trimmed, channels and positions are lost altogether, although only their ReLUs cost
-circuits. A linear channel of a block, from one convolution to the next, is a convolution too, and all that go fit into
-a single one, which reads what the block reads and is added to what it writes. It begins as the best linear fit of what
-was lost, cut to the middle of its kernel, and is trained with the rest. Private inference computes it as a part of the
-linear way around the block.
+circuits. Here the block gets a second, linear path: a copy of its layers as they were, every ReLU in it replaced by the
+best linear fit, which reads what the block reads and is added to what its last convolution writes. For private
+inference it is a part of the linear way around the block. Its convolutions have all their padding in front, so that
+together they are exactly one convolution, also at the border.
 """
 
 from __future__ import annotations
@@ -12,25 +12,23 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ..census import example_images, find_relus
-from .linear_map import LinearMap, as_convolution, identity_map, summed, through
 from .nonlinearity import linear_fit
+from .plain import is_affine, is_plain_convolution, is_transparent, padding_of
 from .removal import relu_nodes
 
 _NAME = "deepreduce_bypass"
 _DIMENSIONS = 3  # of a feature map: channels, height, width
 
-KERNEL = 3
-"""Most taps of the convolution by dimension: two of 3x3 make one of 5x5, which is no more accurate once trained."""
-
-Shapes = dict[str, tuple[int, ...]]
+Channels = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class _Stretch:
 
     Attributes:
         source: what the first of them reads.
-        inside: one behind the other.
+        inside: one behind the other; the first and the last are convolutions.
     """
 
     source: str
@@ -52,23 +50,26 @@ def add_bypasses(
     names: Collection[str],
     input: tuple[int, int, int],
     *,
-    kernel: int = KERNEL,
+    read: Channels = MappingProxyType({}),
 ) -> fx.GraphModule:
-    """Return a copy of a narrowed network in which a convolution goes around some ReLU layers.
+    """Return a copy of a narrowed network in which linear layers go around some ReLU layers.
 
-    It goes from the last place before the ReLU where the network has as many channels as the wide one to the first
-    behind it, where only convolutions, batch norms and ReLUs lie between, one behind the other. Elsewhere, and where it
-    would need more memory than `linear_map.MOST_BYTES`, the ReLU has none.
+    They go from the last place before the ReLU where the network has as many channels as the wide one to the first
+    behind it, where only plain convolutions, batch norms and ReLUs lie between, one behind the other. Elsewhere the
+    ReLU has none.
 
-    Its weights are the linear map of the wide network's layers less that of the narrow one's, with the best linear fit
-    in the place of every ReLU (`nonlinearity.linear_fit`): zeros where no channel was lost.
+    They hold the weights of the wide network, and with the best linear fit in place of its ReLUs they give what the
+    lost channels gave (away from the border): the last convolution begins with zeros for the channels that it still
+    reads in the narrow block. A copy of a batch norm in front of a ReLU takes over slope and intercept
+    (`nonlinearity.linear_fit`); where there is none the slope is one half.
 
     Args:
         network: traced, with all its ReLUs; not changed.
         wide: the network before it was narrowed, with the same graph.
         names: call sites.
         input: channels, height and width of one image.
-        kernel: most taps of a convolution by dimension; the outer ones of a larger kernel are left out.
+        read: by name of the layers of `network` that read fewer channels than in `wide`, which they read, as
+            `narrow_channels` returns.
 
     Raises:
         NetworkError: if a call site does not exist.
@@ -79,15 +80,16 @@ def add_bypasses(
     fixed = {name for name, shape in shapes.items() if len(shape) == _DIMENSIONS and before.get(name) == shape}
     stretches = [_stretch(own, node, fixed) for node in nodes.values()]
     for stretch in dict.fromkeys(found for found in stretches if found is not None):
-        read = shapes[stretch.source]
-        lost = _difference(_linear(wide, stretch, read), _linear(own, stretch, read))
-        if lost is not None and lost.cut(kernel).fits:
-            _add(own, stretch, as_convolution(lost.cut(kernel)))
+        layers = _linear_copies(wide, stretch)
+        if layers is not None:
+            last = next(node for node in own.graph.nodes if node.name == stretch.inside[-1])
+            _silence(layers[-1], read.get(str(last.target)))
+            _insert(own, stretch, layers)
     own.recompile()
     return own
 
 
-def _shapes(network: fx.GraphModule, input: tuple[int, int, int]) -> Shapes:
+def _shapes(network: fx.GraphModule, input: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors for one image, without the batch dimension, by name of their nodes."""
     own = copy.deepcopy(network).eval()
     with torch.no_grad():
@@ -116,48 +118,66 @@ def _is_convolution(own: fx.GraphModule, node: fx.Node) -> bool:
 
 
 @torch.no_grad()
-def _linear(network: fx.GraphModule, stretch: _Stretch, shape: tuple[int, ...]) -> LinearMap | None:
-    """Return a stretch with the best linear fit in the place of every ReLU; None where a layer is something else."""
-    channels, height, width = shape
-    found: LinearMap | None = identity_map((channels, height, width), next(network.parameters()).device)
-    nodes = {node.name: node for node in network.graph.nodes}
-    relus = {site.node for site in find_relus(network)}
-    norm: nn.Module | None = None
+def _linear_copies(wide: fx.GraphModule, stretch: _Stretch) -> list[nn.Module] | None:
+    """Return copies of a stretch's layers with linear fits for ReLUs; None where a layer is no plain one."""
+    nodes = {node.name: node for node in wide.graph.nodes}
+    relus = {site.node for site in find_relus(wide)}
+    layers: list[nn.Module] = []
+    halved = False
     for name in stretch.inside:
-        if found is None:
-            return None
         if name in relus:
-            found = found.scaled(*_fit(norm, found.bias))
+            if layers and isinstance(layers[-1], nn.BatchNorm2d) and layers[-1].affine:
+                slope, intercept = linear_fit(layers[-1].weight.double(), layers[-1].bias.double())
+                layers[-1].bias.copy_(slope * layers[-1].bias + intercept)
+                layers[-1].weight.mul_(slope)
+            else:
+                halved = True
             continue
-        if nodes[name].op != "call_module":
+        module = wide.get_submodule(str(nodes[name].target)) if nodes[name].op == "call_module" else None
+        if is_transparent(module):
+            continue
+        if module is None or not (is_plain_convolution(module) or is_affine(module)):
             return None
-        norm = network.get_submodule(str(nodes[name].target))
-        found = through(found, norm, name)
-    return found
+        if "weight" not in module._parameters:  # computed from others, by a parametrization
+            return None
+        layers.append(copy.deepcopy(module))
+        if halved and isinstance(layers[-1], nn.Conv2d):
+            layers[-1].weight.mul_(0.5)
+            halved = False
+    _pad_in_front([layer for layer in layers if isinstance(layer, nn.Conv2d)])
+    return layers
 
 
-def _fit(layer: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return slope and intercept of a ReLU behind a layer; without a batch norm half of the input, by symmetry."""
-    if isinstance(layer, nn.BatchNorm2d) and layer.affine:
-        return linear_fit(layer.weight.double(), layer.bias.double())
-    return torch.full_like(like, 0.5), torch.zeros_like(like)
+def _pad_in_front(convolutions: Sequence[nn.Conv2d]) -> None:
+    """Give the first of several convolutions so much padding that the others need none for their outputs' sizes."""
+    padding, step = [0, 0], [1, 1]
+    for layer in convolutions:
+        padding = [p + s * own for p, s, own in zip(padding, step, padding_of(layer), strict=True)]
+        step = [s * own for s, own in zip(step, layer.stride, strict=True)]
+        layer.padding = (0, 0)
+    convolutions[0].padding = padding[0], padding[1]
 
 
-def _difference(one: LinearMap | None, other: LinearMap | None) -> LinearMap | None:
-    if one is None or other is None:
-        return None
-    return summed(one, replace(other, kernel=-other.kernel, bias=-other.bias))
+@torch.no_grad()
+def _silence(last: nn.Module, read: Sequence[int] | None) -> None:
+    """Let the last convolution begin with what was lost alone, and without a bias: the block still has its own."""
+    assert isinstance(last, nn.Conv2d)
+    if read is None or last.groups > 1:
+        last.weight.zero_()
+    else:
+        last.weight[:, list(read)] = 0
+    last.bias = None
 
 
-def _add(own: fx.GraphModule, stretch: _Stretch, convolution: nn.Conv2d) -> None:
-    """Let a convolution read what a stretch reads, and add it to what the stretch gives."""
+def _insert(own: fx.GraphModule, stretch: _Stretch, layers: Sequence[nn.Module]) -> None:
+    """Let layers read what a stretch reads, and add what they give to what the stretch gives."""
     nodes = {node.name: node for node in own.graph.nodes}
-    source, first, last = nodes[stretch.source], nodes[stretch.inside[0]], nodes[stretch.inside[-1]]
+    value, first, last = nodes[stretch.source], nodes[stretch.inside[0]], nodes[stretch.inside[-1]]
     name = next(f"{_NAME}_{number}" for number in itertools.count() if not hasattr(own, f"{_NAME}_{number}"))
-    convolution.requires_grad_(any(parameter.requires_grad for parameter in own.parameters()))
-    own.add_submodule(name, convolution.to(next(own.parameters()).dtype).train(own.training))
+    own.add_submodule(name, nn.Sequential(*layers).train(own.training))
     with own.graph.inserting_before(first):  # what it reads may be written to later
-        beside = own.graph.call_module(name, (source,))
+        for place in range(len(layers)):
+            value = own.graph.call_module(f"{name}.{place}", (value,))
     with own.graph.inserting_after(last):
-        whole = own.graph.call_function(operator.add, (last, beside))
+        whole = own.graph.call_function(operator.add, (last, value))
     last.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)

@@ -41,8 +41,8 @@ class Candidate:
             there is a way around them; see `trim_maps`. Empty where all keep their size.
         collapse: whether what comes before the first ReLU that stays becomes one convolution, where it is several; see
             `head_of`.
-        bypass: whether a convolution goes around those layers, in place of the channels and positions that they lose,
-            where there is a way around them already; see `add_bypasses`.
+        bypass: whether those layers have linear ones beside them, in place of the channels and positions that they
+            lose, where there is a way around them already; see `add_bypasses`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
             shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta,
@@ -197,7 +197,7 @@ class Candidate:
         if self.collapse:
             parts.append("collapsed")
         if self.drop:
-            parts.append(f"without {len(self.drop)} more ReLU layers")
+            parts.append(f"without {len(self.drop)} more ReLU layer{'s' if len(self.drop) > 1 else ''}")
         return ", ".join(parts)
 
     def to_json(self, *, bits: bool = True) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 3. Trimming: in the first stages that stay, the insides of the blocks work on the middle of the feature map (`trim`).
 4. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
    stages more than earlier ones. All other layers keep their width and their resolution.
-5. Bypassing: a convolution beside these blocks takes the place of what they lost (`bypass`).
+5. Bypassing: linear layers beside these blocks take the place of what they lost (`bypass`).
 
 The last three are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its
 ReLUs are counted; here the insides of the blocks shrink, and the linear rest, which is cheap online, stays. It needs
@@ -80,10 +80,11 @@ def _within(census: Census, budget: int) -> Candidate:
 def structures(census: Census) -> list[Candidate]:
     """Return what is to be narrowed, by rising number of ReLUs: which stages are kept, thinned and trimmed.
 
-    The last two stages thinned and trimmed; the last three, first all of them trimmed, then all but the last, and so on
-    until none is; in the same way the last four, and all but the first. All stages thinned. All stages but the first,
-    and all stages, also without thinning: to leave a ReLU behind an addition pays only where no further stage can have
-    one in its place.
+    The last two stages thinned and trimmed; the last three with the first layer of the first of them alone, all three
+    trimmed, then all but the last; and with all layers of the first, all but the last trimmed, and so on until none is;
+    in the same way the last four, and all but the first. All stages thinned. All stages but the first, and all stages,
+    also without thinning: to leave a ReLU behind an addition pays only where no further stage can have one in its
+    place.
     """
     stages = census.stages
     steps = []
@@ -98,10 +99,16 @@ def structures(census: Census) -> list[Candidate]:
             steps.append(whole)
             continue
         most = [_largest_trim(layers) for layers in _layers(census, whole)]
-        least = len(keep) if first > 1 and len(keep) <= _LEAST_STAGES and any(most) else 0
-        for trimmed in range(len(keep), least - 1, -1):
-            trim = tuple(size if place < trimmed else 0 for place, size in enumerate(most))
-            steps.append(replace(whole, trim=trim))
+        trims = [
+            tuple(size if place < trimmed else 0 for place, size in enumerate(most))
+            for trimmed in range(len(keep), -1, -1)
+        ]
+        if len(keep) <= _LEAST_STAGES:
+            steps += [replace(whole, trim=trim) for trim in (trims[:1] if first > 1 and any(most) else trims)]
+            continue
+        lead = tuple(layer.name for layer in _layers(census, whole)[0][1:]) if any(most) else ()
+        steps += [replace(whole, trim=trim, drop=lead) for trim in trims[:2] if lead]
+        steps += [replace(whole, trim=trim) for trim in trims[1 if lead else 0 :]]
     return sorted(dict.fromkeys(steps), key=lambda step: _relus(census, step, 1.0))
 
 
@@ -117,7 +124,8 @@ def _layers(census: Census, structure: Candidate) -> list[list[ReluLayer]]:
     found = []
     for place, name in enumerate(structure.keep):
         stage = next(stage for stage in census.stages if stage.name == name)
-        names = thinned_layers(stage) if structure.thin else [layer.name for layer in stage.layers]
+        names = set(thinned_layers(stage) if structure.thin else [layer.name for layer in stage.layers])
+        names -= set(structure.drop)
         trim = structure.trim[place] if structure.trim else 0
         found.append([_trimmed(layer, trim) for layer in stage.layers if layer.name in names])
     return found

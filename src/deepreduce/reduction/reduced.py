@@ -26,7 +26,7 @@ from .bypassing import add_bypasses
 from .candidate import Candidate
 from .collapsing import before, collapse, head_of
 from .removal import remove_relus
-from .reshaping import narrow, scale_channels, scale_resolution
+from .reshaping import narrow_channels, scale_channels, scale_resolution
 from .thinning import thinned_layers
 from .trimming import trim_maps
 
@@ -195,14 +195,14 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
 
 def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:
     """Return a network of the base's call sites with the candidate's beta, bypass and trim."""
-    wide = network
+    wide, read = network, dict[str, list[int]]()
     stages, kept = base.census.stage_of(), sorted(kept_layers(base, candidate))
     if candidate.beta:
         beta = dict(zip(candidate.keep, candidate.beta, strict=True))
-        network = narrow(network, {name: beta[stages[name]] for name in kept}, base.spec.input)
+        network, read = narrow_channels(network, {name: beta[stages[name]] for name in kept}, base.spec.input)
     if candidate.bypass:
         around = [layer.name for layer in base.census.layers if layer.name in kept and layer.bypassed]
-        network = add_bypasses(network, wide, around, base.spec.input)
+        network = add_bypasses(network, wide, around, base.spec.input, read=read)
     if candidate.trim:
         trim = dict(zip(candidate.keep, candidate.trim, strict=True))
         bypassed = {stages[layer.name] for layer in base.census.layers if layer.name in kept and layer.bypassed}

@@ -58,6 +58,17 @@ def scale_channels(network: nn.Module, alpha: float, input: tuple[int, int, int]
 
 
 def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int, int, int]) -> fx.GraphModule:
+    """Return a copy of a traced network in which some ReLU layers have a part of their channels; see `narrow_channels`.
+
+    Raises:
+        NetworkError: likewise.
+    """
+    return narrow_channels(network, betas, input)[0]
+
+
+def narrow_channels(
+    network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int, int, int]
+) -> tuple[fx.GraphModule, dict[str, list[int]]]:
     """Return a copy of a traced network in which some ReLU layers have a part of their channels.
 
     The layers before such a ReLU become narrow; every other layer keeps its width. Where channels are tied to those of
@@ -74,6 +85,9 @@ def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int
             layers are tied the smallest counts.
         input: channels, height and width of one image.
 
+    Returns:
+        The copy, and by name of its layers, where they read fewer channels than they did, which of them.
+
     Raises:
         NetworkError: if a call site does not exist, the dependency graph cannot be built, the network cannot run when
             it is narrowed, or nothing could be narrowed.
@@ -88,8 +102,9 @@ def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int
     with _with_gradients(own):
         with _refusing(what, network):
             tied = _tied(own, wanted, _outermost(own, from_output=True), input)
-        _pruned(own, tied, what, input, by_nonlinearity)
-    return own.train(network.training)
+        read = _pruned(own, tied, what, input, by_nonlinearity)
+    names = {module: name for name, module in own.named_modules()}
+    return own.train(network.training), {names[module]: channels for module, channels in read.items()}
 
 
 def _writers(network: fx.GraphModule, node: fx.Node) -> set[nn.Module]:
@@ -135,7 +150,7 @@ def _pruned(
     what: str,
     input: tuple[int, int, int],
     rank: Callable[[Any, Any], Tensor | None] = lambda graph, group: None,
-) -> None:
+) -> dict[nn.Module, list[int]]:
     """Take channels from layers of a network, in place: each keeps its share.
 
     Args:
@@ -145,6 +160,9 @@ def _pruned(
         input: channels, height and width of one image.
         rank: gives a number for each channel of a group of layers, of which the largest stay; None leaves it to the
             norm of their weights.
+
+    Returns:
+        By layer, where it reads fewer channels than it did, which of them.
 
     Raises:
         NetworkError: if that cannot be done, or changes nothing.
@@ -172,7 +190,12 @@ def _pruned(
                 pruning_ratio_dict={layer: 1 - _share(layer, share) for layer, share in shares.items()},
                 ignored_layers=_outermost(own, from_output=True),
             )
-            pruner.step()
+            read: dict[nn.Module, list[int]] = {}
+            for group in pruner.step(interactive=True):
+                for dependency, lost in group:
+                    if pruner.DG.is_in_channel_pruning_fn(dependency.handler):
+                        _forget(read, dependency.target.module, set(lost))
+                group.prune()
         got = own(images)
         if got.shape != outputs.shape:
             raise ValueError(f"the output came out as {tuple(got.shape)} instead of {tuple(outputs.shape)}")
@@ -186,6 +209,14 @@ def _pruned(
                 where=type(own).__name__,
             )
         )
+    return read
+
+
+def _forget(read: dict[nn.Module, list[int]], layer: nn.Module, lost: set[int]) -> None:
+    """Note that a layer reads some channels no more, counted as it reads them now."""
+    if isinstance(layer, _SCALABLE):
+        channels = read.get(layer) or list(range(layer.weight.shape[1] * getattr(layer, "groups", 1)))
+        read[layer] = [channel for place, channel in enumerate(channels) if place not in lost]
 
 
 def _first_channels(group: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from ..census import take_census
 from ..errors import NetworkError, problem
+from .plain import is_affine, is_plain_convolution, padding_of
 from .removal import relu_nodes
 
 _NAMED = 3  # call sites in a message
@@ -76,7 +77,7 @@ def _check(name: str, shape: tuple[int, ...], trim: int) -> None:
 def _trim_before(own: fx.GraphModule, relu: fx.Node, trim: int) -> None:
     """Let the ReLU read the middle of its input: by less padding of the convolution in front, if that has no other."""
     node = relu.all_input_nodes[0]
-    while len(node.users) == 1 and _is_affine(_module(own, node)):
+    while len(node.users) == 1 and is_affine(_module(own, node)):
         node = node.all_input_nodes[0]
     convolution = _padded(own, node) if len(node.users) == 1 else None
     if convolution is None:
@@ -85,7 +86,7 @@ def _trim_before(own: fx.GraphModule, relu: fx.Node, trim: int) -> None:
         relu.replace_input_with(relu.all_input_nodes[0], middle)
         return
     # Output position o begins at o * stride - padding: the first that stays is `trim`.
-    high, wide = (pad - stride * trim for pad, stride in zip(_padding(convolution), convolution.stride, strict=True))
+    high, wide = (pad - stride * trim for pad, stride in zip(padding_of(convolution), convolution.stride, strict=True))
     convolution.padding = max(0, high), max(0, wide)
     if min(high, wide) < 0:
         high, wide = min(0, high), min(0, wide)
@@ -100,7 +101,7 @@ def _pad_behind(own: fx.GraphModule, relu: fx.Node, trim: int) -> None:
     users = list(relu.users)
     convolution = _padded(own, users[0]) if len(users) == 1 else None
     if convolution is not None:
-        high, wide = _padding(convolution)
+        high, wide = padding_of(convolution)
         convolution.padding = high + trim, wide + trim
         return
     with own.graph.inserting_after(relu):
@@ -112,32 +113,8 @@ def _module(own: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return own.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _padding(convolution: nn.Conv2d) -> tuple[int, int]:
-    """Return the zeros above and below, and those on the left and right, of a convolution that pads with so many."""
-    high, wide = map(int, convolution.padding)
-    return high, wide
-
-
 def _padded(own: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
     """Return the convolution that a node calls, if it pads with so many zeros and is called here alone."""
     module = _module(own, node)
     calls = sum(_module(own, other) is module for other in own.graph.nodes)
-    if not isinstance(module, nn.Conv2d) or calls > 1 or _is_extended(module, nn.Conv2d):
-        return None
-    return module if module.padding_mode == "zeros" and not isinstance(module.padding, str) else None
-
-
-def _is_affine(module: nn.Module | None) -> bool:
-    """Tell whether a module is a batch norm that treats every position of a map alike, whatever the others hold."""
-    return (
-        isinstance(module, nn.BatchNorm2d)
-        and module.running_mean is not None
-        and not _is_extended(module, nn.BatchNorm2d)
-    )
-
-
-def _is_extended(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Tell whether a module computes something else than its kind: by hooks, or by methods of its own."""
-    methods = ("forward", "_conv_forward", "__call__")
-    own = any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in methods)
-    return own or bool(module._forward_hooks or module._forward_pre_hooks)
+    return module if isinstance(module, nn.Conv2d) and calls == 1 and is_plain_convolution(module) else None
