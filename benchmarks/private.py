@@ -57,15 +57,23 @@ CASES: dict[str, dict[str, Any] | None] = {
     "114,688": {"keep": ["S2", "S3", "S4"], "thin": True},
     "28,672": {"keep": ["S2", "S3", "S4"], "thin": True, "rho": 0.5},
     "12,288": {"keep": ["S2", "S3"], "thin": True, "alpha": 0.5, "rho": 0.5},
-    "12,232 narrow": {"keep": ["S3", "S4"], "thin": True, "beta": (0.4415, 1), "trim": (1, 1)},
+    "12,232 narrow": {"keep": ["S3", "S4"], "thin": True, "beta": (0.4415, 1), "trim": (1, 1), "bypass": True},
     "12,232 narrow, collapsed": {
         "keep": ["S3", "S4"],
         "thin": True,
         "beta": (0.4415, 1),
         "trim": (1, 1),
+        "bypass": True,
         "collapse": True,
     },
-    "28,648 narrow": {"keep": ["S2", "S3", "S4"], "thin": True, "beta": (0.2188, 0.8946, 1), "trim": (2, 1, 1)},
+    "28,648 narrow": {
+        "keep": ["S2", "S3", "S4"],
+        "thin": True,
+        "beta": (0.4375, 0.8946, 1),
+        "trim": (2, 1, 1),
+        "bypass": True,
+        "drop": ("layer2.1.relu1",),
+    },
 }
 """The networks of DeepReDuce, tables 3 and 4, and of our method, for ResNet18 at 32x32; `full` suits every network."""
 

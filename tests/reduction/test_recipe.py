@@ -110,6 +110,21 @@ def test_narrow_networks_come_back(tmp_path: Path, name: str, collapse: bool) ->
             load_network(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet_22_8"])
+def test_bypassed_networks_come_back(tmp_path: Path, name: str) -> None:
+    spec = NetworkSpec(name, (3, 16, 16), CLASSES, width=0.1)
+    candidate = Candidate(keep=("S2", "S3"), thin=True, beta=(0.3, 1.0), trim=(1, 0), bypass=True)
+    reduced, recipe = save(tmp_path, spec, None, candidate)
+    loaded, again = load_network(tmp_path)
+    assert again == recipe and again.candidate == candidate
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(loaded(images), reduced(images))
+    for bypass in (False, 1, "true", None):
+        change(tmp_path, "candidate.bypass", bypass)
+        with pytest.raises((RecipeError, RunError)):
+            load_network(tmp_path)
+
+
 def test_trimmed_networks_come_back(tmp_path: Path) -> None:
     """No weight tells how much is trimmed; the counts do."""
     spec = NetworkSpec("resnet18", (3, 16, 16), CLASSES, width=0.1)

@@ -233,6 +233,7 @@ def test_reference_networks_with_random_weights(name: str) -> None:
         ("resnet18", Candidate(("S2", "S3"), thin=True, alpha=0.5, rho=0.5)),
         ("resnet18", Candidate(("S3", "S4"), thin=True, beta=(0.25, 0.5), collapse=True)),
         ("resnet18", Candidate(("S3", "S4"), thin=True, beta=(0.25, 1.0), trim=(1, 1))),
+        ("resnet18", Candidate(("S3", "S4"), thin=True, beta=(0.25, 1.0), trim=(1, 1), bypass=True)),
         ("resnet34", Candidate(("S3",))),
         ("vgg16", Candidate(("S1", "S2", "S3"), thin=True)),
         ("mobilenet_v1", Candidate(("S2", "S4"), thin=True)),
