@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, Any] | None] = {
     "28,672": {"keep": ["S2", "S3", "S4"], "thin": True, "rho": 0.5},
     "12,288": {"keep": ["S2", "S3"], "thin": True, "alpha": 0.5, "rho": 0.5},
     "12,232 narrow": {"keep": ["S3", "S4"], "thin": True, "beta": (0.4415, 1), "trim": (1, 1), "bypass": True},
+    "12,232 narrow, not bypassed": {"keep": ["S3", "S4"], "thin": True, "beta": (0.4415, 1), "trim": (1, 1)},
     "12,232 narrow, collapsed": {
         "keep": ["S3", "S4"],
         "thin": True,
@@ -72,6 +73,13 @@ CASES: dict[str, dict[str, Any] | None] = {
         "beta": (0.4375, 0.8946, 1),
         "trim": (2, 1, 1),
         "bypass": True,
+        "drop": ("layer2.1.relu1",),
+    },
+    "28,648 narrow, not bypassed": {
+        "keep": ["S2", "S3", "S4"],
+        "thin": True,
+        "beta": (0.4375, 0.8946, 1),
+        "trim": (2, 1, 1),
         "drop": ("layer2.1.relu1",),
     },
 }

@@ -82,6 +82,12 @@ BLOCKS = {
         convolution(8, 6, dilation=2, padding=2, stride=2),
         around=nn.Conv2d(3, 6, 1, stride=2),
     ),
+    "batch norm behind": lambda: Block(
+        convolution(3, 8), nn.ReLU(), nn.BatchNorm2d(8), convolution(8, 6), around=nn.Conv2d(3, 6, 1)
+    ),
+    "groups behind": lambda: Block(
+        convolution(3, 8), nn.BatchNorm2d(8), nn.ReLU(), convolution(8, 6, groups=2), around=nn.Conv2d(3, 6, 1)
+    ),
     "bottleneck": lambda: Block(
         nn.Conv2d(3, 8, 1),
         nn.BatchNorm2d(8),
@@ -146,7 +152,7 @@ def test_with_lines_for_relus_it_is_the_wide_block(name: str) -> None:
     wide = trace(statistics(BLOCKS[name]()))
     thin, whole = narrowed(wide, 0.25)
     (around,) = bypasses(whole)
-    assert around(torch.zeros(1, *INPUT)).shape[1] == 6
+    assert around.eval()(torch.zeros(1, *INPUT)).shape[1] == 6
     results = {}
     for which, network in (("wide", wide), ("thin", thin), ("whole", whole)):
         results[which] = written(lines(copy.deepcopy(network).double()), LARGE)[..., 4:-4, 4:-4]
@@ -167,6 +173,17 @@ def test_all_padding_is_in_front_so_that_it_is_one_convolution(name: str) -> Non
         far = F.pad(images, (8, 8, 8, 8))
         step = 12 // around(images).shape[-1]
         torch.testing.assert_close(around(far)[..., 8 // step : -8 // step, 8 // step : -8 // step], around(images))
+
+
+def test_where_one_begins_at_another_it_reads_what_the_block_reads() -> None:
+    torch.manual_seed(1)
+    layers = (convolution(3, 8), nn.BatchNorm2d(8), nn.ReLU(), convolution(8, 6))
+    further = (convolution(6, 8), nn.BatchNorm2d(8), nn.ReLU(), convolution(8, 6))
+    wide = trace(statistics(Block(*layers, *further, around=nn.Conv2d(3, 6, 1))))
+    whole = narrowed(wide, 0.25)[1]
+    assert len(bypasses(whole)) == 2
+    got, expected = (written(lines(network.double()), LARGE)[..., 6:-6, 6:-6] for network in (whole, wide))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_weights_by_hand() -> None:
@@ -239,11 +256,12 @@ def test_what_branches_or_is_hooked_has_none() -> None:
             return self.head(self.path[3](self.path[2](self.path[1](inside))) + inside[:, :6])
 
     layers = (convolution(3, 8), nn.BatchNorm2d(8), nn.ReLU(), convolution(8, 6))
-    computed = BLOCKS["plain"]()
+    computed, biased = BLOCKS["plain"](), BLOCKS["plain"]()
     nn.utils.parametrizations.weight_norm(computed.path[3])
+    nn.utils.parametrize.register_parametrization(biased.path[3], "bias", nn.Identity())
     hooked = BLOCKS["plain"]()
     hooked.path[3].register_forward_hook(lambda module, args, output: output * 2)
-    for module in (Branching(*layers, around=nn.Identity()), computed, hooked):
+    for module in (Branching(*layers, around=nn.Identity()), computed, biased, hooked):
         network = trace(module.eval())
         (site,) = [site.name for site in find_relus(network)]
         assert not bypasses(add_bypasses(network, network, [site], INPUT))

@@ -10,7 +10,6 @@ together they are exactly one convolution, also at the border.
 from __future__ import annotations
 
 import copy
-import itertools
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..census import example_images, find_relus
 from .nonlinearity import linear_fit
@@ -58,10 +58,12 @@ def add_bypasses(
     behind it, where only plain convolutions, batch norms and ReLUs lie between, one behind the other. Elsewhere the
     ReLU has none.
 
-    They hold the weights of the wide network, and with the best linear fit in place of its ReLUs they give what the
-    lost channels gave (away from the border): the last convolution begins with zeros for the channels that it still
-    reads in the narrow block. A copy of a batch norm in front of a ReLU takes over slope and intercept
-    (`nonlinearity.linear_fit`); where there is none the slope is one half.
+    They hold the weights of the wide network, and the last convolution begins with zeros for the channels that it still
+    reads in the narrow block. So with the best linear fit in place of the ReLUs they give what the lost channels gave,
+    away from the border; behind two narrow layers that are not depthwise, without what the first of them lost for the
+    channels that the second one keeps. Where no channel was lost they begin with nothing. A copy of a batch norm with
+    weights in front of a ReLU takes over slope and intercept (`nonlinearity.linear_fit`); where there is none the
+    slope is one half.
 
     Args:
         network: traced, with all its ReLUs; not changed.
@@ -78,13 +80,14 @@ def add_bypasses(
     nodes = relu_nodes(own, names)
     shapes, before = _shapes(own, input), _shapes(wide, input)
     fixed = {name for name, shape in shapes.items() if len(shape) == _DIMENSIONS and before.get(name) == shape}
-    stretches = [_stretch(own, node, fixed) for node in nodes.values()]
-    for stretch in dict.fromkeys(found for found in stretches if found is not None):
-        layers = _linear_copies(wide, stretch)
-        if layers is not None:
-            last = next(node for node in own.graph.nodes if node.name == stretch.inside[-1])
-            _silence(layers[-1], read.get(str(last.target)))
-            _insert(own, stretch, layers)
+    found = [_stretch(own, node, fixed) for node in nodes.values()]
+    stretches = dict.fromkeys(stretch for stretch in found if stretch is not None)
+    made = {stretch: layers for stretch in stretches if (layers := _linear_copies(wide, stretch)) is not None}
+    # The last one first: what an earlier one adds to is then what this one reads as well.
+    for number, (stretch, layers) in reversed(list(enumerate(made.items()))):
+        last = next(node for node in own.graph.nodes if node.name == stretch.inside[-1])
+        _silence(layers[-1], read.get(str(last.target)))
+        _insert(own, stretch, layers, f"{_NAME}_{number}")
     own.recompile()
     return own
 
@@ -138,14 +141,24 @@ def _linear_copies(wide: fx.GraphModule, stretch: _Stretch) -> list[nn.Module] |
             continue
         if module is None or not (is_plain_convolution(module) or is_affine(module)):
             return None
-        if "weight" not in module._parameters:  # computed from others, by a parametrization
+        if is_parametrized(module):  # there is no weight that could be changed
             return None
         layers.append(copy.deepcopy(module))
-        if halved and isinstance(layers[-1], nn.Conv2d):
-            layers[-1].weight.mul_(0.5)
+        if halved:
+            _halve_input(layers[-1])
             halved = False
     _pad_in_front([layer for layer in layers if isinstance(layer, nn.Conv2d)])
     return layers
+
+
+def _halve_input(layer: nn.Module) -> None:
+    """Change a layer so that it gives for an input what it gave for half of it."""
+    if isinstance(layer, nn.BatchNorm2d):
+        assert layer.running_mean is not None and layer.running_var is not None
+        layer.running_mean.mul_(2)
+        layer.running_var.mul_(4)
+    else:
+        layer.get_parameter("weight").mul_(0.5)
 
 
 def _pad_in_front(convolutions: Sequence[nn.Conv2d]) -> None:
@@ -162,18 +175,17 @@ def _pad_in_front(convolutions: Sequence[nn.Conv2d]) -> None:
 def _silence(last: nn.Module, read: Sequence[int] | None) -> None:
     """Let the last convolution begin with what was lost alone, and without a bias: the block still has its own."""
     assert isinstance(last, nn.Conv2d)
-    if read is None or last.groups > 1:
-        last.weight.zero_()
-    else:
-        last.weight[:, list(read)] = 0
+    inputs, outputs = last.in_channels // last.groups, last.out_channels // last.groups
+    for channel in range(last.in_channels) if read is None else read:
+        group = channel // inputs
+        last.weight[group * outputs : (group + 1) * outputs, channel % inputs] = 0
     last.bias = None
 
 
-def _insert(own: fx.GraphModule, stretch: _Stretch, layers: Sequence[nn.Module]) -> None:
+def _insert(own: fx.GraphModule, stretch: _Stretch, layers: Sequence[nn.Module], name: str) -> None:
     """Let layers read what a stretch reads, and add what they give to what the stretch gives."""
     nodes = {node.name: node for node in own.graph.nodes}
     value, first, last = nodes[stretch.source], nodes[stretch.inside[0]], nodes[stretch.inside[-1]]
-    name = next(f"{_NAME}_{number}" for number in itertools.count() if not hasattr(own, f"{_NAME}_{number}"))
     own.add_submodule(name, nn.Sequential(*layers).train(own.training))
     with own.graph.inserting_before(first):  # what it reads may be written to later
         for place in range(len(layers)):

@@ -42,7 +42,7 @@ class Candidate:
         collapse: whether what comes before the first ReLU that stays becomes one convolution, where it is several; see
             `head_of`.
         bypass: whether those layers have linear ones beside them, in place of the channels and positions that they
-            lose, where there is a way around them already; see `add_bypasses`.
+            lose, where there is a way around them already and only plain layers lie around them; see `add_bypasses`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
             shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta,

@@ -5,7 +5,8 @@
 3. Trimming: in the first stages that stay, the insides of the blocks work on the middle of the feature map (`trim`).
 4. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
    stages more than earlier ones. All other layers keep their width and their resolution.
-5. Bypassing: linear layers beside these blocks take the place of what they lost (`bypass`).
+5. Bypassing: linear layers beside these blocks take the place of what they lost (`bypass`), and widen the linear way
+   where nothing was lost. Only where the structure is thinned: else that way has ReLUs.
 
 The last three are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its
 ReLUs are counted; here the insides of the blocks shrink, and the linear rest, which is cheap online, stays. It needs

@@ -185,12 +185,12 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
     """
     if base.reference:
         return _narrowed(trace(build(base.spec, alpha=candidate.alpha, rho=candidate.rho)), base, candidate)
-    network = build_full(base, candidate)
+    network = copy.deepcopy(base.network)
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
-    return network
+    return build_full(replace(base, network=network), candidate)
 
 
 def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:

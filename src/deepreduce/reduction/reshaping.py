@@ -215,7 +215,8 @@ def _pruned(
 def _forget(read: dict[nn.Module, list[int]], layer: nn.Module, lost: set[int]) -> None:
     """Note that a layer reads some channels no more, counted as it reads them now."""
     if isinstance(layer, _SCALABLE):
-        channels = read.get(layer) or list(range(layer.weight.shape[1] * getattr(layer, "groups", 1)))
+        known = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        channels = read.get(layer) or list(range(int(known)))
         read[layer] = [channel for place, channel in enumerate(channels) if place not in lost]
 
 

@@ -125,7 +125,8 @@ def make_program(
             return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
         made.undo()
         if made.trimmed:
-            trim = tuned = False  # what was not worth merging may be, now that all layers keep their bits
+            trim = False
+            tuned = not chosen.merge  # what was not worth merging may be, now that all layers keep their bits
             continue
         chosen = _finer(chosen, agreement, settings or FormatSettings())
 
