@@ -72,14 +72,6 @@ CASES: dict[str, dict[str, Any] | None] = {
         "thin": True,
         "beta": (0.4375, 0.8946, 1),
         "trim": (2, 1, 1),
-        "bypass": True,
-        "drop": ("layer2.1.relu1",),
-    },
-    "28,648 narrow, not bypassed": {
-        "keep": ["S2", "S3", "S4"],
-        "thin": True,
-        "beta": (0.4375, 0.8946, 1),
-        "trim": (2, 1, 1),
         "drop": ("layer2.1.relu1",),
     },
 }

@@ -100,6 +100,7 @@ def test_the_structure_follows_the_budget(base: Base) -> None:
     ):  # fmt: skip
         (found,) = narrowing(base.census, (), [budget])
         assert (replace(found, beta=(), bypass=False), not found.beta) == (steps[index], whole), budget
+        assert found.bypass == (len(found.keep) == 2), budget
 
 
 def test_nothing_is_trimmed_or_bypassed_where_nothing_goes_around_a_relu() -> None:

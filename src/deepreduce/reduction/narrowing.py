@@ -5,8 +5,8 @@
 3. Trimming: in the first stages that stay, the insides of the blocks work on the middle of the feature map (`trim`).
 4. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
    stages more than earlier ones. All other layers keep their width and their resolution.
-5. Bypassing: linear layers beside these blocks take the place of what they lost (`bypass`), and widen the linear way
-   where nothing was lost. Only where the structure is thinned: else that way has ReLUs.
+5. Bypassing: linear layers beside these blocks take the place of what they lost (`bypass`). Only with the smallest
+   budgets, for which two stages are left: elsewhere they gain less accuracy than they cost in circuits.
 
 The last three are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its
 ReLUs are counted; here the insides of the blocks shrink, and the linear rest, which is cheap online, stays. It needs
@@ -75,7 +75,8 @@ def _within(census: Census, budget: int) -> Candidate:
     enough = [step for step in fitting if _relus(census, step, 1.0) >= (1 / ROOM if step.trim else ENOUGH) * budget]
     structure = enough[0] if enough else fitting[-1]
     around = any(layer.bypassed for layers in _layers(census, structure) for layer in layers)
-    return replace(structure, beta=_betas(census, structure, budget), bypass=structure.thin and around)
+    bypass = bool(structure.trim) and len(structure.keep) <= _LEAST_STAGES and around
+    return replace(structure, beta=_betas(census, structure, budget), bypass=bypass)
 
 
 def structures(census: Census) -> list[Candidate]:
