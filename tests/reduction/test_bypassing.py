@@ -294,6 +294,33 @@ def test_where_nothing_goes_around_a_relu_there_is_none() -> None:
     assert not bypasses(build_candidate(base, Candidate(keep, beta=(0.5, 0.5), bypass=True)))
 
 
+def test_a_users_fresh_network_begins_as_a_reference_network_does() -> None:
+    """Its weights are drawn before it is bypassed: what the narrow block reads is silent in the copy."""
+    module = BLOCKS["plain"]()
+    base = make_base(SPEC, module)
+    network = build_candidate(base, Candidate(("S1",), beta=(0.5,), bypass=True), warm=False)
+    (around,) = bypasses(network)
+    silent = around.get_parameter("2.weight").flatten(2).abs().sum((0, 2)) == 0
+    assert int(silent.sum()) == 4
+    assert not torch.equal(around.get_parameter("0.weight"), module.path[0].weight)
+
+
+def test_which_channels_a_transposed_convolution_still_reads() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.up, self.head = convolution(3, 8), nn.ConvTranspose2d(8, 6, 2, stride=2), Head(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.up(F.relu(self.first(x))))
+
+    wide = trace(Up().eval())
+    (site,) = [site.name for site in find_relus(wide)]
+    thin, read = narrow_channels(wide, {site: 0.5}, INPUT)
+    kept = wide.get_parameter("up.weight")[read["up"]]
+    assert len(read["up"]) == 4 and torch.equal(thin.get_parameter("up.weight"), kept)
+
+
 def test_masks_have_none() -> None:
     with pytest.raises(UsageError, match="bypass"):
         Candidate(keep=("S1",), bypass=True, masks=Masks("snl", "element", 10))

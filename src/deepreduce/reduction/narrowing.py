@@ -74,8 +74,7 @@ def _within(census: Census, budget: int) -> Candidate:
     fitting = [step for step in steps if _relus(census, step) <= budget] or steps[:1]
     enough = [step for step in fitting if _relus(census, step, 1.0) >= (1 / ROOM if step.trim else ENOUGH) * budget]
     structure = enough[0] if enough else fitting[-1]
-    around = any(layer.bypassed for layers in _layers(census, structure) for layer in layers)
-    bypass = bool(structure.trim) and len(structure.keep) <= _LEAST_STAGES and around
+    bypass = bool(structure.trim) and len(structure.keep) <= _LEAST_STAGES  # trimmed, so something goes around
     return replace(structure, beta=_betas(census, structure, budget), bypass=bypass)
 
 
