@@ -29,6 +29,7 @@ from deepreduce.private.program import (
     Sum,
     SumPool,
     TensorFormat,
+    Truncation,
     check_public,
     make_program,
     program_from_bytes,
@@ -139,6 +140,28 @@ def test_steps_that_do_not_fit_are_refused() -> None:
     for step in broken:
         with pytest.raises(RecipeError, match="consistent"):
             check_public(replace(TINY, steps=(TINY.steps[0], step, TINY.steps[2])))
+
+
+def test_truncations_that_do_not_fit_are_refused() -> None:
+    flat, relu, argmax = TINY.steps
+    tensors = (*TINY.tensors[:2], TensorFormat((2,), 1, 40), *TINY.tensors[2:])
+    made = Step(Truncation(2), (1,), 2, "truncation")
+    good = replace(relu, inputs=(2,), output=3, op=replace(relu.circuit, dropped=0))
+    tensors = (*tensors[:3], TensorFormat((2,), 1, 9), tensors[4])
+    public = PublicProgram(tensors, (flat, made, good, replace(argmax, inputs=(3,), output=4)))
+    check_public(public)  # into a ring that is larger than the one that it reads
+    assert public_from_bytes(public_to_bytes(public)) == public
+    for broken in (
+        replace(made, op=Truncation(1)),  # the fraction bits of another
+        replace(made, op=Truncation(9)),
+        replace(made, op=Truncation(-2)),
+        replace(made, op=Truncation(True)),
+        replace(made, has_bias=True),
+        replace(made, inputs=(0,)),
+        replace(made, inputs=(1, 1)),
+    ):
+        with pytest.raises(RecipeError, match="consistent"):
+            check_public(replace(public, steps=(flat, broken, *public.steps[2:])))
 
 
 def image_of(shape: tuple[int, ...], *steps: tuple[Any, tuple[int, ...]]) -> PublicProgram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
@@ -12,13 +13,19 @@ from deepreduce.private.program import (
     Convolution,
     FormatSettings,
     Program,
+    Reshape,
+    Step,
     Sum,
+    SumPool,
+    Truncation,
     check_public,
     convert,
     make_program,
 )
 from deepreduce.private.program.fold import fold
-from deepreduce.private.program.plan import weight_fraction
+from deepreduce.private.program.graph import Graph, Input, Node
+from deepreduce.private.program.plan import TRUNCATION, _candidates, weight_fraction
+from deepreduce.private.ring import signed
 from deepreduce.private.twin import Twin
 
 from .small import Lambda, images, photographs, settle
@@ -32,6 +39,11 @@ def circuits(program: Program) -> list[tuple[str, Circuit, int, int]]:
         for step in public.steps[:-1]
         if step.circuit is not None
     ]
+
+
+def truncations(program: Program) -> list[Step]:
+    """Return the truncations."""
+    return [step for step in program.public.steps if isinstance(step.op, Truncation)]
 
 
 def plain(depth: int) -> nn.Module:
@@ -120,7 +132,8 @@ def test_a_long_stretch_is_refreshed_where_it_is_smallest_or_merged_away() -> No
     net = Lambda(run, **layers, fc=nn.Linear(16, 5))
     batch = photographs(8, 16)
     for merge in (False, True):
-        program = make_program(net, batch, settings=FormatSettings(merge=merge, tolerance=1.0))
+        settings = FormatSettings(merge=merge, tolerance=1.0, failure_bits=40)  # no truncation is so sure
+        program = make_program(net, batch, settings=settings)
         assert max(tensor.ring_bits for tensor in program.public.tensors) <= 59
         check_public(program.public)
         refreshed = [
@@ -130,6 +143,50 @@ def test_a_long_stretch_is_refreshed_where_it_is_smallest_or_merged_away() -> No
         if not merge:
             smallest = min(program.public.tensors[step.output].size for step in refreshed)
             assert smallest == 16 * 8 * 8
+
+
+def test_a_long_stretch_is_truncated_without_circuits_and_the_report_says_how_often_that_fails() -> None:
+    torch.manual_seed(0)
+    layers = {f"c{i}": nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1, bias=False) for i in range(10)}
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        for i, name in enumerate(layers):
+            x = getattr(net, name)(x)
+            if i == 5:
+                x = F.avg_pool2d(x, 2)
+        return net.fc(F.relu(x).mean((2, 3)))
+
+    net = Lambda(run, **layers, fc=nn.Linear(16, 5))
+    program = make_program(net, photographs(8, 16), settings=FormatSettings(merge=False, tolerance=1.0))
+    public, made = program.public, truncations(program)
+    assert [op.kind for _, op, _, _ in circuits(program)] == ["relu"]
+    assert len(made) >= 3
+    assert max(tensor.ring_bits for tensor in public.tensors) <= 59
+    assert program.report is not None
+    rows = {row["name"]: row for row in program.report.rows}
+    tensors, _ = Twin(program).trace(Twin(program).encode(photographs(8, 16).double().numpy()))
+    for step in made:
+        row, form = rows[step.name], public.tensors[step.inputs[0]]
+        assert row["kind"] == "truncation" and row["dropped"] == step.op.dropped > 0
+        values = np.abs(signed(tensors[step.inputs[0]], form.ring_bits)).astype(float)
+        fails = form.size * (values.mean() + 1) / 2.0**form.ring_bits  # of one image, over the client's share
+        assert 0 < fails <= 2.0**-20
+        assert row["failures"] == pytest.approx(fails, rel=0.01)
+    assert program.report.failures == pytest.approx(sum(rows[step.name]["failures"] for step in made))
+
+
+def test_only_shares_that_are_uniform_are_truncated() -> None:
+    """What a truncation gives is uniform again behind the next layer with weights, or a sum with something that is."""
+    image = Node(Input(), [], (1, 4, 4), "image")
+    conv = Node(Convolution((1, 1, 1, 1)), [image], (1, 4, 4), "conv")
+    cut = Node(Truncation(0), [conv], (1, 4, 4), "cut")
+    pool = Node(SumPool((2, 2), (1, 1)), [cut], (1, 3, 3), "pool")
+    masked = Node(Circuit("relu", 0, 0, kept=np.arange(3, dtype=np.int32)), [pool], (1, 3, 3), "masked")
+    again = Node(Convolution((1, 1, 1, 1)), [masked], (1, 3, 3), "again")
+    joined = Node(Sum((0, 0), (1, 1)), [again, pool], (1, 3, 3), "joined")
+    last = Node(Reshape(), [joined], (9,), "last")
+    found = {each.node.name for each in _candidates(Graph(image, last)) if each.kind == TRUNCATION}
+    assert found == {"again", "joined"}
 
 
 def test_a_refresh_is_not_inserted_where_it_costs_more_than_it_saves() -> None:
@@ -189,7 +246,7 @@ def test_a_ring_too_large_is_refreshed_in_a_small_tensor_too() -> None:
             x = getattr(net, name)(x)
         return x
 
-    settings = FormatSettings(merge=False, tolerance=1.0, max_ring_bits=45)
+    settings = FormatSettings(merge=False, tolerance=1.0, max_ring_bits=45, failure_bits=40)
     program = make_program(Lambda(run, **layers), images(8, 1, 2, 2), settings=settings)
     assert max(tensor.ring_bits for tensor in program.public.tensors) <= 45
     assert any(op.kind == "rescale" for _, op, _, _ in circuits(program))

@@ -9,13 +9,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from deepreduce.errors import NetworkError
-from deepreduce.private.program import Program, make_program
+from deepreduce.private.program import FormatSettings, Program, Truncation, make_program
 from deepreduce.private.protocol import make_layout
 from deepreduce.private.ring import decode, signed
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import HEADER_BYTES
 
-from ..program.small import Lambda, images, settle
+from ..program.small import Lambda, images, photographs, settle
 from .harness import Run, replayed, residual, run, weight_bits
 
 
@@ -93,6 +93,24 @@ def test_relu6_depthwise_branches_and_long_stretches() -> None:
         images(64, 3, 8, 8),
     )
     check(make_program(network, images(64, 3, 8, 8)), images(3, 3, 8, 8, seed=3))
+
+
+def test_a_stretch_that_is_truncated() -> None:
+    """Layer after layer between two ReLUs, beside a shortcut: no circuits but the ReLUs', and the twin's bits."""
+    torch.manual_seed(5)
+    layers = {f"c{i}": nn.Conv2d(3 if i == 0 else 6, 6, 3, padding=1) for i in range(5)}
+
+    def stretch(net: Lambda, x: torch.Tensor) -> torch.Tensor:
+        x = before = F.relu(net.c0(x))
+        for i in range(1, 5):
+            x = net.get_submodule(f"c{i}")(x)
+        return net.fc(F.avg_pool2d(F.relu(x + before), 4).flatten(1))
+
+    network = settle(Lambda(stretch, **layers, fc=nn.Linear(24, 5)), photographs(64, 8))
+    made = make_program(network, photographs(64, 8), settings=FormatSettings(merge=False))
+    assert any(isinstance(step.op, Truncation) for step in made.public.steps)
+    assert {step.circuit.kind for step in made.public.steps if step.circuit is not None} == {"relu", "argmax"}
+    check(made, photographs(3, 8, seed=3))
 
 
 def plain(net: Lambda, x: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,8 @@ from deepreduce.private.ring import (
     shift_left,
     signed,
     split,
+    truncate_client,
+    truncate_server,
     unsigned,
 )
 
@@ -61,6 +63,40 @@ def test_truncation_against_python_integers(bits: int, data: st.DataObject) -> N
     expected = ((y - share + low - 1) % (1 << bits) // low + share // low) % (1 << (bits - dropped))
     assert got % (1 << (bits - dropped)) == expected
     assert expected in {(y // low) % (1 << (bits - dropped)), -(-y // low) % (1 << (bits - dropped))}
+
+
+@pytest.mark.parametrize("to", [2, 4, 5, 9, 62])
+def test_exhaustive_truncation_within_a_ring_fails_for_the_stated_shares_alone(to: int) -> None:
+    bits, dropped = 7, 3
+    client = np.arange(1 << bits, dtype=np.uint64)
+    for y in range(-30, 31):
+        server = split(unsigned(np.full(1 << bits, y), bits), client, bits)
+        total = truncate_server(server, bits, dropped, to) + truncate_client(client, bits, dropped, to)
+        lower, upper = (unsigned(np.array([y // 8 + more]), to)[0] for more in (0, 1))
+        got = reduce(total, to)
+        right = (got == lower) | ((got == upper) & (y % 8 > 0))
+        own = client.astype(np.int64)
+        failing = own <= y if y >= 0 else own > (1 << bits) + y
+        if to <= bits - dropped:  # what is wrong is a multiple of 2^(bits - dropped)
+            failing[:] = False
+        assert np.array_equal(right, ~failing)
+        assert failing.sum() <= abs(y) + 1
+        if not failing.any():
+            assert (got == upper).sum() == (y % 8) * (1 << bits) // 8  # unbiased
+
+
+@given(st.integers(2, MAX_RING_BITS), st.integers(1, MAX_RING_BITS), st.data())
+def test_truncation_within_a_ring_against_python_integers(bits: int, to: int, data: st.DataObject) -> None:
+    dropped = data.draw(st.integers(0, bits - 1))
+    y = data.draw(st.integers(-(1 << (bits - 1)), (1 << (bits - 1)) - 1))
+    share = data.draw(st.integers(0, (1 << bits) - 1))
+    server = split(unsigned(np.array([y]), bits), words(share), bits)
+    got = int(truncate_server(server, bits, dropped, to)[0] + truncate_client(words(share), bits, dropped, to)[0])
+    low = 1 << dropped
+    expected = ((y - share) % (1 << bits) + low - 1) // low + share // low - (1 << (bits - dropped))
+    assert got % (1 << to) == expected % (1 << to)
+    if (share > y) if y >= 0 else (share <= (1 << bits) + y):
+        assert expected in (y // low, -(-y // low))
 
 
 @given(st.integers(1, MAX_RING_BITS), st.integers(-(2**63), 2**63 - 1))

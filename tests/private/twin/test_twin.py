@@ -11,7 +11,15 @@ from torch import nn
 
 from deepreduce.errors import DataError
 from deepreduce.networks import REFERENCE, NetworkSpec
-from deepreduce.private.program import Circuit, FormatSettings, Program, check_public, circuit_function, make_program
+from deepreduce.private.program import (
+    Circuit,
+    FormatSettings,
+    Program,
+    Truncation,
+    check_public,
+    circuit_function,
+    make_program,
+)
 from deepreduce.private.ring import random_words, signed, unsigned
 from deepreduce.private.twin import Twin, play
 from deepreduce.reduction import Candidate, build_candidate, make_base
@@ -163,6 +171,55 @@ def test_masks_and_every_kind_of_circuit_replay() -> None:
         tensors, outside = Twin(own).trace(values, client_shares=run.client)
         assert not outside.any()
         assert np.array_equal(tensors[len(changed.steps)][:, 0], run.labels)
+
+
+def stretch(**settings: float) -> tuple[Program, np.ndarray]:
+    """Return a program with truncations, and encoded images."""
+    torch.manual_seed(0)
+    layers = {f"c{i}": nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(6)}
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        for name in layers:
+            x = getattr(net, name)(x)
+        return net.fc(F.relu(x).mean((2, 3)))
+
+    net = Lambda(run, **layers, fc=nn.Linear(8, 5))
+    program = make_program(net, photographs(16, 8), settings=FormatSettings(merge=False, tolerance=1.0, **settings))
+    assert any(isinstance(step.op, Truncation) for step in program.public.steps)
+    return program, Twin(program).encode(photographs(8, 8, seed=1).double().numpy())
+
+
+def test_truncated_shares_replay_bit_by_bit() -> None:
+    program, values = stretch()
+    run, twin = play(program, values), Twin(program)
+    tensors, outside = twin.trace(values, client_shares=run.client)
+    nearest, _ = twin.trace(values)
+    assert not outside.any()
+    for number, form in enumerate(program.public.tensors[:-1]):
+        total = (run.server[number] + run.client[number]) & np.uint64((1 << form.ring_bits) - 1)
+        assert np.array_equal(total, tensors[number])
+    first = next(step for step in program.public.steps if isinstance(step.op, Truncation))
+    bits = program.public.tensors[first.output].ring_bits
+    off = signed((tensors[first.output] - nearest[first.output]) & np.uint64((1 << bits) - 1), bits)
+    assert set(np.unique(off)) == {-1, 0, 1}
+
+
+def test_a_truncation_that_fails_replays_too_and_is_grossly_wrong() -> None:
+    """The client's share of one element is a small number: one of the few for which its value, above it, is lost."""
+    program, values = stretch()
+    first = next(step for step in program.public.steps if isinstance(step.op, Truncation))
+    form = program.public.tensors[first.inputs[0]]
+    right, _ = Twin(program).trace(values)
+    positive = int(np.argmax(signed(right[first.inputs[0]], form.ring_bits)))
+    run = play(program, values)
+    run.client[first.inputs[0]].reshape(-1)[positive] = 1  # the replay looks at shares alone
+    wrong, _ = Twin(program).trace(values, client_shares=run.client)
+    bits = program.public.tensors[first.output].ring_bits
+    off = signed((wrong[first.output] - right[first.output]) & np.uint64((1 << bits) - 1), bits).reshape(-1)
+    step = 1 << (form.ring_bits - first.op.dropped)
+    assert abs(abs(int(off[positive])) - step % (1 << bits)) <= 1 or step % (1 << bits) == 0
+    assert np.abs(np.delete(off, positive)).max() == 1
+    assert bits > form.ring_bits - first.op.dropped  # or nothing could fail
 
 
 def test_circuits_on_boundary_values() -> None:

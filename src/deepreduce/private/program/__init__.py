@@ -21,7 +21,9 @@ secret weights `program.weights[step.output].weight`: the client's part of them 
             online the server computes W·x_S + s + bias mod 2^k: its share
 
 `Convolution.padding` has four numbers (top, bottom, left, right), negative ones cut rows and columns away. All other
-linear steps (`SumPool`, `Sum`, `Concatenate`, `Reshape`, `Gather`) are local.
+linear steps (`SumPool`, `Sum`, `Concatenate`, `Reshape`, `Gather`) are local, and so is `Truncation`, which counts
+among them: each party divides its own share (`ring.truncate_server`, `ring.truncate_client`), and the output's ring may
+be larger than the input's.
 
 *Circuits* (`step.circuit`, see `Circuit`): the input tensor's shares, k_in = its ring bits, first lose `dropped` low
 bits (`ring.drop_server`, `ring.drop_client`: the server adds 2^dropped - 1 before), then all but `width` low bits;
@@ -52,6 +54,7 @@ from .operations import (
     Reshape,
     Sum,
     SumPool,
+    Truncation,
 )
 from .program import (
     Agreement,
@@ -85,6 +88,7 @@ __all__ = [
     "Sum",
     "SumPool",
     "TensorFormat",
+    "Truncation",
     "Weights",
     "check_public",
     "check_weights",

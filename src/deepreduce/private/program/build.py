@@ -33,8 +33,9 @@ from .operations import (
     Operation,
     Sum,
     SumPool,
+    Truncation,
 )
-from .plan import Formats, plan
+from .plan import Formats, Range, Ranges, plan
 from .program import (
     Agreement,
     FormatReport,
@@ -171,15 +172,16 @@ def _name_uniquely(graph: Graph) -> None:
             node.name = f"{node.name}#{seen[node.name]}"
 
 
-def _calibrate(graph: Graph, images: Tensor) -> tuple[dict[Node, float], dict[Node, Array], Array]:
-    """Return every node's largest magnitude and its mean per channel, and the logits."""
-    ranges: dict[Node, float] = {}
+def _calibrate(graph: Graph, images: Tensor) -> tuple[Ranges, dict[Node, Array], Array]:
+    """Return every node's range and its mean per channel, and the logits."""
+    ranges: Ranges = {}
     means: dict[Node, Array] = {}
     logits = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         for node, value in graph.run(batch).items():
-            largest = float(value.abs().max())
+            share = len(batch) / len(images)
+            largest, mean = float(value.abs().max()), float(value.abs().mean()) * share
             if not math.isfinite(largest):
                 raise NetworkError(
                     problem(
@@ -189,8 +191,9 @@ def _calibrate(graph: Graph, images: Tensor) -> tuple[dict[Node, float], dict[No
                         where=node.place,
                     )
                 )
-            ranges[node] = max(ranges.get(node, 0.0), largest)
-            per_channel = value.transpose(0, 1).flatten(1).mean(dim=1).numpy() * (len(batch) / len(images))
+            known = ranges.get(node, Range(0.0, 0.0))
+            ranges[node] = Range(max(known.largest, largest), known.mean + mean)
+            per_channel = value.transpose(0, 1).flatten(1).mean(dim=1).numpy() * share
             means[node] = means.get(node, 0.0) + per_channel
             if node is graph.output:
                 logits.append(value.numpy())
@@ -217,7 +220,7 @@ def _check_same(before: Array, after: Array) -> None:
 
 
 def _quantise(
-    graph: Graph, formats: Formats, ranges: dict[Node, float], means: dict[Node, Array]
+    graph: Graph, formats: Formats, ranges: Ranges, means: dict[Node, Array]
 ) -> tuple[Program, list[dict[str, Any]]]:
     order = _by_round(graph)
     ids = {node: index for index, node in enumerate(order)}
@@ -231,14 +234,14 @@ def _quantise(
             weights[ids[node]] = own
         step = Step(op, tuple(ids[before] for before in node.inputs), ids[node], node.name, has_bias)
         steps.append(step)
-        seen = ranges[node.inputs[0]] if step.circuit is not None else ranges[node]
+        seen = ranges[node.inputs[0] if step.circuit is not None else node].largest
         rows.append(_row(node, step, tensors, formats, seen, own))
     width, dropped = formats.logits
     tensors.append(argmax_format(tensors[ids[graph.output]].size))
     steps.append(Step(Circuit(ARGMAX, width, dropped), (ids[graph.output],), len(order), "argmax"))
     rows.append(
         {
-            "name": "argmax", "source": "", "kind": ARGMAX, "elements": 1, "seen": ranges[graph.output],
+            "name": "argmax", "source": "", "kind": ARGMAX, "elements": 1, "seen": ranges[graph.output].largest,
             "allowed": math.ldexp(1.0, width - 1 + dropped - formats.fraction[graph.output]), "fraction_bits": 0,
             "ring_bits": tensors[-1].ring_bits, "ring_bits_in": formats.ring[graph.output], "width": width,
             "dropped": dropped,
@@ -265,6 +268,8 @@ def _operation(node: Node, formats: Formats) -> Operation:
         return replace(op, factor=round(math.ldexp(node.factor, formats.weight_fraction[node])))
     if isinstance(op, (Sum, Concatenate)):
         return replace(op, shifts=tuple(formats.fraction[node] - formats.fraction[i] for i in node.inputs))
+    if isinstance(op, Truncation):
+        return Truncation(formats.dropped[node])
     if not isinstance(op, Circuit):
         assert isinstance(op, Operation)
         return op
@@ -325,6 +330,8 @@ def _row(
         row["allowed"] = math.ldexp(1.0, op.width - 1 + op.dropped - before.fraction_bits)
         row |= {"width": op.width, "dropped": op.dropped, "ring_bits_in": before.ring_bits}
         row["kept"] = out.size if op.kept is None else len(op.kept)
+    if isinstance(step.op, Truncation):
+        row |= {"dropped": step.op.dropped, "failures": formats.failures[node]}
     if own.weight is not None:
         row |= {
             "weight_fraction_bits": formats.weight_fraction[node],

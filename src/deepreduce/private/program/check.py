@@ -29,6 +29,7 @@ from .operations import (
     Reshape,
     Sum,
     SumPool,
+    Truncation,
 )
 from .program import PublicProgram, Step, TensorFormat, Weights, argmax_format, is_argmax
 
@@ -146,7 +147,9 @@ def _check_step(public: PublicProgram, step: Step, number: int) -> None:
     _require(isinstance(step.name, str) and len(step.name) <= 4096, "a name")
     _require(isinstance(step.has_bias, bool), "has_bias")
     inputs, out = [public.tensors[i] for i in step.inputs], public.tensors[step.output]
-    _require(not (step.has_bias and isinstance(step.op, (Circuit, Reshape, Gather, Concatenate))), "a bias here")
+    _require(
+        not (step.has_bias and isinstance(step.op, (Circuit, Reshape, Gather, Concatenate, Truncation))), "a bias here"
+    )
     several = isinstance(step.op, (Sum, Concatenate))
     _require(several or len(inputs) == 1, "one input")
     shape = _shape(step, inputs, out)
@@ -192,6 +195,9 @@ def _shape(step: Step, inputs: list[TensorFormat], out: TensorFormat) -> tuple[i
     if isinstance(op, Gather):
         _check_indices(op.index, (out.size,), inputs[0].size, lowest=-1)
         return out.shape
+    if isinstance(op, Truncation):
+        _require(_whole(op.dropped) and 0 <= op.dropped < inputs[0].ring_bits, f"{op.dropped} dropped bits")
+        return x
     return _circuit_shape(op, inputs[0], out)
 
 
@@ -282,6 +288,10 @@ def _check_rings(step: Step, inputs: list[TensorFormat], out: TensorFormat) -> N
         for each, shift in zip(inputs, op.shifts, strict=True):
             _require(each.fraction_bits + shift == out.fraction_bits, "branches of one format")
             _require(each.ring_bits >= k - shift, f"a ring of {each.ring_bits} bits for one of {k}")
+        return
+    if isinstance(op, Truncation):
+        fraction = inputs[0].fraction_bits - op.dropped
+        _require(out.fraction_bits == fraction, "the fraction bits that truncation leaves")
         return
     _require(inputs[0].ring_bits >= k, f"a ring of {inputs[0].ring_bits} bits for one of {k}")
     if isinstance(op, (Reshape, Gather)):

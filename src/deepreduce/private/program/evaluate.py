@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ring import MAX_RING_BITS, ExactConvolution, ExactMatrix, Words, reduce, shift_left, unsigned
+from ..ring import (
+    MAX_RING_BITS,
+    ExactConvolution,
+    ExactMatrix,
+    Words,
+    reduce,
+    shift_left,
+    signed,
+    truncate_client,
+    truncate_server,
+    unsigned,
+)
 from .operations import (
     ARGMAX,
     MAX,
@@ -22,8 +34,12 @@ from .operations import (
     Reshape,
     Sum,
     SumPool,
+    Truncation,
 )
 from .program import PublicProgram, Step, Weights
+
+Side = Literal["values", "server", "client"]
+"""What a linear step is computed on: the values themselves, the server's share, or the client's."""
 
 _LOWEST = np.iinfo(np.int64).min
 
@@ -59,13 +75,13 @@ class LinearEvaluator:
             elif own.weight is not None:
                 self._products[step.output] = ExactMatrix(own.weight)
 
-    def __call__(self, step: Step, inputs: list[Words], *, bias: bool, headroom: int = 0) -> Words:
+    def __call__(self, step: Step, inputs: list[Words], *, side: Side, headroom: int = 0) -> Words:
         """Compute one linear step.
 
         Args:
             step: any but a circuit.
             inputs: [n, *shape] of each input tensor.
-            bias: add the step's bias: true for values and for the server's share, false for the client's.
+            side: what the inputs are. The client's share gets no bias; values are truncated to nearest, ties upwards.
             headroom: compute in a ring of so many bits more, up to 62; the inputs must have them too. For values only:
                 what leaves the ring is then seen.
 
@@ -73,8 +89,11 @@ class LinearEvaluator:
             [n, *shape] of the output, mod 2^k for its ring.
         """
         bits = min(MAX_RING_BITS, self._public.tensors[step.output].ring_bits + headroom)
+        if isinstance(step.op, Truncation):
+            before = min(MAX_RING_BITS, self._public.tensors[step.inputs[0]].ring_bits + headroom)
+            return _truncated(inputs[0], before, step.op.dropped, bits, side)
         out = self._linear(step, inputs, bits)
-        if bias and step.output in self._biases:
+        if side != "client" and step.output in self._biases:
             out = reduce(out + unsigned(self._biases[step.output], bits), bits)
         return out
 
@@ -103,6 +122,19 @@ class LinearEvaluator:
                 return reduce(flat[:, op.index].reshape(batch, *shape), bits)
             case _:
                 raise AssertionError(f"{op} is not linear")
+
+
+def _truncated(x: Words, bits: int, dropped: int, to: int, side: Side) -> Words:
+    if side == "server":
+        return truncate_server(x, bits, dropped, to)
+    if side == "client":
+        return truncate_client(x, bits, dropped, to)
+    return unsigned(nearest(x, bits, dropped), to)
+
+
+def nearest(x: Words, bits: int, dropped: int) -> NDArray[np.int64]:
+    """Return values of a ring divided by 2^dropped, as signed numbers: to nearest, ties upwards."""
+    return (signed(x, bits) + np.int64((1 << dropped) >> 1)) >> np.int64(dropped)
 
 
 def _pool(op: SumPool, x: Words, shape: tuple[int, ...], bits: int) -> Words:

@@ -35,6 +35,7 @@ from .operations import (
     Reshape,
     Sum,
     SumPool,
+    Truncation,
 )
 from .program import Program, PublicProgram, Step, TensorFormat, Weights
 
@@ -52,6 +53,7 @@ _OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], tuple[str, ...]]] = {
     "concatenate": (Concatenate, ("axis", "shifts"), ()),
     "reshape": (Reshape, (), ()),
     "gather": (Gather, (), ("index",)),
+    "truncation": (Truncation, ("dropped",), ()),
     "circuit": (Circuit, ("kind", "width", "dropped", "cap", "rest_in_circuit"), ("kept", "windows")),
 }
 _NAMES = {kind: name for name, (kind, _, _) in _OPERATIONS.items()}

@@ -30,6 +30,7 @@ from .operations import (
     Reshape,
     Sum,
     SumPool,
+    Truncation,
 )
 
 Array = NDArray[np.float64]
@@ -170,6 +171,8 @@ def _evaluate(node: Node, inputs: list[Tensor]) -> Tensor:
         case Gather():
             flat = torch.cat([x.reshape(batch, -1), x.new_zeros(batch, 1)], dim=1)
             return flat[:, torch.from_numpy(op.index.astype(np.int64))].reshape(batch, *node.shape)
+        case Truncation():
+            return x
         case Circuit():
             return _circuit(op, x, node.shape)
         case _:

@@ -1,6 +1,7 @@
 """The operations of a program: what both parties know of each step.
 
-Every operation but `Circuit` is linear over the integers mod 2^k, so that each party applies it to its own share.
+Every operation but `Circuit` and `Truncation` is linear over the integers mod 2^k, so that each party applies it to its
+own share; each truncates its own share, too.
 Shapes are of one image, without the batch dimension; feature maps are (channels, height, width), vectors (elements,).
 """
 
@@ -90,9 +91,24 @@ class Gather:
         return isinstance(other, Gather) and _same(self.index, other.index)
 
 
+@dataclass(frozen=True)
+class Truncation:
+    """The refresh of a ring without a circuit: each party divides its own share by 2^dropped. Local.
+
+    The output's ring may be of any size, also larger than the input's, because the result is right over the integers:
+    the value divided, rounded up or down. But only for all but (|value| + 1) / 2^k of the client's shares, k the
+    input's ring bits; for those few it is grossly wrong. See `deepreduce.private.ring`.
+
+    Attributes:
+        dropped: low bits that are divided away, from 0 to the ring bits of the input less 1.
+    """
+
+    dropped: int
+
+
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """What is garbled: everything that is not linear, and the refresh of a ring.
+    """What is garbled: everything that is not linear, and the exact refresh of a ring.
 
     For each input element the parties drop `dropped` low bits of their shares (`deepreduce.private.ring`), keep the
     low `width` of the rest, and the circuit adds the two; the sum, read as a signed number of `width` bits, is t.
@@ -129,7 +145,7 @@ class Circuit:
         )
 
 
-Operation = Convolution | Matrix | SumPool | Sum | Concatenate | Reshape | Gather | Circuit
+Operation = Convolution | Matrix | SumPool | Sum | Concatenate | Reshape | Gather | Truncation | Circuit
 Weighted = (Convolution, Matrix)
 """The operations with secret weights, for use with `isinstance`; the others cost no homomorphic work."""
 

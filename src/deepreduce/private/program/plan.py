@@ -3,8 +3,10 @@
 Forwards, fraction bits add up: a layer's output has the fraction bits of its input and of its weights. Backwards, a
 tensor needs the ring that its readers need: `width + dropped` for a circuit, the ring of the output for a linear
 step, less the shift where it is multiplied by a power of two. What leaves a circuit carries the larger ring of its
-readers, so a long branch without a circuit is paid for by the ReLUs in front of it. A `rescale` circuit refreshes
-the ring in the middle. It is put where the ring would otherwise be too large, and where it saves AND gates in sum.
+readers, so a long branch without a circuit is paid for by the ReLUs in front of it. A refresh in the middle gives up
+fraction bits and begins a new ring. It is put where the ring would otherwise be too large, and where it saves AND gates
+in sum. There are two kinds. A truncation is free, but asks for a ring so large in front of it that it almost never
+fails (`FormatSettings.failure_bits`). Where there is no room for that, a `rescale` circuit does it exactly.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from .operations import (
     Matrix,
     Sum,
     SumPool,
+    Truncation,
 )
 from .settings import FormatSettings
 
@@ -40,8 +43,13 @@ ring too large is made again with the second.
 """
 
 
+_TRUNCATION = 1_000.0
+"""What one truncation costs, in AND gates: it saves some, or it is not made."""
+
 _SIX_BITS = 3
 """What leaves a ReLU6 is below 2^3."""
+
+TRUNCATION = "truncation"
 
 _DEAD_BITS = 16
 """Outputs whose weights are so many bits below the largest are dead: weight decay leaves them at 1e-20 or so."""
@@ -55,6 +63,22 @@ _TRIMMED = 200_000.0
 """What one bit less in the layers of a stretch is worth, in AND gates."""
 
 
+@dataclass(frozen=True)
+class Range:
+    """What calibration saw of a node.
+
+    Attributes:
+        largest: magnitude of any value.
+        mean: magnitude of a value on average, over all elements and images.
+    """
+
+    largest: float
+    mean: float
+
+
+Ranges = dict[Node, Range]
+
+
 @dataclass
 class Formats:
     """Formats by node.
@@ -63,7 +87,9 @@ class Formats:
         fraction: fraction bits of what a node gives.
         weight_fraction: fraction bits of a layer's weights or a pool's factor.
         ring: ring bits of what a node gives.
-        width, dropped: of circuits.
+        width: of circuits.
+        dropped: of circuits and truncations.
+        failures: of truncations: how many elements of an image are wrong, on average.
         logits: width and dropped bits of the arg-max.
         cost: estimated AND gates, with a penalty for rings that are too large.
         excess: bits by which the largest ring is too large.
@@ -74,6 +100,7 @@ class Formats:
     ring: dict[Node, int] = field(default_factory=dict)
     width: dict[Node, int] = field(default_factory=dict)
     dropped: dict[Node, int] = field(default_factory=dict)
+    failures: dict[Node, float] = field(default_factory=dict)
     logits: tuple[int, int] = (2, 0)
     cost: float = 0.0
     excess: int = 0
@@ -106,7 +133,7 @@ def range_bits(limit: float, settings: FormatSettings) -> int:
 def choose(
     order: list[Node],
     output: Node,
-    ranges: dict[Node, float],
+    ranges: Ranges,
     fractions: dict[Node, int],
     settings: FormatSettings,
     *,
@@ -117,7 +144,7 @@ def choose(
     Args:
         order: all nodes in order, the input first.
         output: the logits.
-        ranges: largest magnitude of every node in calibration.
+        ranges: of every node.
         fractions: `weight_fraction` of every node.
         settings: see `FormatSettings`.
         penalty: for each element and bit above the largest ring.
@@ -127,19 +154,23 @@ def choose(
     for node in order:
         op = node.op
         if isinstance(op, Input):
-            f[node] = settings.input_bits + fractions[node] - range_bits(ranges[node], settings)
+            f[node] = settings.input_bits + fractions[node] - range_bits(ranges[node].largest, settings)
         elif isinstance(op, Circuit):
             used = _SIX_BITS if op.kind in (RELU6, MAX_RELU6) else None
             made.width[node], made.dropped[node] = _narrow(
-                f[node.inputs[0]], ranges[node.inputs[0]], settings.activation_bits, settings, used=used
+                f[node.inputs[0]], ranges[node.inputs[0]].largest, settings.activation_bits, settings, used=used
             )
             f[node] = f[node.inputs[0]] - made.dropped[node]
+        elif isinstance(op, Truncation):
+            before = node.inputs[0]
+            _, made.dropped[node] = _narrow(f[before], ranges[before].largest, settings.activation_bits, settings)
+            f[node] = f[before] - made.dropped[node]
         elif isinstance(op, (Sum, Concatenate)):
             f[node] = max(f[before] for before in node.inputs)
         else:
             f[node] = f[node.inputs[0]] + fractions[node]
-    made.logits = _narrow(f[output], ranges[output], settings.logit_bits, settings)
-    _rings(made, order, output, settings)
+    made.logits = _narrow(f[output], ranges[output].largest, settings.logit_bits, settings)
+    _rings(made, order, output, ranges, settings)
     _count(made, order, settings, penalty)
     return made
 
@@ -156,7 +187,7 @@ def _narrow(
     return max(2, top + fraction - dropped + 1), dropped
 
 
-def _rings(made: Formats, order: list[Node], output: Node, settings: FormatSettings) -> None:
+def _rings(made: Formats, order: list[Node], output: Node, ranges: Ranges, settings: FormatSettings) -> None:
     ring = dict.fromkeys(order, 1)
 
     def need(node: Node, bits: int) -> None:
@@ -173,6 +204,11 @@ def _rings(made: Formats, order: list[Node], output: Node, settings: FormatSetti
             need(before, made.width[node] + made.dropped[node])
             if op.kept is not None and not op.rest_in_circuit:
                 need(before, own + made.dropped[node])
+        elif isinstance(op, Truncation):
+            before = node.inputs[0]
+            fits = range_bits(ranges[before].largest, settings) + made.fraction[before] + 1
+            rare = math.ceil(math.log2(_wrong_shares(made, node, ranges))) + settings.failure_bits
+            need(before, min(max(fits, rare), own + made.dropped[node]))  # the second never fails
         elif isinstance(op, (Sum, Concatenate)):
             for before in node.inputs:
                 need(before, own - (made.fraction[node] - made.fraction[before]))
@@ -184,7 +220,18 @@ def _rings(made: Formats, order: list[Node], output: Node, settings: FormatSetti
             for before in node.inputs:
                 need(before, own)
     made.ring = ring
+    for node in made.dropped:
+        if isinstance(node.op, Truncation):
+            bits = ring[node.inputs[0]]
+            exact = bits >= ring[node] + made.dropped[node]
+            made.failures[node] = 0.0 if exact else math.ldexp(_wrong_shares(made, node, ranges), -bits)
     made.excess = max(0, max(ring.values()) - settings.max_ring_bits)
+
+
+def _wrong_shares(made: Formats, node: Node, ranges: Ranges) -> float:
+    """Return for how many shares of the client a truncation fails, on average, added up over its elements."""
+    before = node.inputs[0]
+    return node.size * (math.ldexp(ranges[before].mean, made.fraction[before]) + 1)
 
 
 def gates(n: int, kind: str, width: int, ring: int, window: int = 1) -> int:
@@ -206,7 +253,9 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: 
     for node in order:
         depth[node] = max((depth[before] for before in node.inputs), default=0) + isinstance(node.op, Circuit)
         ring = made.ring[node]
-        cost += penalty * node.size * max(0, ring - settings.max_ring_bits)
+        cost += penalty * node.size * max(0, ring - settings.max_ring_bits) + _TRUNCATION * isinstance(
+            node.op, Truncation
+        )
         if isinstance(node.op, Circuit):
             width = made.width[node]
             if node.op.kept is None:
@@ -226,7 +275,7 @@ class Plan:
     Attributes:
         formats: by node, for the graph with the inserted circuits in it.
         trimmed: by how many bits layers in too long stretches were made coarser.
-        refreshes: the circuits that were inserted.
+        refreshes: what was inserted.
     """
 
     formats: Formats
@@ -239,24 +288,24 @@ class Plan:
         return self.formats.cost + _TRIMMED * self.trimmed
 
     def undo(self) -> None:
-        """Take the inserted circuits out of the graph again."""
+        """Take the inserted nodes out of the graph again."""
         for refresh in reversed(self.refreshes):
             refresh.undo()
 
 
 def plan(
     graph: Graph,
-    ranges: dict[Node, float],
+    ranges: Ranges,
     settings: FormatSettings,
     *,
     fractions: dict[Node, int] | None = None,
     trim: bool = True,
 ) -> Plan:
-    """Choose formats and insert the `rescale` circuits that pay or are needed; the graph is changed in place.
+    """Choose formats and insert the refreshes that pay or are needed; the graph is changed in place.
 
     Args:
         graph: folded and merged.
-        ranges: largest magnitude of every node in calibration; inserted nodes are added.
+        ranges: of every node; inserted nodes are added.
         settings: see `FormatSettings`.
         fractions: `weight_fraction` of nodes where it is known; filled up.
         trim: whether layers of a stretch whose ring is too large may be up to three bits coarser, if that is cheaper
@@ -300,22 +349,26 @@ def plan(
 
 def _refreshed(
     graph: Graph,
-    ranges: dict[Node, float],
+    ranges: Ranges,
     fractions: dict[Node, int],
     settings: FormatSettings,
     penalty: float,
     trimmed: int,
 ) -> Plan:
-    """Insert refreshes one by one, the one that saves most first, and take out what no longer pays, while it saves."""
+    """Insert refreshes one by one, the one that saves most first, and take out what no longer pays, while it saves.
+
+    First truncations alone: a circuit early on would stand where several truncations could.
+    """
 
     def formats() -> Formats:
         return choose(graph.order(), graph.output, ranges, fractions, settings, penalty=penalty)
 
     done: list[_Refresh] = []
     best = formats()
+    kinds = [TRUNCATION]
     while True:
         found: tuple[Formats, _Refresh] | None = None
-        for refresh in [_Refresh(graph, node) for node in list(_candidates(graph))]:
+        for refresh in [each for each in _candidates(graph) if each.kind in kinds]:
             refresh.do()
             if refresh.fresh is not None:
                 ranges[refresh.fresh], fractions[refresh.fresh] = ranges[refresh.node], 0
@@ -323,6 +376,9 @@ def _refreshed(
             refresh.undo()
             if trial.cost < (best if found is None else found[0]).cost:
                 found = (trial, refresh)
+        if found is None and RESCALE not in kinds:
+            kinds.append(RESCALE)
+            continue
         if found is None:
             return Plan(best, trimmed, done)
         best = found[0]
@@ -367,32 +423,54 @@ def _too_long(graph: Graph, made: Formats, fractions: dict[Node, int], settings:
     }
 
 
-def _candidates(graph: Graph) -> Iterable[Node]:
-    """Return where a refresh can go: behind layers and sums, and at masked ReLU layers whose rest stays outside."""
+def _candidates(graph: Graph) -> Iterable[_Refresh]:
+    """Return the possible refreshes: behind layers and sums, and at masked ReLU layers whose rest stays outside."""
     readers = graph.readers()
+    fresh: dict[Node, bool] = {}
     for node in graph.order():
-        if isinstance(node.op, Circuit):
-            if node.op.kept is not None and not node.op.rest_in_circuit:
-                yield node
-        elif isinstance(node.op, (Convolution, Matrix, Sum, SumPool, Concatenate)) and node is not graph.output:
+        op = node.op
+        fresh[node] = _is_fresh(node, fresh)
+        if isinstance(op, Circuit):
+            if op.kept is not None and not op.rest_in_circuit:
+                yield _Refresh(graph, node, RESCALE)
+        elif isinstance(op, (Convolution, Matrix, Sum, SumPool, Concatenate)) and node is not graph.output:
             behind = readers[node]
-            if not all(isinstance(reader.op, Circuit) and reader.op.kept is None for reader in behind):
-                yield node
+            served = any(isinstance(reader.op, Truncation) for reader in behind)
+            if not served and not all(isinstance(reader.op, Circuit) and reader.op.kept is None for reader in behind):
+                yield _Refresh(graph, node, RESCALE)
+                if fresh[node]:
+                    yield _Refresh(graph, node, TRUNCATION)
+
+
+def _is_fresh(node: Node, fresh: dict[Node, bool]) -> bool:
+    """Tell whether the client's share is uniform in the ring; after a truncation it is not, until new masks come in."""
+    op = node.op
+    if isinstance(op, (Input, Convolution, Matrix)):
+        return True
+    if isinstance(op, Truncation):
+        return False
+    if isinstance(op, Circuit) and (op.kept is None or op.rest_in_circuit):
+        return True
+    each = [fresh[before] for before in node.inputs]
+    return any(each) if isinstance(op, Sum) else all(each)
 
 
 class _Refresh:
-    """One refresh of a ring: a `rescale` circuit behind a node, or the rest of a masked ReLU layer in the circuit.
+    """One refresh of a ring: a `rescale` circuit or a truncation behind a node, or the rest of a masked ReLU layer in
+    the circuit.
 
     ReLUs that read the node itself go on reading it: they refresh on their own.
     """
 
-    def __init__(self, graph: Graph, node: Node) -> None:
+    def __init__(self, graph: Graph, node: Node, kind: str) -> None:
         self.node = node
+        self.kind = kind
         self._op = node.op
         self._moved: list[Node] = []
         self.fresh: Node | None = None
         if not isinstance(node.op, Circuit):
-            self.fresh = Node(Circuit(RESCALE, 0, 0), [node], node.shape, f"{node.name}:rescale", node.source)
+            op = Truncation(0) if kind == TRUNCATION else Circuit(RESCALE, 0, 0)
+            self.fresh = Node(op, [node], node.shape, f"{node.name}:{kind}", node.source)
             self._moved = [
                 reader
                 for reader in dict.fromkeys(graph.readers()[node])

@@ -191,17 +191,24 @@ class FormatReport:
     rows: tuple[Mapping[str, Any], ...]
     agreement: Agreement
 
+    @property
+    def failures(self) -> float:
+        """How many elements of an image truncations get wrong on average: its chance of an answer that is spoilt."""
+        return float(sum(row.get("failures", 0.0) for row in self.rows))
+
     def to_json(self) -> dict[str, Any]:
-        """Return `settings`, `agreement` and `formats`.
+        """Return `settings`, `agreement`, `failures` and `formats`.
 
         A row has `name`, `source`, `kind`, `elements` (of the output), `seen` and `allowed` (largest magnitude in
         calibration, and the range that the format allows; of a circuit's input, of another step's output),
         `fraction_bits`, `ring_bits` (of the output); circuits
-        also `width`, `dropped`, `ring_bits_in`; layers with weights also `weight_fraction_bits`, `weight_max`, `macs`.
+        also `width`, `dropped`, `ring_bits_in`; layers with weights also `weight_fraction_bits`, `weight_max`, `macs`;
+        truncations also `dropped` and `failures`, their part of the report's.
         """
         return {
             "settings": self.settings.to_json(),
             "agreement": vars(self.agreement),
+            "failures": self.failures,
             "formats": [dict(row) for row in self.rows],
         }
 

@@ -12,7 +12,7 @@ from .fold import simplify
 from .graph import Graph, Node
 from .merge import LARGEST_WEIGHTS, LARGEST_WORK, Cost, compose, merged_cost, node_cost, regions
 from .operations import RESCALE, Circuit
-from .plan import plan, weight_fraction
+from .plan import Ranges, plan, weight_fraction
 from .settings import FormatSettings
 
 GATE = 400.0
@@ -22,12 +22,12 @@ _LEAST = 0.02
 """Share of the whole cost that a merging must save, because the plan behind it is an estimate."""
 
 
-def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings, *, trim: bool = True) -> bool:
+def tune(graph: Graph, ranges: Ranges, settings: FormatSettings, *, trim: bool = True) -> bool:
     """Merge regions that end where a ring is refreshed, while that saves more than it costs.
 
     Args:
         graph: merged; changed in place.
-        ranges: largest magnitude of every node in calibration; it must be measured anew where the graph changed.
+        ranges: of every node; they must be measured anew where the graph changed.
         settings: see `FormatSettings`.
         trim: as for `plan`.
 
@@ -62,7 +62,7 @@ def tune(graph: Graph, ranges: dict[Node, float], settings: FormatSettings, *, t
 
 
 def _score(
-    graph: Graph, ranges: dict[Node, float], settings: FormatSettings, fractions: dict[Node, int], trim: bool
+    graph: Graph, ranges: Ranges, settings: FormatSettings, fractions: dict[Node, int], trim: bool
 ) -> tuple[dict[Node, float], float]:
     """Return where rings are refreshed, each with the gates of all refreshes, and the cost of everything."""
     made = plan(graph, ranges, settings, fractions=dict(fractions), trim=trim)
@@ -78,7 +78,7 @@ def _score(
 def _trial(
     graph: Graph,
     region: Region,
-    ranges: dict[Node, float],
+    ranges: Ranges,
     settings: FormatSettings,
     fractions: dict[Node, int],
     trim: bool,
@@ -95,7 +95,7 @@ def _trial(
         graph.replace(merged, region.output)
 
 
-def _carry(merged: Node, region: Region, ranges: dict[Node, float]) -> None:
+def _carry(merged: Node, region: Region, ranges: Ranges) -> None:
     """Give the nodes of a merged map the range of what they stand for."""
     pending = [merged]
     while pending:

@@ -183,7 +183,7 @@ def _linear_client(channel: Channel, layout: Layout, session: ClientSession, poo
         if step.circuit is not None:
             shares[step.output] = _circuit_share(layout, step, shares)
         elif not step.weighted:
-            shares[step.output] = linear(step, [shares[tensor] for tensor in step.inputs], bias=False)
+            shares[step.output] = linear(step, [shares[tensor] for tensor in step.inputs], side="client")
         else:
             job = jobs[step.output]
             share = _lifted(shares[step.inputs[0]][0], public.tensors[step.output].ring_bits, job)

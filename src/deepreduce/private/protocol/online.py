@@ -248,7 +248,7 @@ def _linear(
 ) -> None:
     """Compute the server's shares of some linear steps; with weights: W x_S + s + bias."""
     for step in steps:
-        out = linear(step, [shares[tensor] for tensor in step.inputs], bias=True)
+        out = linear(step, [shares[tensor] for tensor in step.inputs], side="server")
         if step.weighted:
             own = np.stack([material.source.array(f"share.{step.output}") for material in materials])
             out = reconstruct(out, own.astype(np.uint64), layout.public.tensors[step.output].ring_bits)

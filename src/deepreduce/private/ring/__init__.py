@@ -15,6 +15,8 @@ from .arithmetic import (
     shift_left,
     signed,
     split,
+    truncate_client,
+    truncate_server,
     unsigned,
 )
 from .fixed_point import decode, encode, magnitude_bits
@@ -36,5 +38,7 @@ __all__ = [
     "shift_left",
     "signed",
     "split",
+    "truncate_client",
+    "truncate_server",
     "unsigned",
 ]

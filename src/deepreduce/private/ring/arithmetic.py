@@ -1,6 +1,6 @@
-"""Ring elements mod 2^k, shares of them, and the truncation of shares.
+"""Ring elements mod 2^k, shares of them, and two ways to divide shares by a power of two.
 
-Truncation (dropping the low d bits). Two parties hold y_S + y_C = y mod 2^k with y_C uniform. The client computes
+Dropping the low d bits. Two parties hold y_S + y_C = y mod 2^k with y_C uniform. The client computes
 floor(y_C / 2^d); the server first adds 2^d - 1 and computes floor((y_S + 2^d - 1 mod 2^k) / 2^d). Then, **exactly**,
 
     server + client = floor(y / 2^d)  or  ceil(y / 2^d)   mod 2^(k - d),
@@ -8,8 +8,14 @@ floor(y_C / 2^d); the server first adds 2^d - 1 and computes floor((y_S + 2^d - 
 without any probability of failure: write y_C = h·2^d + l with 0 <= l < 2^d. Then (y - y_C + 2^d - 1 mod 2^k) / 2^d,
 rounded down, is floor((y - l + 2^d - 1) / 2^d) - h mod 2^(k - d), and 0 <= l <= 2^d - 1. Over the uniform l the
 upper value comes out with probability (y mod 2^d) / 2^d: the rounding is unbiased, and exact where 2^d divides y.
-The ring loses d bits; this is modulus switching, not the truncation within one ring of SecureML (Mohassel and Zhang,
-IEEE S&P 2017), which fails with probability |y| / 2^k.
+The ring loses d bits.
+
+Truncating. Where y is small, both parties know more: y_S + y_C is not only y mod 2^k but, over the integers, y + 2^k,
+unless y_C is one of the |y| (or so) elements of the ring for which the sum wraps once less or once more. So without
+its last reduction the sum above, less 2^(k - d), is floor(y / 2^d) or ceil(y / 2^d) over the integers, and the parties
+may reduce it modulo any ring, also a larger one. This is the truncation of SecureML (Mohassel and Zhang, IEEE S&P
+2017, theorem 1); it fails, and then grossly, with probability at most (|y| + 1) / 2^k over the uniform y_C: y_C <= y
+for y >= 0, y_C > 2^k - |y| for y < 0. What is wrong then is a multiple of 2^(k - d), so modulo that it never fails.
 """
 
 from __future__ import annotations
@@ -112,6 +118,28 @@ def drop_client(share: Words, bits: int, dropped: int) -> Words:
     """Drop the low `dropped` bits of the client's share; see `drop_server`."""
     _check_drop(bits, dropped)
     return reduce(share, bits) >> np.uint64(dropped)
+
+
+def truncate_server(share: Words, bits: int, dropped: int, to: int) -> Words:
+    """Drop low bits of the server's share of a small number; the result is a share mod 2^to, for any ring.
+
+    Args:
+        share: the server's share.
+        bits: of its ring.
+        dropped: from 0 to bits - 1.
+        to: bits of the ring of the result. See the head of this module for how likely it is to fail.
+
+    Raises:
+        UsageError: if nothing would remain of the ring.
+    """
+    _check_drop(bits, dropped)
+    return reduce((reduce(share, bits) + np.uint64((1 << dropped) - 1)) >> np.uint64(dropped), to)
+
+
+def truncate_client(share: Words, bits: int, dropped: int, to: int) -> Words:
+    """Drop low bits of the client's share of a small number; see `truncate_server`."""
+    _check_drop(bits, dropped)
+    return reduce((reduce(share, bits) >> np.uint64(dropped)) - np.uint64(1 << (bits - dropped)), to)
 
 
 def _check_drop(bits: int, dropped: int) -> None:

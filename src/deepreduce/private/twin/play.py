@@ -58,8 +58,8 @@ def play(program: Program, values: Words, *, draw: Draw = random_words) -> Trans
             else:
                 server[step.output], client[step.output] = own
             continue
-        at_server = linear(step, [server[i] for i in step.inputs], bias=True)
-        at_client = linear(step, [client[i] for i in step.inputs], bias=False)
+        at_server = linear(step, [server[i] for i in step.inputs], side="server")
+        at_client = linear(step, [client[i] for i in step.inputs], side="client")
         if step.weighted:  # offline: the client learns W·x_C - s and nothing else
             s = draw((batch, *form.shape), form.ring_bits)
             at_client = split(at_client, s, form.ring_bits)

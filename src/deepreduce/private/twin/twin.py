@@ -10,10 +10,23 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from ...errors import DataError, problem
-from ..program.evaluate import LinearEvaluator, circuit_function
-from ..program.operations import Circuit
+from ..program.evaluate import LinearEvaluator, circuit_function, nearest
+from ..program.operations import Circuit, Truncation
 from ..program.program import Agreement, Program, Step
-from ..ring import MAX_RING_BITS, Words, decode, drop_client, drop_server, encode, reduce, signed, split, unsigned
+from ..ring import (
+    MAX_RING_BITS,
+    Words,
+    decode,
+    drop_client,
+    drop_server,
+    encode,
+    reduce,
+    signed,
+    split,
+    truncate_client,
+    truncate_server,
+    unsigned,
+)
 
 _BATCH = 16
 """Images at a time: bounds the memory of a run."""
@@ -42,9 +55,10 @@ class Answers:
 class Twin:
     """Runs a program in plain integers.
 
-    Without recorded shares each truncation rounds to nearest, ties upwards: deterministic, and one of the two values
-    that a secure run can give. So an element differs from a secure run's by at most one unit in the last place per
-    truncation on its way, before it goes through later layers.
+    Without recorded shares every division of shares, in circuits and truncations, rounds to nearest, ties upwards:
+    deterministic, and one of the two values that a secure run can give (a truncation that fails gives another). So an
+    element differs from a secure run's by at most one unit in the last place per division on its way, before it goes
+    through later layers.
 
     Args:
         program: the server's.
@@ -81,8 +95,9 @@ class Twin:
 
         Args:
             images: as the network takes them, [n, channels, height, width].
-            client_shares: of every tensor that a circuit reads, by tensor id, the client's share of it in a secure
-                run, [n, *shape] mod 2^k for the tensor's ring. With them the result is that run's, bit by bit.
+            client_shares: of every tensor that a circuit or a truncation reads, by tensor id, the client's share of
+                it in a secure run, [n, *shape] mod 2^k for the tensor's ring. With them the result is that run's, bit
+                by bit.
 
         Raises:
             DataError: if the images do not fit, or a share is missing or of another shape.
@@ -114,7 +129,10 @@ class Twin:
         for step in public.steps:
             if step.circuit is None:
                 inputs = [wide[i] for i in step.inputs]
-                wide[step.output] = self._linear(step, inputs, bias=True, headroom=_HEADROOM)
+                wide[step.output] = self._linear(step, inputs, side="values", headroom=_HEADROOM)
+                if isinstance(step.op, Truncation) and client_shares is not None:
+                    own = self._share(client_shares, step, values.shape[0])
+                    wide[step.output] = self._truncation(step, step.op, inputs[0], wide[step.output], own)
             else:
                 client = None if client_shares is None else self._share(client_shares, step, values.shape[0])
                 wide[step.output], left = self._circuit(step, step.circuit, wide[step.inputs[0]], client)
@@ -133,19 +151,26 @@ class Twin:
                 problem(
                     f"the client's share of tensor {step.inputs[0]} is recorded as uint64 {(batch, *form.shape)}",
                     got="none" if share is None else f"{share.dtype} {share.shape}",
-                    remedy="record the client's share of every tensor that a circuit reads",
+                    remedy="record the client's share of every tensor that a circuit or a truncation reads",
                     where=step.name,
                 )
             )
         return share
+
+    def _truncation(self, step: Step, op: Truncation, y: Words, rounded: Words, client: Words) -> Words:
+        """Return what two shares become where the client's is known: one more, one less, as it is, or grossly wrong."""
+        ring, after = (self.program.public.tensors[i].ring_bits for i in (step.inputs[0], step.output))
+        server = truncate_server(split(y, client, ring), ring, op.dropped, after)
+        shared = server + truncate_client(client, ring, op.dropped, after)
+        difference = signed(reduce(shared - rounded, after), after)
+        return reduce(rounded + unsigned(difference, MAX_RING_BITS), self._bits(step.output))
 
     def _circuit(self, step: Step, op: Circuit, y: Words, client: Words | None) -> tuple[Words, NDArray[np.int64]]:
         """Return a circuit's output and how many of its inputs left their range, per image."""
         public = self.program.public
         ring, after = public.tensors[step.inputs[0]].ring_bits, public.tensors[step.output]
         bits, batch, left = self._bits(step.output), y.shape[0], ring - op.dropped
-        half = np.int64((1 << op.dropped) >> 1)
-        exact = (signed(y, self._bits(step.inputs[0])) + half) >> np.int64(op.dropped)
+        exact = nearest(y, self._bits(step.inputs[0]), op.dropped)
         if client is not None:
             server = split(y, client, ring)
             shared = drop_server(server, ring, op.dropped) + drop_client(client, ring, op.dropped)
