@@ -50,9 +50,17 @@ def run(options: argparse.Namespace) -> int:
         images=options.images,
         settings=FormatSettings(margin=options.margin),
     )
-    relus, agreement = made.entry["relus"], made.agreement
+    relus, agreement, failures = made.entry["relus"], made.agreement, made.report["failures"]
     if options.json:
-        print_json({"server": str(made.server), "client": str(made.client), "relus": relus, "agreement": agreement})
+        print_json(
+            {
+                "server": str(made.server),
+                "client": str(made.client),
+                "relus": relus,
+                "agreement": agreement,
+                "failures": failures,
+            }
+        )
         return 0
     screen = console()
     screen.print(f"{made.entry['label']}: {relus:,} ReLUs")
@@ -60,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
         f"fixed point gives the same class on {agreement['same_label']:.1%} of {agreement['images']} images",
         markup=False,
     )
+    if failures:
+        screen.print(f"truncated shares spoil at most one image in {1 / failures:,.0f}", markup=False)
     screen.print(f"for the server, secret: {made.server}", soft_wrap=True)
     screen.print(f"for its clients, public: {made.client}", soft_wrap=True)
     return 0

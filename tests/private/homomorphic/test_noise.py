@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -24,11 +25,18 @@ from deepreduce.private.homomorphic import (
     request,
     respond,
 )
-from deepreduce.private.homomorphic.noise import blinding_noise, flood_bits_needed, mean_noise, weights_noise
+from deepreduce.private.homomorphic.noise import (
+    ROUNDING_MEAN,
+    blinding_noise,
+    flood_bits_needed,
+    mean_noise,
+    weights_noise,
+)
 from deepreduce.private.homomorphic.parameters import PRIME_SETS
 from deepreduce.private.homomorphic.scheme import Scheme, scheme
 from deepreduce.private.homomorphic.server import blind, multiply
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
+from deepreduce.private.ring import UNIFORM_BITS
 
 from .exact import RESNET18, decrypt, layer, negacyclic, noise
 
@@ -233,6 +241,44 @@ def test_needed_flooding_is_both_bounds() -> None:
     assert 2**23 * mean_noise(plan, 8, 27) / 2**needed <= 2**-40
     assert 2 ** (needed - 1) < max(2**41 * worst, 2**63 * mean_noise(plan, 8, 27))
     assert worst == pytest.approx(21.5 * plan.tiling.channels * 512 * 9 * 128, rel=0.01)
+
+
+def floor_sum(count: int, modulus: int, factor: int, start: int) -> int:
+    """Return the sum of floor((factor i + start) / modulus) over i < count, exactly: Euclid's algorithm."""
+    total = 0
+    while True:
+        total += (count - 1) * count // 2 * (factor // modulus) + count * (start // modulus)
+        factor, start = factor % modulus, start % modulus
+        end = factor * count + start
+        if end < modulus:
+            return total
+        count, start = divmod(end, modulus)
+        modulus, factor = factor, modulus
+
+
+def rounding_mean(q: int, ring_bits: int, low: int) -> float:
+    """Return the mean rounding of (q / t) m over all m whose low bits are anything and whose others are ones."""
+    t, count = 1 << ring_bits, 1 << low
+    first = t - count
+    total = Fraction(q, t) * (count * first + count * (count - 1) // 2)
+    return float((total - floor_sum(count, 2 * t, 2 * q, 2 * q * first + t)) / count)
+
+
+def test_rounding_mean_against_addition() -> None:
+    for q, ring_bits, low in ((1009, 7, 3), (12345, 9, 9), (99, 5, 1), (77777, 12, 10)):
+        t = 1 << ring_bits
+        each = [Fraction(q * (t - (1 << low) + h), t) for h in range(1 << low)]
+        added = sum(x - math.floor(x + Fraction(1, 2)) for x in each) / len(each)
+        assert rounding_mean(q, ring_bits, low) == pytest.approx(float(added), abs=1e-15)
+
+
+@pytest.mark.parametrize("prime_bits", PRIME_SETS, ids=str)
+def test_roundings_of_truncated_shares_cancel(prime_bits: tuple[int, ...]) -> None:
+    for ring_bits in range(UNIFORM_BITS, 60):
+        with contextlib.suppress(ParameterError):
+            q = math.prod(scheme(Parameters(ring_bits, prime_bits)).primes)
+            for low in range(UNIFORM_BITS, ring_bits + 1):
+                assert abs(rounding_mean(q, ring_bits, low)) <= ROUNDING_MEAN
 
 
 def test_flooding_for_every_layer_of_resnet18() -> None:

@@ -144,7 +144,8 @@ def test_steps_that_do_not_fit_are_refused() -> None:
 
 def test_truncations_that_do_not_fit_are_refused() -> None:
     flat, relu, argmax = TINY.steps
-    tensors = (*TINY.tensors[:2], TensorFormat((2,), 1, 40), *TINY.tensors[2:])
+    wide = [TensorFormat(form.shape, 3, 34) for form in TINY.tensors[:2]]
+    tensors = (*wide, TensorFormat((2,), 1, 40), *TINY.tensors[2:])
     made = Step(Truncation(2), (1,), 2, "truncation")
     good = replace(relu, inputs=(2,), output=3, op=replace(relu.circuit, dropped=0))
     tensors = (*tensors[:3], TensorFormat((2,), 1, 9), tensors[4])
@@ -153,7 +154,8 @@ def test_truncations_that_do_not_fit_are_refused() -> None:
     assert public_from_bytes(public_to_bytes(public)) == public
     for broken in (
         replace(made, op=Truncation(1)),  # the fraction bits of another
-        replace(made, op=Truncation(9)),
+        replace(made, op=Truncation(34)),
+        replace(made, op=Truncation(5)),  # 29 uniform bits in a ring of 40
         replace(made, op=Truncation(-2)),
         replace(made, op=Truncation(True)),
         replace(made, has_bias=True),

@@ -35,12 +35,13 @@ beyond 43 bits). All bounds here are of integers modulo q, before the switch, an
 flood with all the room they have, so the true f is mostly larger.
 
 *How large the noise is.* SEAL draws e from a centred binomial distribution on [-21, 21] with variance 10.5; the
-rounding of (q / t) m adds at most 1/2; it is uniform with mean 1 / (2 t) because x is a fresh uniform mask, which (ii)
-alone relies on. A coefficient of the answer adds up at most n weights of at most 2^(w-1) in size (n counts all output
-channels and groups that share the polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| is at most
-21.5 n 2^(w-1), and on average at most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) / t.
-The public-key encryption is drawn modulo q P and divided by the special prime P: (21 + 2 * 21 N) / P + (1 + N) / 2.
-One more unit covers the rounding of s.
+rounding of (q / t) m adds at most 1/2. Its mean, which (ii) alone relies on, is 1 / (2 t) where x is a fresh mask, so
+that m is uniform, and at most 2^-15 in size where x is a truncated share: then the low 30 bits of m or more are
+uniform, and the others ones. A test adds these roundings up exactly, for every set of primes. A coefficient of the
+answer adds up at most n weights of at most 2^(w-1) in size (n counts all output channels and groups that share the
+polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| is at most 21.5 n 2^(w-1), and on average at
+most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) max(2^-15, 1 / t). The public-key encryption is drawn modulo q P and divided by
+the special prime P: (21 + 2 * 21 N) / P + (1 + N) / 2. One more unit covers the rounding of s.
 
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
 semi-honest model; it can get more out of the bracket than (i) and (ii) say. 3.3 sqrt(n) takes the roundings of the
@@ -76,6 +77,9 @@ SPECIAL_BITS = 30
 _LARGEST_ERROR = 21
 """SEAL's noise: the difference of two binomials of 21 coins each."""
 
+ROUNDING_MEAN = 2.0**-15
+"""Above the mean of the rounding of a message, in size, where its low `UNIFORM_BITS` at least are uniform."""
+
 _ERROR_SIGMA = 3.3
 """Above the square root of 21/2 (the noise) + 1/12 (the rounding of the message)."""
 
@@ -100,7 +104,7 @@ def mean_noise(plan: Plan, weight_bits: int, ring_bits: int) -> float:
     """Return an upper bound for the average size of the noise of one coefficient, for the worst weights."""
     largest = 2.0 ** (weight_bits - 1)
     count = plan.weights_per_answer
-    product = _ERROR_SIGMA * math.sqrt(count) * largest + count * largest / 2.0**ring_bits
+    product = _ERROR_SIGMA * math.sqrt(count) * largest + count * largest * max(ROUNDING_MEAN, 2.0**-ring_bits)
     return product + blinding_noise(plan.degree)
 
 

@@ -129,7 +129,7 @@ def choose_parameters(plans: Iterable[Plan], *, ring_bits: int, weight_bits: int
     Z_2^K. A layer of a smaller ring Z_2^k then runs mod 2^K, and both parties take their result mod 2^k: that is
     exact, because 2^k divides 2^K, so that W x - s mod 2^K, taken mod 2^k, is W x - s mod 2^k whatever lies above the
     k bits of x, and s mod 2^k is as uniform as s. The client fills the bits of its share from k to K with fresh
-    randomness: `noise.py`, (ii), wants messages that are uniform mod 2^K.
+    randomness: `noise.py`, (ii), wants messages that are uniform mod 2^K, or in their low bits at least.
 
     Args:
         plans: plans of the layers, all of which use the ring Z_2^k.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...errors import RecipeError, problem
-from ..ring import MAX_RING_BITS
+from ..ring import MAX_RING_BITS, UNIFORM_BITS
 from .operations import (
     ARGMAX,
     CIRCUIT_KINDS,
@@ -196,7 +196,9 @@ def _shape(step: Step, inputs: list[TensorFormat], out: TensorFormat) -> tuple[i
         _check_indices(op.index, (out.size,), inputs[0].size, lowest=-1)
         return out.shape
     if isinstance(op, Truncation):
-        _require(_whole(op.dropped) and 0 <= op.dropped < inputs[0].ring_bits, f"{op.dropped} dropped bits")
+        bits = inputs[0].ring_bits
+        _require(_whole(op.dropped) and 0 <= op.dropped < bits, f"{op.dropped} dropped bits of {bits}")
+        _require(bits - op.dropped >= min(UNIFORM_BITS, out.ring_bits), f"{op.dropped} dropped bits of {bits}")
         return x
     return _circuit_shape(op, inputs[0], out)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ...errors import NetworkError, problem
-from ..ring import magnitude_bits
+from ..ring import UNIFORM_BITS, magnitude_bits
 from .graph import Graph, Input, Node
 from .operations import (
     ARGMAX,
@@ -208,7 +208,8 @@ def _rings(made: Formats, order: list[Node], output: Node, ranges: Ranges, setti
             before = node.inputs[0]
             fits = range_bits(ranges[before].largest, settings) + made.fraction[before] + 1
             rare = math.ceil(math.log2(_wrong_shares(made, node, ranges))) + settings.failure_bits
-            need(before, min(max(fits, rare), own + made.dropped[node]))  # the second never fails
+            sure = own + made.dropped[node]  # then it never fails
+            need(before, min(max(fits, rare, UNIFORM_BITS + made.dropped[node]), sure))
         elif isinstance(op, (Sum, Concatenate)):
             for before in node.inputs:
                 need(before, own - (made.fraction[node] - made.fraction[before]))

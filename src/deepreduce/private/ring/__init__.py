@@ -6,6 +6,7 @@ A ring element is a `uint64` below 2^k, k from 1 to 62; a signed value v with -2
 
 from .arithmetic import (
     MAX_RING_BITS,
+    UNIFORM_BITS,
     Words,
     drop_client,
     drop_server,
@@ -24,6 +25,7 @@ from .products import ExactConvolution, ExactMatrix
 
 __all__ = [
     "MAX_RING_BITS",
+    "UNIFORM_BITS",
     "ExactConvolution",
     "ExactMatrix",
     "Words",

@@ -34,6 +34,10 @@ MAX_RING_BITS = 62
 """Largest k; two bits of a 64-bit word stay free, so that sums of two elements never overflow the word."""
 
 
+UNIFORM_BITS = 30
+"""Low bits of a truncated share that are uniform at least, where its ring has more; see `homomorphic/noise.py`."""
+
+
 def check_bits(bits: int, *, name: str = "ring bits") -> None:
     """Check that 1 <= bits <= 62.
 
