@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         images=options.images,
         settings=FormatSettings(margin=options.margin),
     )
-    relus, agreement, failures = made.entry["relus"], made.agreement, made.report["failures"]
+    relus, agreement, failures = made.entry["relus"], made.agreement, made.formats["failures"]
     if options.json:
         print_json(
             {
