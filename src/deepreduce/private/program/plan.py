@@ -12,8 +12,9 @@ fails (`FormatSettings.failure_bits`). Where there is no room for that, a `resca
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -61,6 +62,11 @@ _MESSAGE = 100_000.0
 _MOST_TRIMMED = 3
 _TRIMMED = 200_000.0
 """What one bit less in the layers of a stretch is worth, in AND gates."""
+
+
+_MOST_SPARED = 4
+_FREE = 1e-3
+"""Share of the cost that is no reason against more bits."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ def choose(
     settings: FormatSettings,
     *,
     penalty: float = _EXCESS,
+    spare: Mapping[Node, int] = MappingProxyType({}),
 ) -> Formats:
     """Choose all formats of a graph whose circuits are given.
 
@@ -148,6 +155,7 @@ def choose(
         fractions: `weight_fraction` of every node.
         settings: see `FormatSettings`.
         penalty: for each element and bit above the largest ring.
+        spare: of truncations, how many bits more than those of a circuit's output they keep.
     """
     made = Formats(weight_fraction=fractions)
     f = made.fraction
@@ -163,7 +171,8 @@ def choose(
             f[node] = f[node.inputs[0]] - made.dropped[node]
         elif isinstance(op, Truncation):
             before = node.inputs[0]
-            _, made.dropped[node] = _narrow(f[before], ranges[before].largest, settings.activation_bits, settings)
+            bits = settings.activation_bits + spare.get(node, 0)
+            _, made.dropped[node] = _narrow(f[before], ranges[before].largest, bits, settings)
             f[node] = f[before] - made.dropped[node]
         elif isinstance(op, (Sum, Concatenate)):
             f[node] = max(f[before] for before in node.inputs)
@@ -334,6 +343,8 @@ def plan(
     assert best is not None
     for refresh in best.refreshes:
         refresh.do()
+    trimmed = {n: f - best.trimmed * (n in coarse) for n, f in known.items()}
+    best.formats = _spared(graph, ranges, trimmed, settings, best.formats)
     if best.formats.excess:
         widest = max(graph.order(), key=lambda node: best.formats.ring[node])
         best.undo()
@@ -346,6 +357,22 @@ def plan(
             )
         )
     return best
+
+
+def _spared(
+    graph: Graph, ranges: Ranges, fractions: dict[Node, int], settings: FormatSettings, formats: Formats
+) -> Formats:
+    """Let truncations keep more bits, one after the other, where the rings have room for them and no circuit pays."""
+    order, spare = graph.order(), dict[Node, int]()
+    for node in order:
+        if not isinstance(node.op, Truncation):
+            continue
+        for bits in range(_MOST_SPARED, 0, -1):
+            trial = choose(order, graph.output, ranges, fractions, settings, spare={**spare, node: bits})
+            if trial.excess <= formats.excess and trial.cost <= (1 + _FREE) * formats.cost:
+                spare[node], formats = bits, trial
+                break
+    return formats
 
 
 def _refreshed(
