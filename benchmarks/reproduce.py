@@ -36,7 +36,7 @@ from deepreduce.reduction import METHODS, Candidate, Reducer
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig, make_accelerator
 from deepreduce.training.batches import DeviceSplit, Normalisation
 
-METHOD_NAMES = ("published", "deepreduce-narrow", "snl", "senet", "relupruner", "channel-pruning")
+METHOD_NAMES = ("published", "deepreduce-masks", "deepreduce-narrow", "snl", "senet", "relupruner", "channel-pruning")
 BUDGETS = (12_288, 24_900, 49_600, 100_000, 180_000)
 """Of methods that make a network for each budget, at width 1: those of the published rows."""
 
@@ -214,6 +214,8 @@ def settings_for(
     own = replace(settings, method=name, budget=max(budgets), budgets=budgets)
     if not reducer.finds_masks:
         return own
+    if reducer.finder is not None and reducer.finder.one_schedule:  # its epochs are those of the training
+        return replace(own, granularity=options.granularity)
     search = min(options.epochs - 1, max(1, round(options.search_share * options.epochs)))
     training = replace(settings.training, epochs=options.epochs - search)
     return replace(own, training=training, search_epochs=search, granularity=options.granularity)

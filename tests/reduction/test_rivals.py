@@ -180,7 +180,12 @@ def test_layer_budgets_add_up_and_follow_sensitivity(layers: list[tuple[float, i
 
 
 def test_methods_and_granularities_by_name() -> None:
-    assert {name for name, reducer in METHODS.items() if reducer.finder} == {"snl", "senet", "relupruner"}
+    assert {name for name, reducer in METHODS.items() if reducer.finder} == {
+        "deepreduce-masks",
+        "snl",
+        "senet",
+        "relupruner",
+    }
     assert all((reducer.propose is None) is reducer.finds_masks for reducer in METHODS.values())
     with pytest.raises(UsageError, match="did you mean relupruner"):
         method("reluprune")

@@ -31,8 +31,9 @@ from deepreduce.training import (
     run_job,
     search,
 )
+from deepreduce.training.config import learning_rate_at
 
-SEARCHING = ["snl", "senet", "relupruner"]
+SEARCHING = ["deepreduce-masks", "snl", "senet", "relupruner"]
 TOTAL = 2 * 8 * 8 * 8 + 2 * 8 * 4 * 4
 
 
@@ -44,12 +45,12 @@ def ordered(settings: SearchSettings, method: str, budget: int, **more: Any) -> 
     return replace(settings, method=method, budget=budget, **more)
 
 
-@pytest.mark.parametrize(("method", "budget"), [("snl", 300), ("deepreduce-narrow", 150)])
+@pytest.mark.parametrize(("method", "budget"), [("deepreduce-masks", 300), ("snl", 300), ("deepreduce-narrow", 150)])
 def test_example_networks_on_digits_meet_their_budget_and_run_in_the_twin(
     method: str, budget: int, tmp_path: Path
 ) -> None:
     data = deepreduce.load_data("digits", validation=0.2)
-    training = TrainingConfig(epochs=3, batch_size=64, flip=False)
+    training = TrainingConfig(epochs=5 if method == "deepreduce-masks" else 3, batch_size=64, flip=False)
     settings = SearchSettings(training=training, method=method, budget=budget)
     options = RunOptions(threads=1)
     front = deepreduce.reduce("resnet18", data, out=tmp_path, settings=settings, width=0.125, options=options)
@@ -58,7 +59,7 @@ def test_example_networks_on_digits_meet_their_budget_and_run_in_the_twin(
     assert entry["validation"]["accuracy"] > 0.5
     network, recipe = front.load(entry)
     assert take_census(network, (1, 8, 8)).relus == entry["relus"] == recipe.relus
-    assert recipe.candidate is not None and (recipe.candidate.masks is None) is (method != "snl")
+    assert recipe.candidate is not None and (recipe.candidate.masks is None) is (method == "deepreduce-narrow")
     pixels = (data.train.images[:64].double() / 255 - data.mean[0]) / data.std[0]
     program = make_program(network, pixels)
     with torch.no_grad():
@@ -86,7 +87,8 @@ def test_every_method_at_every_granularity(
     metrics = json.loads((context.folder / f"masks/{method}-{granularity}-700/seed0/metrics.json").read_text())
     assert entry["search_epochs"] == metrics["epochs"]
     assert metrics["epochs"] >= 1
-    assert entry["epochs"] == metrics["epochs"] + settings.training.epochs
+    shared = method == "deepreduce-masks"
+    assert entry["epochs"] == settings.training.epochs + (0 if shared else metrics["epochs"])
     assert entry["seconds"] > metrics["seconds"] > 0
 
 
@@ -172,6 +174,37 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
     assert not (cut / "checkpoint.safetensors").exists()
     history = [json.loads(line) for line in (cut / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in history] == list(range(1, len(history) + 1))
+
+
+def test_search_and_training_share_a_schedule(
+    context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate goes on where the search leaves it, and the search trains on with the masks that it found."""
+    from deepreduce.reduction.one_schedule import OneSchedule
+    from deepreduce.training import loop, mask_search
+
+    rates: dict[str, list[float]] = {"search": [], "training": []}
+
+    def spy(name: str) -> Any:
+        def rate(config: TrainingConfig, progress: float) -> float:
+            rates[name].append(learning_rate_at(config, progress))
+            return rates[name][-1]
+
+        return rate
+
+    monkeypatch.setattr(OneSchedule, "is_finished", lambda finder: finder.step >= 7)
+    monkeypatch.setattr(mask_search, "learning_rate_at", spy("search"))
+    training = replace(settings.training, epochs=10)
+    asked = ordered(replace(settings, training=training), "deepreduce-masks", 200, trained=True)
+    monkeypatch.setattr(loop, "learning_rate_at", spy("training"))
+    front_of(context, asked)
+    folder = context.folder / "masks/deepreduce-masks-element-200/seed0"
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    steps = {line["steps"] for line in history}
+    assert len(history) == 4 and len(steps) == 1 and history[-1]["relus"] == 200
+    assert [line["relus"] for line in history] == [200] * 4 and history[-1]["state"]["step"] == 7
+    whole = [learning_rate_at(training, (step + 0.5) / (10 * min(steps))) for step in range(10 * min(steps))]
+    assert rates["search"] + rates["training"] == pytest.approx(whole)
 
 
 def test_a_finished_search_is_not_repeated(
@@ -292,6 +325,9 @@ def test_the_plan_knows_searches_and_their_students(
         ({"method": "deepreduce", "budget": 200, "granularity": "channel"}, "A granularity belongs"),
         ({"granularity": "pixel"}, "The granularity must be known"),
         ({"search_epochs": 0}, "Search_epochs"),
+        ({"method": "deepreduce-masks", "search_epochs": 2}, "below the 2 epochs of the whole schedule"),
+        ({"method": "deepreduce-masks", "training": TrainingConfig(epochs=1)}, "below the 1 epochs"),
+        ({"method": "deepreduce-masks", "training": TrainingConfig(warm_start=False)}, "share goes on"),
     ],
 )
 def test_settings_that_cannot_be_met(

@@ -169,9 +169,12 @@ class MaskFinder:
     Attributes:
         trains_slopes: whether the optimiser changes the slopes.
         matches_teacher: whether the loss needs the teacher's activations.
+        one_schedule: whether the search is the beginning of the schedule that trains the network: it then lasts for all
+            of its epochs, with the masks as they are once they are found. Otherwise it has a schedule of its own.
     """
 
     trains_slopes: ClassVar[bool] = False
+    one_schedule: ClassVar[bool] = False
     matches_teacher: ClassVar[bool] = False
 
     def __init__(self, slopes: Mapping[str, SlopedReLU], order: MaskOrder, *, steps: int, epochs: int) -> None:

@@ -13,6 +13,7 @@ from .criticality import Criticality, least_critical_first
 from .culling import cull
 from .finding import MaskFinder
 from .narrowing import narrowing
+from .one_schedule import OneSchedule
 from .relupruner import ReLUPruner
 from .reshaping import DEFAULT_SCALES, Scale, reshape
 from .senet import SENet
@@ -99,6 +100,7 @@ METHODS: dict[str, Reducer] = {
     for reducer in (
         Reducer("deepreduce", "DeepReDuce", propose=deepreduce, needs_criticality=True),
         Reducer("deepreduce-narrow", "DeepReDuce's culling and thinning, then narrow blocks (ours)", propose=narrowing),
+        Reducer("deepreduce-masks", "masks found at the beginning of the training (ours)", finder=OneSchedule),
         Reducer("snl", "selective network linearisation (SNL)", finder=SNL),
         Reducer("senet", "sensitivity-budgeted masks (in the manner of SENet)", finder=SENet),
         Reducer("relupruner", "second-order importance (in the manner of ReLUPruner)", finder=ReLUPruner),

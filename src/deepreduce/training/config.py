@@ -31,6 +31,8 @@ class TrainingConfig:
             channels where the student is narrower.
         fade: fraction of training over which removed ReLUs turn into the identity, in [0, 0.9]; 0 removes them at
             once. The last tenth at least trains the network as it will be, and settles its batch statistics.
+        epochs_before, epochs_after: epochs of the same schedule that another job trains before this one or after it.
+            Learning rate and fading go on from there to there.
         precision: `auto` (bf16 on a GPU that has it, else full precision), `no`, `bf16` or `fp16` (on a GPU).
         compile: `auto` (on a GPU), `on` or `off`.
     """
@@ -47,6 +49,8 @@ class TrainingConfig:
     temperature: float = 4.0
     warm_start: bool = True
     fade: float = 0.4
+    epochs_before: int = 0
+    epochs_after: int = 0
     precision: str = "auto"
     compile: str = "auto"
 
@@ -70,6 +74,10 @@ class TrainingConfig:
             "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
             "temperature": (0 < self.temperature < math.inf, "above 0 and finite"),
             "fade": (0 <= self.fade <= _LONGEST_FADE, f"from 0 to {_LONGEST_FADE}"),
+            **{
+                name: (_whole(value) and 0 <= value <= 100_000, "a whole number from 0 to 100,000")
+                for name, value in (("epochs_before", self.epochs_before), ("epochs_after", self.epochs_after))
+            },
             "precision": (self.precision in ("auto", "no", "bf16", "fp16"), "auto, no, bf16 or fp16"),
             "compile": (self.compile in ("auto", "on", "off"), "auto, on or off"),
         }
@@ -109,7 +117,8 @@ class TrainingConfig:
 
 
 def learning_rate_at(config: TrainingConfig, progress: float) -> float:
-    """Return the learning rate when a fraction `progress` of training, in [0, 1], is done."""
+    """Return the learning rate when a fraction `progress` of the job, in [0, 1], is done."""
+    progress = _of_schedule(config, progress)
     if progress < config.warmup:
         return config.learning_rate * progress / config.warmup
     rest = (progress - config.warmup) / (1 - config.warmup)
@@ -118,7 +127,13 @@ def learning_rate_at(config: TrainingConfig, progress: float) -> float:
 
 def fade_at(config: TrainingConfig, progress: float) -> float:
     """Return how far removed ReLUs are on their way to the identity, in [0, 1], rising evenly."""
-    return 1.0 if config.fade == 0 else min(1.0, progress / config.fade)
+    return 1.0 if config.fade == 0 else min(1.0, _of_schedule(config, progress) / config.fade)
+
+
+def _of_schedule(config: TrainingConfig, progress: float) -> float:
+    """Return the fraction of the whole schedule that is done when a fraction of the job is."""
+    total = config.epochs_before + config.epochs + config.epochs_after
+    return (config.epochs_before + progress * config.epochs) / total
 
 
 def _whole(value: object) -> bool:

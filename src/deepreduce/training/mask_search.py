@@ -7,7 +7,7 @@ see `deepreduce.reduction.finding`. The network is not compiled, because finders
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from .config import TrainingConfig, learning_rate_at
 from .distillation import distillation_loss
 from .loop import crop_of, laid_out, mean_loss
 
-_RATE = 0.5  # of the peak learning rate: the network is trained already
+_RATE = 0.5  # of the peak learning rate, in a schedule of its own: the network is trained already
 _CHECK_EVERY = 50
 _EPOCH_IMAGES = 1024  # of a survey between epochs
 
@@ -40,7 +40,8 @@ class MaskSearch:
     Attributes:
         order: what to find.
         census: of the full network.
-        config: how to train: all but fading and compilation.
+        config: how to train: all but fading and compilation. The search lasts for `config.epochs` at most, or exactly
+            so long where it is the beginning of a schedule.
         accelerator: device, precision and processes.
         seed: of batches and augmentation.
     """
@@ -84,18 +85,21 @@ class MaskSearch:
         kind = method(self.order.method).finder
         assert kind is not None
         finder = kind(slopes, self.order, steps=steps, epochs=config.epochs)
-        optimizer = self._optimizer(network, finder)
+        peak = 1.0 if finder.one_schedule else _RATE
+        optimizer = self._optimizer(network, finder, peak)
         history = self._continued(network, optimizer, checkpoint, finder)
         for line in history:
             on_epoch(line)
         prepared, optimizer = accelerator.prepare(network, optimizer)
 
         epoch = len(history)
-        while epoch < config.epochs and not finder.is_finished():
+        found = self._settled(finder, slopes)
+        while epoch < config.epochs and (found is None or finder.one_schedule):
             begun = time.monotonic()
             survey = self._survey(sloped, data, epoch, _EPOCH_IMAGES)
             with accelerator.autocast():
-                finder.begin_epoch(epoch, survey)
+                if found is None:
+                    finder.begin_epoch(epoch, survey)
             if finder.matches_teacher:
                 watch(slopes, True)
                 watch(asked_slopes, True)
@@ -104,52 +108,68 @@ class MaskSearch:
             for images, labels in self._batches(data, epoch):
                 if should_stop():
                     raise Interrupted("stopped on request; run the same command again to continue")
-                rate = _RATE * learning_rate_at(config, (epoch * steps + done + 0.5) / (config.epochs * steps))
+                rate = peak * learning_rate_at(config, (epoch * steps + done + 0.5) / (config.epochs * steps))
                 optimizer.param_groups[0]["lr"] = rate
                 with accelerator.autocast():
                     logits = prepared(images)
                     with torch.no_grad():
                         answers = asked(images)
                     loss = self._loss(logits, answers, labels)
-                    extra = finder.extra_loss(survey)
+                    extra = finder.extra_loss(survey) if found is None else None
                     if extra is not None:
                         loss = loss + extra
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 accelerator.unscale_gradients()
-                finder.before_step()
+                if found is None:
+                    finder.before_step()
                 optimizer.step()
-                finder.after_step()
                 losses += loss.detach()
                 done += 1
                 if done % _CHECK_EVERY == 0:
                     mean_loss(losses, accelerator, epoch, done - 1)
-                if finder.is_finished():
-                    break
+                if found is None:
+                    finder.after_step()
+                    found = self._settled(finder, slopes)
+                    if found is not None and not finder.one_schedule:
+                        break
             watch(slopes, False)
             watch(asked_slopes, False)
             loss_now = mean_loss(losses, accelerator, epoch, done - 1)
             with accelerator.autocast():
-                finder.end_epoch(epoch, survey)
+                if found is None or not finder.one_schedule:
+                    finder.end_epoch(epoch, survey)
+            found = self._settled(finder, slopes) if found is None else found
             epoch += 1
             line = {
                 "epoch": epoch,
                 "loss": loss_now,
-                "relus": sum(int(mask.sum()) for mask in finder.masks().values()),
+                "relus": sum(int(mask.sum()) for mask in (found or finder.masks()).values()),
                 "steps": done,
                 "seconds": time.monotonic() - begun,
                 "state": finder.state(),
             }
             history.append(line)
             on_epoch(line)
-            more = epoch < config.epochs and not finder.is_finished()
+            more = epoch < config.epochs and (found is None or finder.one_schedule)
             if checkpoint is not None and accelerator.is_main_process and more and checkpoint.is_due():
                 checkpoint.write(network, optimizer, history)
-        found = finder.masks()
+        found = found or finder.masks()
         self._check(found)
         set_masks(slopes, found)
         network = laid_out(network, torch.device("cpu"), torch.contiguous_format)
         return found, network.eval().requires_grad_(False)
+
+    def _settled(self, finder: MaskFinder, slopes: Mapping[str, SlopedReLU]) -> dict[str, Mask] | None:
+        """Return the masks once they are found; training that goes on has them for slopes from then on."""
+        if not finder.is_finished():
+            return None
+        found = finder.masks()
+        if finder.one_schedule:
+            set_masks(slopes, found)
+            for slope in slopes.values():
+                slope.alpha.requires_grad_(False)
+        return found
 
     def _sloped(self, teacher: fx.GraphModule, granularity: str) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
@@ -169,7 +189,7 @@ class MaskSearch:
         weight, temperature = self.config.distillation, self.config.temperature
         return distillation_loss(logits.float(), answers.float(), labels, weight=weight, temperature=temperature)
 
-    def _optimizer(self, network: fx.GraphModule, finder: MaskFinder) -> torch.optim.SGD:
+    def _optimizer(self, network: fx.GraphModule, finder: MaskFinder, peak: float) -> torch.optim.SGD:
         """Give the weights a group as in any training, and the slopes one without decay, whose rate does not fall."""
         config = self.config
         alphas = {slope.alpha for slope in finder.slopes.values()}
@@ -181,7 +201,7 @@ class MaskSearch:
             groups.append({"params": slopes, "lr": finder.slope_rate(config.momentum), "weight_decay": 0.0})
         return torch.optim.SGD(
             groups,
-            lr=_RATE * config.learning_rate,
+            lr=peak * config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,

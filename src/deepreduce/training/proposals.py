@@ -165,7 +165,7 @@ def awaited_jobs(jobs: Sequence[Job], settings: SearchSettings) -> list[Job]:
     """Return what stands for the candidates whose masks these jobs are still to find."""
     orders: list[MaskOrder] = [job.masks for job in jobs if job.masks is not None]
     return [
-        Job("candidate", unknown_candidate(order), seed, True, settings.training)
+        Job("candidate", unknown_candidate(order), seed, True, settings.candidate_config())
         for seed in range(settings.seeds)
         for order in orders
     ]
@@ -175,7 +175,7 @@ def candidate_jobs(proposals: Sequence[Proposal], settings: SearchSettings) -> l
     """Return the jobs that train the proposals that are not skipped, the smallest networks first."""
     chosen = [(p.census.relus, p) for p in proposals if not p.reason and p.census is not None]
     return [
-        Job("candidate", proposal.candidate, seed, True, settings.training, start=proposal.start)
+        Job("candidate", proposal.candidate, seed, True, settings.candidate_config(), start=proposal.start)
         for seed in range(settings.seeds)
         for _, proposal in sorted(chosen, key=lambda pair: pair[0])
     ]

@@ -19,6 +19,9 @@ from ..reduction import (
 from .config import TrainingConfig
 
 EXECUTORS = ("local", "ray")
+SEARCH_SHARE = 0.4
+"""Of the schedule that search and training share: how much of it the search has, where nothing is asked for."""
+
 DEFAULT_MASK_BUDGETS = (4, 8, 16, 32)
 """Masks are found for the network's ReLUs divided by these, where no budget is given."""
 
@@ -41,7 +44,8 @@ class SearchSettings:
         finalists: with a budget, how many of the ranked candidates are trained for the full schedule at most; None
             trains all that are on the front or near it.
         search_epochs: epochs of a search for masks that trains, which come before those of the candidate; None takes
-            those of `training`.
+            those of `training`. Where search and training share one schedule, they are the first of `training`; None
+            takes two fifths of these.
         seeds: how many times teacher and candidates are trained, at least 1. Masks are searched once.
         budget: ReLUs that a candidate may have; None trains all.
         budgets: for methods that make a candidate for each budget: several of them, none above `budget`.
@@ -112,7 +116,7 @@ class SearchSettings:
             _refuse(
                 "a granularity belongs to a method that finds masks",
                 got=f"{self.granularity} for {self.method}",
-                remedy="leave it out, or use --method snl, senet or relupruner",
+                remedy="leave it out, or use --method deepreduce-masks, snl, senet or relupruner",
                 where="--granularity",
             )
         if self.collapse and reducer.finds_masks:
@@ -122,11 +126,18 @@ class SearchSettings:
                 remedy="leave it out, or use --method deepreduce or deepreduce-narrow",
                 where="--collapse",
             )
+        if self._shares_schedule and not self.training.warm_start:
+            _refuse(
+                "a schedule that search and training share goes on with the weights that the search leaves",
+                got=f"no warm start for {self.method}",
+                remedy="leave it out, or use --method snl, senet or relupruner",
+                where="--no-warm-start",
+            )
         if self.search_epochs is not None and not reducer.finds_masks:
             _refuse(
                 "epochs of search belong to a method that searches for masks",
                 got=f"search_epochs {self.search_epochs} for {self.method}",
-                remedy="leave it out, or use --method snl, senet or relupruner",
+                remedy="leave it out, or use --method deepreduce-masks, snl, senet or relupruner",
                 where="--search-epochs",
             )
 
@@ -147,10 +158,28 @@ class SearchSettings:
 
     def search_config(self) -> TrainingConfig:
         """Return the training settings of a search for masks."""
+        if self._shares_schedule:
+            whole = self.training.epochs
+            epochs = max(1, round(SEARCH_SHARE * whole)) if self.search_epochs is None else self.search_epochs
+            fits = whole >= 2 and 1 <= epochs < whole
+            _check(self, ("search_epochs", fits, f"at least 1 and below the {whole:,} epochs of the whole schedule"))
+            return replace(self.training, epochs=epochs, epochs_after=whole - epochs)
         if self.search_epochs is None:
             return self.training
         _check(self, ("search_epochs", 1 <= self.search_epochs <= 100_000, "from 1 to 100,000"))
         return replace(self.training, epochs=self.search_epochs)
+
+    def candidate_config(self) -> TrainingConfig:
+        """Return the training settings of the candidates: what the search leaves of the schedule, or all of it."""
+        if not self._shares_schedule:
+            return self.training
+        search = self.search_config().epochs
+        return replace(self.training, epochs=self.training.epochs - search, epochs_before=search)
+
+    @property
+    def _shares_schedule(self) -> bool:
+        finder = self.reducer().finder
+        return finder is not None and finder.one_schedule
 
     def reducer(self) -> Reducer:
         """Return the method that finds candidates."""

@@ -1,0 +1,22 @@
+"""Masks found within the training of the reduced network itself: ours.
+
+SNL (`snl`) trains a slope for every ReLU under a Lasso penalty, rounds the slopes, and fine-tunes. As published the two
+are trainings of their own, each with a learning rate that falls to zero. Here they are the first part and the rest of
+one schedule: the learning rate does not end where the masks are found, it is still near its peak. So the weights that
+are to do without their ReLUs have not settled when they lose them, and most of the epochs train the network as it will
+be. The masks are ready after about a quarter of the schedule; what is left of the search trains on with them.
+
+Slopes, penalty and the choice of masks are those of `snl`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .snl import SNL
+
+
+class OneSchedule(SNL):
+    """Train a slope for every ReLU under a Lasso penalty, at the beginning of the schedule that trains the network."""
+
+    one_schedule: ClassVar[bool] = True
