@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -16,7 +17,7 @@ from deepreduce.errors import RunError, problem
 Json = dict[str, Any]
 
 PUBLISHED = Path(__file__).with_name("published.json")
-OURS = "deepreduce-narrow"
+OURS = ("deepreduce-masks", "deepreduce-narrow")
 PAPER = ("published", "deepreduce")
 """Methods whose candidates are DeepReDuce's own."""
 
@@ -116,22 +117,22 @@ def _best(found: list[tuple[Json, Json]], relus: float) -> Json | None:
 
 
 def versus(fronts: list[Json]) -> list[Json]:
-    """Hold our method against every other one of the same run, network by network of the same size.
+    """Hold our methods against every other one of the same run, network by network of the same size.
 
     Of each method's networks those are compared whose number of ReLUs was a budget of ours, give or take 3 %; ours is
     the largest one with no more ReLUs.
 
     Returns:
-        For each base network and method: `rows[]{relus, our_relus, ours, other}` (test accuracies in %, one per seed),
-        `difference` (ours minus theirs, in points, mean over rows and seeds), `low` and `high` (its 95 % interval, by
-        Student's t over the seeds' means; null for one seed), and `seeds`. Masks and the distilling teacher are the
-        same for all seeds: the interval covers the chance in training the networks, not that in finding the masks, nor
-        the choice of test images.
+        For each base network, method of ours and other method (`ours`, `method`): `rows[]{relus, our_relus, ours,
+        other}` (test accuracies in %, one per seed), `difference` (ours minus theirs, in points, mean over rows and
+        seeds), `low` and `high` (its 95 % interval, by Student's t over the seeds' means; null for one seed), and
+        `seeds`. Masks and the distilling teacher are the same for all seeds: the interval covers the chance in
+        training the networks, not that in finding the masks, nor the choice of test images.
     """
     found = []
-    for front in fronts:
-        own = next((f for f in fronts if f["settings"]["method"] == OURS and _same_run(f, front)), None)
-        if own is None or front["settings"]["method"] == OURS:
+    for name, front in itertools.product(OURS, fronts):
+        own = next((f for f in fronts if f["settings"]["method"] == name and _same_run(f, front)), None)
+        if own is None or front["settings"]["method"] in OURS:
             continue
         rows = []
         for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
@@ -152,6 +153,7 @@ def versus(fronts: list[Json]) -> list[Json]:
         found.append(
             {
                 "network": front["network"]["name"],
+                "ours": name,
                 "method": front["settings"]["method"],
                 "rows": rows,
                 "difference": mean,
@@ -214,7 +216,7 @@ def _row(row: Json, fronts: list[Json]) -> Json:
     limit = row["relus"] * (1 if row["exact"] else _TOLERANCE)
     if "candidate" in row:
         found = [(front, entry) for front, entry in found if _is(entry["recipe"], row["candidate"])]
-    same, ours = _best(found, limit), _best(_of(fronts, row["data"], row["network"], (OURS,)), limit)
+    same, ours = _best(found, limit), _best(_of(fronts, row["data"], row["network"], OURS), limit)
     gap = None if ours is None or row["accuracy"] is None else ours["accuracy"] - row["accuracy"]
     return {**row, "here": same, "ours": ours, "ours_minus_paper": gap}
 
@@ -238,7 +240,7 @@ def _compared(row: Json, fronts: list[Json]) -> Json:
 
     fitting = [(f, e) for f, e in found if e["relus"] <= row["relus"] * f["network"]["width"]]
     here = measured(*max(fitting, key=lambda pair: pair[1]["validation"]["accuracy"])) if fitting else None
-    mine = [(f, e) for f, e in _of(fronts, row["data"], "resnet18", (OURS,))]
+    mine = [(f, e) for f, e in _of(fronts, row["data"], "resnet18", OURS)]
     mine = [(f, e) for f, e in mine if e["relus"] <= row["relus"] * f["network"]["width"]]
     ours = measured(*max(mine, key=lambda pair: pair[1]["validation"]["accuracy"])) if mine else None
     return {**row, "here": here, "ours": ours}
@@ -248,7 +250,7 @@ def _claim(claim: Json, fronts: list[Json]) -> Json:
     """Return one of the paper's claims with what these runs say about it, or why they say nothing."""
     network = "mobilenet_v1" if claim["id"] == "mobilenet" else "resnet18"
     if claim["id"] in ("no-loss", "mobilenet"):
-        found = _of(fronts, claim["data"], network, (*PAPER, OURS))
+        found = _of(fronts, claim["data"], network, (*PAPER, *OURS))
         kept = [
             (entry["relus"], front["teacher"]["relus"] / entry["relus"], front, entry)
             for front, entry in found
@@ -303,7 +305,7 @@ def as_text(content: Json) -> str:
             "published ReLU counts are scaled by the width to find the network to show.",
             "",
         ]
-    columns = f"{'here':>33}  {'ours (' + OURS + ')':>33}"
+    columns = f"{'here':>33}  {'ours':>33}"
     lines += ["Paper beside ours; accuracies in %, in brackets the 95 % interval", ""]
     lines.append(f"{'data':<14}{'network':<17}{'method':<12}{'ReLUs':>10}  {'paper':>6}  {columns}  ours-paper")
     for row in content["rows"]:
@@ -329,7 +331,7 @@ def as_text(content: Json) -> str:
     for against in content["versus"]:
         span = "" if against["low"] is None else f" [{against['low']:+.2f}, {against['high']:+.2f}]"
         over = f"{against['difference']:+.2f}{span} points over {against['seeds']} seeds"
-        lines += ["", f"{against['network']}: {OURS} minus {against['method']}, test images: {over}", ""]
+        lines += ["", f"{against['network']}: {against['ours']} minus {against['method']}, test images: {over}", ""]
         for row in against["rows"]:
             ours, other = statistics.fmean(row["ours"]), statistics.fmean(row["other"])
             difference = f"{ours:6.2f} - {other:6.2f} = {ours - other:+6.2f}"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "deepreduce", "font.family": "DejaVu Sans", "font.size": 9}
 _LOOKS = {
+    "masks": ("#1d6b40", "P"),
     "ours": ("#2f8f57", "o"),
     "deepreduce": ("#2b5f9e", "s"),
     "snl": ("#c0612b", "^"),
@@ -22,14 +23,15 @@ _LOOKS = {
     "channel-pruning": ("#77807b", "x"),
 }
 _NAMES = {
-    "ours": "ours",
+    "masks": "ours, masks",
+    "ours": "ours, narrow",
     "deepreduce": "DeepReDuce",
     "snl": "SNL",
     "senet": "SENet",
     "relupruner": "ReLUPruner",
     "channel-pruning": "channel pruning",
 }
-_MEANS = {"deepreduce-narrow": "ours", "published": "deepreduce"}
+_MEANS = {"deepreduce-masks": "masks", "deepreduce-narrow": "ours", "published": "deepreduce"}
 
 
 def draw(content: dict[str, Any], stem: Path) -> list[Path]:

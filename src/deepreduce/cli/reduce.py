@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="deepreduce",
         metavar="NAME",
-        help="deepreduce (default), deepreduce-narrow, snl, senet, relupruner, or channel-pruning",
+        help="deepreduce (default), deepreduce-masks, deepreduce-narrow, snl, senet, relupruner, or channel-pruning",
     )
     parser.add_argument(
         "--granularity",
