@@ -93,8 +93,9 @@ class TrainingConfig:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings by name."""
-        return asdict(self)
+        """Return the settings by name; a schedule that is the job's own goes without saying."""
+        parts = ("epochs_before", "epochs_after")
+        return {name: value for name, value in asdict(self).items() if value or name not in parts}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> TrainingConfig:

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -156,9 +157,9 @@ class RunFolder:
         return metrics
 
     def _check_settings(self, job: Job, metrics: dict[str, Any], folder: Path) -> None:
-        mine, theirs = job.config.to_json(), metrics["config"]
+        mine, theirs = asdict(job.config), asdict(TrainingConfig.from_json(dict(metrics["config"])))
         different = ", ".join(
-            f"{name} {theirs.get(name)} there, {mine[name]} here" for name in mine if theirs.get(name) != mine[name]
+            f"{name} {theirs[name]} there, {mine[name]} here" for name in mine if theirs[name] != mine[name]
         )
         if not different or job.given:
             return
@@ -166,8 +167,8 @@ class RunFolder:
             self._note(f"the teacher of seed {job.seed} is taken as it was trained: {different}")
             return
         remedy = "repeat the settings of the first command, or use another folder for --out"
-        if job.kind == "criticality" and theirs.get("epochs") != mine["epochs"]:
-            remedy = f"give --criticality-epochs {theirs.get('epochs')} to keep what is measured, or use another folder"
+        if job.kind == "criticality" and theirs["epochs"] != mine["epochs"]:
+            remedy = f"give --criticality-epochs {theirs['epochs']} to keep what is measured, or use another folder"
         raise RunError(
             problem(
                 "networks of one run are trained alike",
