@@ -33,6 +33,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="how far beyond the largest value seen a value may go (default 2)",
     )
+    parser.add_argument(
+        "--failure-bits",
+        type=int,
+        default=20,
+        metavar="N",
+        help="numbers are shortened without a circuit where that spoils one image in 2^N at most, 8 to 40 (default 20)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -48,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         out=options.out,
         data=options.data,
         images=options.images,
-        settings=FormatSettings(margin=options.margin),
+        settings=FormatSettings(margin=options.margin, failure_bits=options.failure_bits),
     )
     relus, agreement, failures = made.entry["relus"], made.agreement, made.formats["failures"]
     if options.json:

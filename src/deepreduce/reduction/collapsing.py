@@ -4,7 +4,7 @@ Where the first stages have lost their ReLUs, only convolutions, batch norms, su
 image and the first ReLU: a linear map, and away from the border of the image one convolution with a large kernel. Its
 input has three channels, so it is cheap: on ResNet18 without ReLUs in S1 and S2 it is 25x25 with stride 2, and a fifth
 of the MACs. For private inference it matters more that it is one layer. A long stretch of linear layers needs an
-encrypted product for each of them, and more and more bits, which in the end only circuits can take away again.
+encrypted product for each of them, and more and more bits, which have to be truncated away again.
 
 At the border the two differ: a stack of layers pads every layer's input with zeros, the convolution only the image. So
 this is a step of reduction, after which the network is trained, and not an optimisation that changes nothing.

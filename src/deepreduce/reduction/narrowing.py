@@ -6,7 +6,7 @@
 4. Narrowing: the layers in front of the ReLUs that are left keep as many channels as the budget allows (`beta`), later
    stages more than earlier ones. All other layers keep their width and their resolution.
 5. Bypassing: linear layers beside these blocks take the place of what they lost (`bypass`). Only with the smallest
-   budgets, for which two stages are left: elsewhere they gain less accuracy than they cost in circuits.
+   budgets, for which two stages are left: elsewhere they gain little, and take half as much training again.
 
 The last three are where it leaves the paper. Reshaping makes the whole network narrow or coarse, although only its
 ReLUs are counted; here the insides of the blocks shrink, and the linear rest, which is cheap online, stays. It needs
