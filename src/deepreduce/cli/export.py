@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         markup=False,
     )
     if failures:
-        screen.print(f"truncated shares spoil at most one image in {1 / failures:,.0f}", markup=False)
+        screen.print(f"truncated shares spoil about one image in {1 / failures:,.0f}", markup=False)
     screen.print(f"for the server, secret: {made.server}", soft_wrap=True)
     screen.print(f"for its clients, public: {made.client}", soft_wrap=True)
     return 0

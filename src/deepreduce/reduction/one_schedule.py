@@ -4,7 +4,8 @@ SNL (`snl`) trains a slope for every ReLU under a Lasso penalty, rounds the slop
 are trainings of their own, each with a learning rate that falls to zero. Here they are the first part and the rest of
 one schedule: the learning rate does not end where the masks are found, it is still near its peak. So the weights that
 are to do without their ReLUs have not settled when they lose them, and most of the epochs train the network as it will
-be. The masks are ready after about a quarter of the schedule; what is left of the search trains on with them.
+be. The masks are ready after about a quarter of the schedule; what is left of the search trains on with them. At the
+end of the search the momentum starts anew, and the order of the images.
 
 Slopes, penalty and the choice of masks are those of `snl`.
 """

@@ -123,6 +123,9 @@ class MaskSearch:
                 accelerator.unscale_gradients()
                 if found is None:
                     finder.before_step()
+                else:
+                    for slope in slopes.values():  # processes that train together still add their gradients up
+                        slope.alpha.grad = None
                 optimizer.step()
                 losses += loss.detach()
                 done += 1
@@ -167,8 +170,6 @@ class MaskSearch:
         found = finder.masks()
         if finder.one_schedule:
             set_masks(slopes, found)
-            for slope in slopes.values():
-                slope.alpha.requires_grad_(False)
         return found
 
     def _sloped(self, teacher: fx.GraphModule, granularity: str) -> _Sloped:

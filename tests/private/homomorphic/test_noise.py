@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from fractions import Fraction
+from random import Random
 
 import numpy as np
 import pytest
@@ -256,10 +257,10 @@ def floor_sum(count: int, modulus: int, factor: int, start: int) -> int:
         modulus, factor = factor, modulus
 
 
-def rounding_mean(q: int, ring_bits: int, low: int) -> float:
-    """Return the mean rounding of (q / t) m over all m whose low bits are anything and whose others are ones."""
+def rounding_mean(q: int, ring_bits: int, low: int, first: int | None = None) -> float:
+    """Return the mean rounding of (q / t) m over 2^low numbers m in a row, the last ones below t unless told."""
     t, count = 1 << ring_bits, 1 << low
-    first = t - count
+    first = t - count if first is None else first
     total = Fraction(q, t) * (count * first + count * (count - 1) // 2)
     return float((total - floor_sum(count, 2 * t, 2 * q, 2 * q * first + t)) / count)
 
@@ -274,11 +275,14 @@ def test_rounding_mean_against_addition() -> None:
 
 @pytest.mark.parametrize("prime_bits", PRIME_SETS, ids=str)
 def test_roundings_of_truncated_shares_cancel(prime_bits: tuple[int, ...]) -> None:
+    random = Random(0)
     for ring_bits in range(UNIFORM_BITS, 60):
         with contextlib.suppress(ParameterError):
             q = math.prod(scheme(Parameters(ring_bits, prime_bits)).primes)
             for low in range(UNIFORM_BITS, ring_bits + 1):
                 assert abs(rounding_mean(q, ring_bits, low)) <= ROUNDING_MEAN
+                first = random.randrange(1 << ring_bits)  # what a pool or a sum makes of such shares
+                assert abs(rounding_mean(q, ring_bits, low, first)) <= ROUNDING_MEAN
 
 
 def test_flooding_for_every_layer_of_resnet18() -> None:

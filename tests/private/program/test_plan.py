@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from deepreduce.errors import RecipeError
 from deepreduce.private.program import (
     Circuit,
+    Concatenate,
     Convolution,
     FormatSettings,
+    Gather,
     Program,
+    PublicProgram,
     Reshape,
     Step,
     Sum,
@@ -23,10 +30,10 @@ from deepreduce.private.program import (
     make_program,
 )
 from deepreduce.private.program.fold import fold
-from deepreduce.private.program.graph import Graph, Input, Node
-from deepreduce.private.program.plan import TRUNCATION, _candidates, weight_fraction
+from deepreduce.private.program.masking import Masking, masked_by
+from deepreduce.private.program.plan import weight_fraction
 from deepreduce.private.ring import signed
-from deepreduce.private.twin import Twin
+from deepreduce.private.twin import Twin, play
 
 from .small import Lambda, images, photographs, settle
 
@@ -176,17 +183,80 @@ def test_a_long_stretch_is_truncated_without_circuits_and_the_report_says_how_of
 
 
 def test_only_shares_that_are_uniform_are_truncated() -> None:
-    """What a truncation gives is uniform again behind the next layer with weights, or a sum with something that is."""
-    image = Node(Input(), [], (1, 4, 4), "image")
-    conv = Node(Convolution((1, 1, 1, 1)), [image], (1, 4, 4), "conv")
-    cut = Node(Truncation(0), [conv], (1, 4, 4), "cut")
-    pool = Node(SumPool((2, 2), (1, 1)), [cut], (1, 3, 3), "pool")
-    masked = Node(Circuit("relu", 0, 0, kept=np.arange(3, dtype=np.int32)), [pool], (1, 3, 3), "masked")
-    again = Node(Convolution((1, 1, 1, 1)), [masked], (1, 3, 3), "again")
-    joined = Node(Sum((0, 0), (1, 1)), [again, pool], (1, 3, 3), "joined")
-    last = Node(Reshape(), [joined], (9,), "last")
-    found = {each.node.name for each in _candidates(Graph(image, last)) if each.kind == TRUNCATION}
-    assert found == {"again", "joined"}
+    fresh, image = Masking(True, 2), Masking(True, 1)
+    cut = masked_by(Truncation(3), [fresh], 4, ())
+    assert cut == Masking(False, 2)
+    assert masked_by(None, [], 1, ()) == image
+    assert masked_by(Convolution((1, 1, 1, 1)), [cut], 4, ()) == Masking(True, 4)
+    assert masked_by(SumPool((2, 2), (1, 1)), [fresh], 4, ()) == Masking(False, 2)
+    assert masked_by(Reshape(), [fresh], 4, ()) == fresh and masked_by(Reshape(), [cut], 4, ()) == cut
+    for index, uniform in (([1, 0, 1], True), ([0, -1], False)):
+        assert masked_by(Gather(np.array(index, np.int32)), [fresh], 4, ()).uniform is uniform
+    kept = np.arange(3, dtype=np.int32)
+    assert masked_by(Circuit("relu", 8, 0), [cut], 4, ()) == Masking(True, 4)
+    assert masked_by(Circuit("relu", 8, 0, kept=kept, rest_in_circuit=True), [cut], 4, ()) == Masking(True, 4)
+    assert masked_by(Circuit("relu", 8, 0, kept=kept), [cut], 4, ()) == Masking(False, 6)
+    assert masked_by(Circuit("relu", 8, 0, kept=kept), [fresh], 4, ()) == Masking(True, 6)
+    other = Masking(True, 8)
+    for inputs, shifts, uniform in (
+        ([fresh, cut], (0, 0), False),  # the same mask in both
+        ([fresh, fresh], (0, 0), False),
+        ([fresh, fresh, other], (0, 0, 0), True),
+        ([fresh, fresh, other], (0, 0, 1), False),  # multiples of two
+        ([other, cut], (0, 3), True),
+        ([other, cut], (3, 0), False),
+    ):
+        assert masked_by(Sum(shifts, (1,) * len(shifts)), inputs, 16, shifts).uniform is uniform
+    for inputs, shifts, uniform in (
+        ([fresh, other], (0, 0), True),
+        ([fresh, cut], (0, 0), False),
+        ([fresh, other], (0, 1), False),
+    ):
+        assert masked_by(Concatenate(0, shifts), inputs, 16, shifts) == Masking(uniform, 2 | inputs[1].sources)
+
+
+def padded(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    x = F.avg_pool2d(F.pad(net.b(net.a(x)), (0, 0, 0, 0, 0, 8)), 2)
+    return net.h(F.relu(net.g(net.f(net.e(net.d(x))))).flatten(1))
+
+
+def cancelled(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = net.b(net.a(x))
+    x = torch.cat([y - y, net.i(net.a(x))], 1)
+    return net.h(F.relu(net.g(net.f(net.e(net.d(F.avg_pool2d(x, 2)))))).flatten(1))
+
+
+@pytest.mark.parametrize("run", [padded, cancelled])
+def test_shares_that_are_no_masks_are_never_truncated(run: Any) -> None:
+    """Padded zeros and what cancels are zero in both shares: a truncation would fail there for every image."""
+    torch.manual_seed(0)
+    layers = {name: nn.Conv2d(3 if name == "a" else 8, 8, 3, padding=1) for name in "abefgi"}
+    net = Lambda(run, **layers, d=nn.Conv2d(16, 8, 3, padding=1), h=nn.Linear(128, 5))
+    program = make_program(net, photographs(16, 8), settings=FormatSettings(merge=False, tolerance=1.0))
+    assert truncations(program)
+    values = Twin(program).encode(photographs(8, 8, seed=1).double().numpy())
+    right, outside = Twin(program).trace(values)
+    assert not outside.any()
+    logits = program.public.logits
+    form = program.public.tensors[logits]
+    got = play(program, values)
+    total = (got.server[logits] + got.client[logits]) & np.uint64((1 << form.ring_bits) - 1)
+    off = signed((total - right[logits]) & np.uint64((1 << form.ring_bits) - 1), form.ring_bits)
+    assert np.abs(off).max() < 0.01 * signed(right[logits], form.ring_bits).std()
+
+
+def test_a_program_that_truncates_what_is_not_uniform_is_refused() -> None:
+    net = Lambda(lambda net, x: net.f(F.relu(net.c(net.b(net.a(x)))).flatten(1)), f=nn.Linear(128, 4),
+                 a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 8, 3, padding=1), c=nn.Conv2d(8, 8, 3, padding=1))  # fmt: skip
+    settings = FormatSettings(merge=False, tolerance=1.0, weight_bits=14)
+    public = make_program(net, images(16, 3, 4, 4), settings=settings).public
+    first = next(step for step in public.steps if isinstance(step.op, Truncation))
+    form = public.tensors[first.output]
+    again = Step(Truncation(0), (first.output,), len(public.steps), "again")
+    argmax = replace(public.steps[-1], output=len(public.steps) + 1)
+    tensors = (*public.tensors[:-1], form, public.tensors[-1])
+    with pytest.raises(RecipeError, match="may not be uniform"):
+        check_public(PublicProgram(tensors, (*public.steps[:-1], again, argmax)))
 
 
 def test_a_refresh_is_not_inserted_where_it_costs_more_than_it_saves() -> None:

@@ -36,11 +36,11 @@ flood with all the room they have, so the true f is mostly larger.
 
 *How large the noise is.* SEAL draws e from a centred binomial distribution on [-21, 21] with variance 10.5; the
 rounding of (q / t) m adds at most 1/2. Its mean, which (ii) alone relies on, is 1 / (2 t) where x is a fresh mask, so
-that m is uniform, and at most 2^-15 in size where x is a truncated share: then the low 30 bits of m or more are
-uniform, and the others ones. A test adds these roundings up exactly, for every set of primes. A coefficient of the
+that m is uniform, and at most 2^-14 in size where x is a truncated share: then the low 30 bits of m or more are
+uniform, and the others fixed. A test adds these roundings up exactly, for every set of primes. A coefficient of the
 answer adds up at most n weights of at most 2^(w-1) in size (n counts all output channels and groups that share the
 polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| is at most 21.5 n 2^(w-1), and on average at
-most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) max(2^-15, 1 / t). The public-key encryption is drawn modulo q P and divided by
+most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) max(2^-14, 1 / t). The public-key encryption is drawn modulo q P and divided by
 the special prime P: (21 + 2 * 21 N) / P + (1 + N) / 2. One more unit covers the rounding of s.
 
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
@@ -77,7 +77,7 @@ SPECIAL_BITS = 30
 _LARGEST_ERROR = 21
 """SEAL's noise: the difference of two binomials of 21 coins each."""
 
-ROUNDING_MEAN = 2.0**-15
+ROUNDING_MEAN = 2.0**-14
 """Above the mean of the rounding of a message, in size, where its low `UNIFORM_BITS` at least are uniform."""
 
 _ERROR_SIGMA = 3.3

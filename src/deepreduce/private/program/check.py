@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import RecipeError, problem
 from ..ring import MAX_RING_BITS, UNIFORM_BITS
+from .masking import Masking, masked_by
 from .operations import (
     ARGMAX,
     CIRCUIT_KINDS,
@@ -71,15 +72,24 @@ def check_public(public: PublicProgram) -> None:
     except (_Broken, TypeError, ValueError, OverflowError) as reason:
         raise _refuse(str(reason), "the tensors") from None
     reads = circuit_bits = 0
+    known = [Masking(True, 1)]
     for number, step in enumerate(public.steps):
         try:
             _check_step(public, step, number)
+            known.append(_masking(step, known))
             reads += _reads(public, step)
             circuit_bits += _circuit_bits(public, step)
             _require(reads <= MAX_READS, f"{reads} reads by local steps")
             _require(circuit_bits <= MAX_CIRCUIT_BITS, f"circuits of {circuit_bits} bits")
         except (_Broken, TypeError, ValueError, OverflowError) as reason:
             raise _refuse(str(reason), f"step {number}") from None
+
+
+def _masking(step: Step, known: list[Masking]) -> Masking:
+    """Return what is known of the client's share of a step's output; truncate none that may not be uniform."""
+    op, inputs = step.op, [known[tensor] for tensor in step.inputs]
+    _require(not isinstance(op, Truncation) or inputs[0].uniform, "a truncation of shares that may not be uniform")
+    return masked_by(op, inputs, 1 << step.output, op.shifts if isinstance(op, (Sum, Concatenate)) else ())
 
 
 def check_weights(public: PublicProgram, weights: Mapping[int, Weights]) -> None:

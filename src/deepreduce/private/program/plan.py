@@ -21,6 +21,7 @@ import numpy as np
 from ...errors import NetworkError, problem
 from ..ring import UNIFORM_BITS, magnitude_bits
 from .graph import Graph, Input, Node
+from .masking import Masking, masked_by
 from .operations import (
     ARGMAX,
     MAX_RELU6,
@@ -63,6 +64,9 @@ _MOST_TRIMMED = 3
 _TRIMMED = 200_000.0
 """What one bit less in the layers of a stretch is worth, in AND gates."""
 
+
+_UNMASKED = 1_000_000
+"""Counts as so many bits above the largest ring: no plan has a truncation of shares that are not uniform."""
 
 _MOST_SPARED = 4
 _FREE = 1e-3
@@ -180,6 +184,8 @@ def choose(
             f[node] = f[node.inputs[0]] + fractions[node]
     made.logits = _narrow(f[output], ranges[output].largest, settings.logit_bits, settings)
     _rings(made, order, output, ranges, settings)
+    if any(isinstance(node.op, Truncation) for node in order):
+        made.excess += _UNMASKED * _uneven(made, order)
     _count(made, order, settings, penalty)
     return made
 
@@ -257,6 +263,18 @@ def gates(n: int, kind: str, width: int, ring: int, window: int = 1) -> int:
     return total + n * (width - 1) if kind.endswith("6") else total
 
 
+def _uneven(made: Formats, order: list[Node]) -> int:
+    """Return how many truncations there are of shares that are not known to be uniform."""
+    known: dict[Node, Masking] = {}
+    uneven = 0
+    for number, node in enumerate(order):
+        inputs = [known[before] for before in node.inputs]
+        uneven += isinstance(node.op, Truncation) and not inputs[0].uniform
+        shifts = [made.fraction[node] - made.fraction[before] for before in node.inputs]
+        known[node] = masked_by(node.op, inputs, 1 << number, shifts)
+    return uneven
+
+
 def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: float) -> None:
     cost = 0.0
     depth: dict[Node, int] = {}
@@ -276,6 +294,8 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: 
                 if node.op.rest_in_circuit:
                     cost += gates(node.size - len(node.op.kept), RESCALE, width, ring)
     made.cost = cost + _MESSAGE * max(depth.values())
+    if made.excess >= _UNMASKED:
+        made.cost = math.inf
 
 
 @dataclass
@@ -283,7 +303,7 @@ class Plan:
     """A choice of formats, and what it took.
 
     Attributes:
-        formats: by node, for the graph with the inserted circuits in it.
+        formats: by node, for the graph with the inserted nodes in it.
         trimmed: by how many bits layers in too long stretches were made coarser.
         refreshes: what was inserted.
     """
@@ -363,13 +383,13 @@ def _spared(
     graph: Graph, ranges: Ranges, fractions: dict[Node, int], settings: FormatSettings, formats: Formats
 ) -> Formats:
     """Let truncations keep more bits, one after the other, where the rings have room for them and no circuit pays."""
-    order, spare = graph.order(), dict[Node, int]()
+    order, spare, most = graph.order(), dict[Node, int](), (1 + _FREE) * formats.cost
     for node in order:
         if not isinstance(node.op, Truncation):
             continue
         for bits in range(_MOST_SPARED, 0, -1):
             trial = choose(order, graph.output, ranges, fractions, settings, spare={**spare, node: bits})
-            if trial.excess <= formats.excess and trial.cost <= (1 + _FREE) * formats.cost:
+            if trial.excess <= formats.excess and trial.cost <= most:
                 spare[node], formats = bits, trial
                 break
     return formats
@@ -454,10 +474,8 @@ def _too_long(graph: Graph, made: Formats, fractions: dict[Node, int], settings:
 def _candidates(graph: Graph) -> Iterable[_Refresh]:
     """Return the possible refreshes: behind layers and sums, and at masked ReLU layers whose rest stays outside."""
     readers = graph.readers()
-    fresh: dict[Node, bool] = {}
     for node in graph.order():
         op = node.op
-        fresh[node] = _is_fresh(node, fresh)
         if isinstance(op, Circuit):
             if op.kept is not None and not op.rest_in_circuit:
                 yield _Refresh(graph, node, RESCALE)
@@ -466,21 +484,8 @@ def _candidates(graph: Graph) -> Iterable[_Refresh]:
             served = any(isinstance(reader.op, Truncation) for reader in behind)
             if not served and not all(isinstance(reader.op, Circuit) and reader.op.kept is None for reader in behind):
                 yield _Refresh(graph, node, RESCALE)
-                if fresh[node]:
+                if not isinstance(op, SumPool):  # what a pool gives is never uniform, see `masking`
                     yield _Refresh(graph, node, TRUNCATION)
-
-
-def _is_fresh(node: Node, fresh: dict[Node, bool]) -> bool:
-    """Tell whether the client's share is uniform in the ring; after a truncation it is not, until new masks come in."""
-    op = node.op
-    if isinstance(op, (Input, Convolution, Matrix)):
-        return True
-    if isinstance(op, Truncation):
-        return False
-    if isinstance(op, Circuit) and (op.kept is None or op.rest_in_circuit):
-        return True
-    each = [fresh[before] for before in node.inputs]
-    return any(each) if isinstance(op, Sum) else all(each)
 
 
 class _Refresh:

@@ -23,7 +23,7 @@ _LEAST = 0.02
 
 
 def tune(graph: Graph, ranges: Ranges, settings: FormatSettings, *, trim: bool = True) -> bool:
-    """Merge regions that end where a ring is refreshed, while that saves more than it costs.
+    """Merge regions that end where a circuit refreshes a ring, while that saves more than it costs.
 
     Args:
         graph: merged; changed in place.

@@ -42,7 +42,7 @@ class Answers:
     Attributes:
         labels: the class of each image, as the arg-max circuit finds it.
         logits: decoded from the logits tensor, before the arg-max drops its low bits.
-        outside: how many values, per image, left the range of a circuit and wrapped: 0 unless the network meets
+        outside: how many values, per image, left the range of a circuit or a truncation: 0 unless the network meets
             values beyond its calibration times the margin; the answer for such an image is not to be trusted. Only
             the twin can see this; in a secure run nobody can.
     """
@@ -130,6 +130,8 @@ class Twin:
             if step.circuit is None:
                 inputs = [wide[i] for i in step.inputs]
                 wide[step.output] = self._linear(step, inputs, side="values", headroom=_HEADROOM)
+                if isinstance(step.op, Truncation):
+                    outside += self._beyond(step, inputs[0])
                 if isinstance(step.op, Truncation) and client_shares is not None:
                     own = self._share(client_shares, step, values.shape[0])
                     wide[step.output] = self._truncation(step, step.op, inputs[0], wide[step.output], own)
@@ -138,6 +140,13 @@ class Twin:
                 wide[step.output], left = self._circuit(step, step.circuit, wide[step.inputs[0]], client)
                 outside += left
         return {i: reduce(own, public.tensors[i].ring_bits) for i, own in wide.items()}, outside
+
+    def _beyond(self, step: Step, y: Words) -> NDArray[np.int64]:
+        """Return how many values, per image, are too large for the ring in which they are truncated."""
+        ring = self.program.public.tensors[step.inputs[0]].ring_bits
+        values = signed(y, self._bits(step.inputs[0]))
+        beyond: NDArray[np.int64] = (signed(reduce(y, ring), ring) != values).reshape(len(y), -1).sum(axis=1)
+        return beyond
 
     def _bits(self, tensor: int) -> int:
         """Return the bits in which the twin holds a tensor: its ring and some more, to see what leaves it."""
