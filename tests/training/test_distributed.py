@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ TRAIN = [
 ]  # fmt: skip
 
 
+REDUCE = [
+    "-m", "deepreduce", "reduce", "network_of_several:Net", "--data", "digits", "--per-class", "40", "--epochs", "30",
+    "--method", "deepreduce-masks", "--budget", "200", "--batch-size", "64", "--threads", "1", "--out",
+]  # fmt: skip
+
+
 def test_example_alone_a_process_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.process_count() == 1 and distributed.is_first()
     assert distributed.agree(lambda: [1, 2]) == [1, 2]
@@ -49,8 +56,13 @@ def test_under_torchrun_only_the_first_writes(monkeypatch: pytest.MonkeyPatch) -
     assert distributed.on_processors() is not torch.accelerator.is_available()
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Return what runs Python in a folder that has the network."""
     (tmp_path / "network_of_several.py").write_text(NET)
     source = Path(distributed.__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{source}{os.pathsep}{tmp_path}"}
@@ -60,8 +72,24 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
         )
 
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    both = run(*launch, *TRAIN, "both")
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_search_together_and_train_on_with_what_they_found(tmp_path: Path, run: Run) -> None:
+    both = run(*LAUNCH, *REDUCE, "both")
+    assert both.returncode == 0, both.stderr
+    text = (tmp_path / "both/masks/deepreduce-masks-element-200/seed0/history.jsonl").read_text()
+    history = [json.loads(line) for line in text.splitlines()]
+    assert len(history) == 12 and len({line["steps"] for line in history}) == 1
+    assert history[-2]["state"]["active"] <= 200  # found before the last epoch, which trains with the masks
+    (entry,) = json.loads((tmp_path / "both/front.json").read_text())["candidates"]
+    assert entry["status"] == "done" and entry["relus"] == 200 and entry["epochs"] == 30
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = run(*LAUNCH, *TRAIN, "both")
     assert both.returncode == 0, both.stderr
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -72,5 +100,5 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest
     first, second = (load_file(tmp_path / name / "teacher/seed0/weights.safetensors") for name in ("both", "alone"))
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=1e-3, atol=1e-4)
-    again = run(*launch, *TRAIN, "both")  # finished, and all processes agree on that
+    again = run(*LAUNCH, *TRAIN, "both")  # finished, and all processes agree on that
     assert again.returncode == 0 and "already finished" in again.stderr

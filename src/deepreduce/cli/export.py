@@ -36,9 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--failure-bits",
         type=int,
-        default=20,
+        default=16,
         metavar="N",
-        help="numbers are shortened without a circuit where that spoils one image in 2^N at most, 8 to 40 (default 20)",
+        help="numbers are shortened without a circuit where that spoils one image in 2^N at most, 8 to 40 (default 16)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -35,7 +35,7 @@ from .operations import (
     SumPool,
     Truncation,
 )
-from .settings import FormatSettings
+from .settings import MOST_FAILURE_BITS, FormatSettings
 
 _EXCESS, _FORBIDDEN = 1e3, 1e9
 """Penalties per element and bit above the largest ring: what weighs against refreshes, and what none outweighs.
@@ -64,6 +64,9 @@ _MOST_TRIMMED = 3
 _TRIMMED = 200_000.0
 """What one bit less in the layers of a stretch is worth, in AND gates."""
 
+
+_SURER = 4
+"""By how many bits truncations are surer than they must be, where there is room for it without circuits."""
 
 _UNMASKED = 1_000_000
 """Counts as so many bits above the largest ring: no plan has a truncation of shares that are not uniform."""
@@ -317,6 +320,11 @@ class Plan:
         """AND gates, messages and lost bits together, in AND gates."""
         return self.formats.cost + _TRIMMED * self.trimmed
 
+    @property
+    def is_free(self) -> bool:
+        """Whether all refreshes are truncations."""
+        return all(refresh.kind == TRUNCATION for refresh in self.refreshes)
+
     def undo(self) -> None:
         """Take the inserted nodes out of the graph again."""
         for refresh in reversed(self.refreshes):
@@ -348,6 +356,27 @@ def plan(
     for node in graph.order():
         if node not in known:
             known[node] = weight_fraction(node, settings)
+    surer = replace(settings, failure_bits=min(MOST_FAILURE_BITS, settings.failure_bits + _SURER))
+    best = _planned(graph, ranges, surer, known, trim)
+    if surer != settings and (best.formats.excess or not best.is_free):
+        best.undo()
+        best = _planned(graph, ranges, settings, known, trim)
+    if best.formats.excess:
+        widest = max(graph.order(), key=lambda node: best.formats.ring[node])
+        best.undo()
+        raise NetworkError(
+            problem(
+                f"every ring of a private program has at most {settings.max_ring_bits} bits",
+                got=f"{best.formats.ring[widest]} bits",
+                remedy="lower weight_bits or activation_bits, or keep a ReLU layer in that stretch",
+                where=widest.place,
+            )
+        )
+    return best
+
+
+def _planned(graph: Graph, ranges: Ranges, settings: FormatSettings, known: dict[Node, int], trim: bool) -> Plan:
+    """Return the best plan, with its refreshes in the graph; its rings may still be too large."""
     first = choose(graph.order(), graph.output, ranges, known, settings)
     coarse = _too_long(graph, first, known, settings) if first.excess and trim else set()
     best: Plan | None = None
@@ -365,17 +394,6 @@ def plan(
         refresh.do()
     trimmed = {n: f - best.trimmed * (n in coarse) for n, f in known.items()}
     best.formats = _spared(graph, ranges, trimmed, settings, best.formats)
-    if best.formats.excess:
-        widest = max(graph.order(), key=lambda node: best.formats.ring[node])
-        best.undo()
-        raise NetworkError(
-            problem(
-                f"every ring of a private program has at most {settings.max_ring_bits} bits",
-                got=f"{best.formats.ring[widest]} bits",
-                remedy="lower weight_bits or activation_bits, or keep a ReLU layer in that stretch",
-                where=widest.place,
-            )
-        )
     return best
 
 

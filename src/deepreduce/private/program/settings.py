@@ -7,6 +7,9 @@ from typing import Any
 
 from ...errors import UsageError, problem
 
+MOST_FAILURE_BITS = 40
+"""So rarely nothing fails at all: nearly all refreshes are then circuits."""
+
 
 @dataclass(frozen=True)
 class FormatSettings:
@@ -22,8 +25,8 @@ class FormatSettings:
         logit_bits: magnitude bits of the logits that enter the arg-max, 4 to 40.
         max_ring_bits: largest ring, 16 to 62; 59 is the largest power of two that SEAL takes as a plaintext modulus.
         failure_bits: a ring is refreshed by truncation where that fails in one element of 2^failure_bits images at
-            most, 8 to 40; otherwise by circuits, which never fail. An image with such an element gets a wrong answer,
-            and nobody sees it.
+            most, 8 to 40; otherwise by circuits, which never fail. Where there is room it is a sixteenth of that. An
+            image with such an element may get a wrong answer, and nobody sees it.
         tolerance: largest root mean square error of the logits on the calibration images, in units of the standard
             deviation of the logits, above 0. A program beyond it gets up to six more weight, activation and input bits,
             and is refused if that does not do. At 0.003 an untrained network, whose largest logits lie as close
@@ -37,7 +40,7 @@ class FormatSettings:
     input_bits: int = 13
     logit_bits: int = 20
     max_ring_bits: int = 59
-    failure_bits: int = 20
+    failure_bits: int = 16
     tolerance: float = 0.003
     merge: bool = True
 
@@ -49,7 +52,8 @@ class FormatSettings:
         """
         ranges = {
             "margin": (1, 64), "activation_bits": (4, 30), "weight_bits": (2, 20), "input_bits": (4, 30),
-            "logit_bits": (4, 40), "max_ring_bits": (16, 62), "failure_bits": (8, 40), "tolerance": (1e-9, 1e9),
+            "logit_bits": (4, 40), "max_ring_bits": (16, 62), "failure_bits": (8, MOST_FAILURE_BITS),
+            "tolerance": (1e-9, 1e9),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
