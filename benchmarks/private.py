@@ -11,8 +11,8 @@ memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gb
 Mbit/s, 40 ms) pass through a relay of this benchmark that delays and paces every byte, TLS records included.
 
 Weights are random and batch norms settled. What a network has learnt changes its formats, and its cost by some percent.
-With `--saved` trained networks are run instead, those of `reduce` or `reproduce.py`, all of one input size. Finished cases are kept in the data file; the same command continues. Kernel
-speed is measured beside `openssl speed`.
+With `--saved` trained networks are run instead, those of `reduce` or `reproduce.py`, all of one input size. Finished
+cases are kept in the data file; the same command continues. Kernel speed is measured beside `openssl speed`.
 """
 
 from __future__ import annotations
