@@ -169,7 +169,8 @@ def test_export_says_what_it_wrote(home: Home, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main([*EXPORT, "again", "--images", "32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert {"server", "client", "relus", "agreement"} == told.keys() and told["relus"] > 0
+    assert {"server", "client", "relus", "agreement", "failures"} == told.keys() and told["relus"] > 0
+    assert 0 <= told["failures"] < 2**-12
     assert (home.folder / told["server"]).stat().st_mode & 0o777 == 0o600
     assert main([*EXPORT, "again", "--images", "32"]) == 0
     shown = capsys.readouterr().out.replace("\n", "")
