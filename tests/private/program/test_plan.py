@@ -124,8 +124,8 @@ def test_a_residual_branch_carries_the_larger_ring_of_its_readers() -> None:
     assert public.tensors[branch].ring_bits == max(needed)
 
 
-def test_a_long_stretch_is_refreshed_where_it_is_smallest_or_merged_away() -> None:
-    """Ten convolutions in a row would need far more than 59 bits."""
+def long_stretch() -> nn.Module:
+    """Make ten convolutions in a row, which would need far more than 59 bits."""
     torch.manual_seed(0)
     layers = {f"c{i}": nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1, bias=False) for i in range(10)}
 
@@ -136,7 +136,11 @@ def test_a_long_stretch_is_refreshed_where_it_is_smallest_or_merged_away() -> No
                 x = F.avg_pool2d(x, 2)
         return net.fc(F.relu(x).mean((2, 3)))
 
-    net = Lambda(run, **layers, fc=nn.Linear(16, 5))
+    return Lambda(run, **layers, fc=nn.Linear(16, 5))
+
+
+def test_a_long_stretch_is_refreshed_where_it_is_smallest_or_merged_away() -> None:
+    net = long_stretch()
     batch = photographs(8, 16)
     for merge in (False, True):
         settings = FormatSettings(merge=merge, tolerance=1.0, failure_bits=40)  # no truncation is so sure
@@ -153,17 +157,7 @@ def test_a_long_stretch_is_refreshed_where_it_is_smallest_or_merged_away() -> No
 
 
 def test_a_long_stretch_is_truncated_without_circuits_and_the_report_says_how_often_that_fails() -> None:
-    torch.manual_seed(0)
-    layers = {f"c{i}": nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1, bias=False) for i in range(10)}
-
-    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        for i, name in enumerate(layers):
-            x = getattr(net, name)(x)
-            if i == 5:
-                x = F.avg_pool2d(x, 2)
-        return net.fc(F.relu(x).mean((2, 3)))
-
-    net = Lambda(run, **layers, fc=nn.Linear(16, 5))
+    net = long_stretch()
     program = make_program(net, photographs(8, 16), settings=FormatSettings(merge=False, tolerance=1.0))
     public, made = program.public, truncations(program)
     assert [op.kind for _, op, _, _ in circuits(program)] == ["relu"]
