@@ -245,6 +245,7 @@ def write_about(
         "parameters": [[one.ring_bits, list(one.prime_bits)] for one in layout.parameters],
         "ciphertexts": [sum(j.plan.plan.requests for j in layout.jobs), sum(j.plan.plan.answers for j in layout.jobs)],
         "agreement": vars(program.report.agreement),
+        "failures": program.report.failures,
         "program_seconds": seconds,
         "delphi_online_seconds": delphi_online_seconds(public.relus, public.macs),
     }

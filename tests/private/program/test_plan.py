@@ -31,7 +31,7 @@ from deepreduce.private.program import (
 )
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.masking import Masking, masked_by
-from deepreduce.private.program.plan import weight_fraction
+from deepreduce.private.program.plan import range_bits, weight_fraction
 from deepreduce.private.ring import signed
 from deepreduce.private.twin import Twin, play
 
@@ -174,6 +174,25 @@ def test_a_long_stretch_is_truncated_without_circuits_and_the_report_says_how_of
         assert 0 < fails <= 2.0**-20
         assert row["failures"] == pytest.approx(fails, rel=0.01)
     assert program.report.failures == pytest.approx(sum(rows[step.name]["failures"] for step in made))
+
+
+def test_truncations_keep_more_bits_where_the_rings_have_room() -> None:
+    settings = FormatSettings(merge=False, tolerance=1.0)
+    program = make_program(long_stretch(), photographs(16, 8), settings=settings)
+    assert program.report is not None
+    rows = [row for row in program.report.rows if row["kind"] == "truncation"]
+    kept = [range_bits(row["seen"], settings) + row["fraction_bits"] - settings.activation_bits for row in rows]
+    assert all(0 <= more <= 4 for more in kept) and any(kept)
+
+
+def test_truncations_fail_more_often_rather_than_make_way_for_circuits() -> None:
+    for largest, least, most in ((59, 0.0, 2.0**-20), (49, 2.0**-20, 2.0**-16)):
+        settings = FormatSettings(merge=False, tolerance=1.0, max_ring_bits=largest)
+        program = make_program(long_stretch(), photographs(16, 8), settings=settings)
+        assert [op.kind for _, op, _, _ in circuits(program)] == ["relu"]
+        assert program.report is not None
+        failures = [row["failures"] for row in program.report.rows if row["kind"] == "truncation"]
+        assert least < max(failures) <= most
 
 
 def test_only_shares_that_are_uniform_are_truncated() -> None:

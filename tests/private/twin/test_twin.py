@@ -222,6 +222,21 @@ def test_a_truncation_that_fails_replays_too_and_is_grossly_wrong() -> None:
     assert bits > form.ring_bits - first.op.dropped  # or nothing could fail
 
 
+def test_values_beyond_the_ring_of_a_truncation_are_counted() -> None:
+    from deepreduce.private.program import PublicProgram, Reshape, Step, Sum, TensorFormat
+
+    forms = [TensorFormat((1, 1, 2), 3, 34), *[TensorFormat((2,), 3, 34)] * 2, TensorFormat((2,), 1, 40)]
+    steps = (
+        Step(Reshape(), (0,), 1, "flat"),
+        Step(Sum((0, 0), (1, 1)), (1, 1), 2, "twice"),
+        Step(Truncation(2), (2,), 3, "truncation"),
+        Step(Circuit("argmax", 40, 0), (3,), 4, "argmax"),
+    )
+    twin = Twin(Program(PublicProgram((*forms, TensorFormat((1,), 0, 1)), steps), {}))
+    values = unsigned(np.array([[[[5, 7]]], [[[5, 1 << 32]]], [[[-(1 << 32) - 1, 1 << 32]]]]), 34)
+    assert twin.trace(values)[1].tolist() == [0, 1, 2]
+
+
 def test_circuits_on_boundary_values() -> None:
     t = np.array([[-8, -1, 0, 1, 5, 7]])
     windows = np.array([[0, 1], [2, -1], [4, 5]], dtype=np.int32)

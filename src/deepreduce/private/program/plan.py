@@ -68,9 +68,6 @@ _TRIMMED = 200_000.0
 _SURER = 4
 """By how many bits truncations are surer than they must be, where there is room for it without circuits."""
 
-_UNMASKED = 1_000_000
-"""Counts as so many bits above the largest ring: no plan has a truncation of shares that are not uniform."""
-
 _MOST_SPARED = 4
 _FREE = 1e-3
 """Share of the cost that is no reason against more bits."""
@@ -187,9 +184,9 @@ def choose(
             f[node] = f[node.inputs[0]] + fractions[node]
     made.logits = _narrow(f[output], ranges[output].largest, settings.logit_bits, settings)
     _rings(made, order, output, ranges, settings)
-    if any(isinstance(node.op, Truncation) for node in order):
-        made.excess += _UNMASKED * _uneven(made, order)
     _count(made, order, settings, penalty)
+    if _is_uneven(made, order):
+        made.cost = math.inf
     return made
 
 
@@ -266,16 +263,18 @@ def gates(n: int, kind: str, width: int, ring: int, window: int = 1) -> int:
     return total + n * (width - 1) if kind.endswith("6") else total
 
 
-def _uneven(made: Formats, order: list[Node]) -> int:
-    """Return how many truncations there are of shares that are not known to be uniform."""
+def _is_uneven(made: Formats, order: list[Node]) -> bool:
+    """Tell whether a share is truncated that is not known to be uniform: no such plan is taken."""
     known: dict[Node, Masking] = {}
-    uneven = 0
+    if not any(isinstance(node.op, Truncation) for node in order):
+        return False
     for number, node in enumerate(order):
         inputs = [known[before] for before in node.inputs]
-        uneven += isinstance(node.op, Truncation) and not inputs[0].uniform
+        if isinstance(node.op, Truncation) and not inputs[0].uniform:
+            return True
         shifts = [made.fraction[node] - made.fraction[before] for before in node.inputs]
         known[node] = masked_by(node.op, inputs, 1 << number, shifts)
-    return uneven
+    return False
 
 
 def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: float) -> None:
@@ -297,8 +296,6 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: 
                 if node.op.rest_in_circuit:
                     cost += gates(node.size - len(node.op.kept), RESCALE, width, ring)
     made.cost = cost + _MESSAGE * max(depth.values())
-    if made.excess >= _UNMASKED:
-        made.cost = math.inf
 
 
 @dataclass

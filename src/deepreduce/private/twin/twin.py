@@ -132,9 +132,9 @@ class Twin:
                 wide[step.output] = self._linear(step, inputs, side="values", headroom=_HEADROOM)
                 if isinstance(step.op, Truncation):
                     outside += self._beyond(step, inputs[0])
-                if isinstance(step.op, Truncation) and client_shares is not None:
-                    own = self._share(client_shares, step, values.shape[0])
-                    wide[step.output] = self._truncation(step, step.op, inputs[0], wide[step.output], own)
+                    if client_shares is not None:
+                        own = self._share(client_shares, step, values.shape[0])
+                        wide[step.output] = self._truncation(step, step.op, inputs[0], wide[step.output], own)
             else:
                 client = None if client_shares is None else self._share(client_shares, step, values.shape[0])
                 wide[step.output], left = self._circuit(step, step.circuit, wide[step.inputs[0]], client)
