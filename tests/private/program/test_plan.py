@@ -30,8 +30,8 @@ from deepreduce.private.program import (
     make_program,
 )
 from deepreduce.private.program.fold import fold
+from deepreduce.private.program.formats import range_bits, weight_fraction
 from deepreduce.private.program.masking import Masking, masked_by
-from deepreduce.private.program.plan import range_bits, weight_fraction
 from deepreduce.private.ring import signed
 from deepreduce.private.twin import Twin, play
 

@@ -35,8 +35,9 @@ only those elements take part; the others follow `rest_in_circuit`.
 `public.rounds()` groups all this: linear steps, then circuits that travel in one message each way.
 
 Rooms: `convert` (with `operators`, `pooling`) makes a `Graph` of a traced network; `fold` and `merge` (with `compose`)
-rewrite it; `plan` chooses formats, and asks `masking` what may be truncated; `build` puts it all together; `program`
-is the result, `evaluate` computes with it, `check` and `files` carry it from one machine to another.
+rewrite it; `plan` chooses where rings are refreshed (`refreshes`), by what `formats` says that costs, which asks
+`masking` what may be truncated; `build` puts it all together; `program` is the result, `evaluate` computes with it,
+`check` and `files` carry it from one machine to another.
 """
 
 from .build import make_program

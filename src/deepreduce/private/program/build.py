@@ -18,6 +18,7 @@ from ...errors import DataError, NetworkError, RecipeError, problem
 from .check import check_public
 from .convert import convert
 from .fold import fold
+from .formats import Formats, Range, Ranges
 from .graph import Array, Graph, Input, Node
 from .merge import merge
 from .operations import (
@@ -35,7 +36,7 @@ from .operations import (
     SumPool,
     Truncation,
 )
-from .plan import Formats, Range, Ranges, plan
+from .plan import plan
 from .program import (
     Agreement,
     FormatReport,

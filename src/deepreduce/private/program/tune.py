@@ -9,10 +9,11 @@ from __future__ import annotations
 from ...errors import NetworkError
 from .compose import Region
 from .fold import simplify
+from .formats import Ranges, weight_fraction
 from .graph import Graph, Node
 from .merge import LARGEST_WEIGHTS, LARGEST_WORK, Cost, compose, merged_cost, node_cost, regions
 from .operations import RESCALE, Circuit
-from .plan import Ranges, plan, weight_fraction
+from .plan import plan
 from .settings import FormatSettings
 
 GATE = 400.0
