@@ -3,7 +3,7 @@
 from ._graph import all_pass, image_nodes, writes_in_place
 from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
-from .masked_relu import MaskedReLU
+from .masked_relu import MaskedReLU, on_line
 from .trace import check_trace, example_images, is_traced, trace, training_path, unwrap
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "image_nodes",
     "is_traced",
     "masked_relu",
+    "on_line",
     "other_nonlinearities",
     "take_census",
     "trace",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 
-from ..census import Census
+from ..census import Census, on_line
 from ..errors import UsageError, near_misses, problem
 from .masks import GRANULARITIES, Mask
 from .removal import SEARCH_PREFIX, replace_relus
@@ -68,20 +69,26 @@ def check_granularity(name: str) -> None:
 class SlopedReLU(nn.Module):
     """A ReLU with a slope for each element, channel or layer: f(x) = alpha * relu(x) + (1 - alpha) * x.
 
+    With a line, slope * x + intercept by channel takes the place of the last x.
+
     Attributes:
         kind: `relu` or `relu6`.
         alpha: 1 is the ReLU, 0 the identity; of the group's shape with a batch dimension, broadcast over the layer.
         shape: of the layer's output for one image.
         site: the call site.
+        line: [2, channels]: slopes and intercepts; None for the identity.
         watched: whether the last input and output are kept in `before` and `after`.
     """
 
-    def __init__(self, kind: str, shape: tuple[int, ...], granularity: str, site: str) -> None:
+    def __init__(
+        self, kind: str, shape: tuple[int, ...], granularity: str, site: str, line: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.shape = shape
         self.site = site
         self.alpha = nn.Parameter(torch.ones(1, *group_shape(shape, granularity)), requires_grad=False)
+        self.line = None if line is None else nn.Parameter(line.detach().clone(), requires_grad=False)
         self.watched = False
         self.before: Tensor | None = None
         self.after: Tensor | None = None
@@ -96,8 +103,9 @@ class SlopedReLU(nn.Module):
         return F.relu6(x) if self.kind == "relu6" else F.relu(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the blend of ReLU and identity."""
-        out = torch.lerp(x, self.activation(x), self.alpha.to(x.dtype))
+        """Return the blend of ReLU and identity, or line."""
+        other = x if self.line is None else on_line(x, self.line)
+        out = torch.lerp(other, self.activation(x), self.alpha.to(x.dtype))
         if self.watched:
             self.before, self.after = x, out
         return out
@@ -115,12 +123,24 @@ class SlopedReLU(nn.Module):
 
 
 def with_slopes(
-    network: fx.GraphModule, census: Census, granularity: str
+    network: fx.GraphModule,
+    census: Census,
+    granularity: str,
+    lines: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[fx.GraphModule, dict[str, SlopedReLU]]:
-    """Return a copy of a traced network with a slope in place of every ReLU of its census, and the slopes by name."""
+    """Return a copy of a traced network with a slope in place of every ReLU of its census, and the slopes by name.
+
+    Args:
+        network: not changed.
+        census: of it.
+        granularity: of the slopes.
+        lines: by call site, where they begin, [2, channels]; for the others the identity takes the ReLU's place.
+    """
     shapes = {layer.name: layer.shape for layer in census.layers}
     own, made = replace_relus(
-        network, list(shapes), lambda site: SlopedReLU(site.kind, shapes[site.name], granularity, site.name)
+        network,
+        list(shapes),
+        lambda site: SlopedReLU(site.kind, shapes[site.name], granularity, site.name, lines.get(site.name)),
     )
     return own, {name: module for name, module in made.items() if isinstance(module, SlopedReLU)}
 
@@ -171,11 +191,13 @@ class MaskFinder:
         matches_teacher: whether the loss needs the teacher's activations.
         one_schedule: whether the search is the beginning of the schedule that trains the network: it then lasts for all
             of its epochs, with the masks as they are once they are found. Otherwise it has a schedule of its own.
+        draws_lines: whether lines take the place of removed ReLUs where that costs nothing, see `lines`.
     """
 
     trains_slopes: ClassVar[bool] = False
     one_schedule: ClassVar[bool] = False
     matches_teacher: ClassVar[bool] = False
+    draws_lines: ClassVar[bool] = False
 
     def __init__(self, slopes: Mapping[str, SlopedReLU], order: MaskOrder, *, steps: int, epochs: int) -> None:
         """Begin a search.

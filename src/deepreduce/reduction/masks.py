@@ -101,12 +101,15 @@ class Masks:
         budget: number of ReLUs that was asked for, at least 1.
         layers: the ReLU layers of which only a part is kept, by call site. A layer that is kept or removed as a whole
             has no mask: the candidate's `keep` and `drop` speak of it.
+        lines: whether lines take the place of removed ReLUs in these layers where they are free, see
+            `deepreduce.reduction.lines`; otherwise it is the identity.
     """
 
     method: str
     granularity: str
     budget: int
     layers: tuple[LayerMask, ...] = ()
+    lines: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -132,6 +135,8 @@ class Masks:
     def digest(self) -> str:
         """SHA-256 of all that they say, in hex."""
         state = hashlib.sha256(f"{self.method} {self.granularity} {self.budget}".encode())
+        if self.lines:
+            state.update(b" lines")
         for layer in self.layers:
             state.update(repr((layer.name, layer.shape)).encode() + layer.bits)
         return state.hexdigest()
@@ -151,6 +156,7 @@ class Masks:
             "granularity": self.granularity,
             "budget": self.budget,
             "layers": [layer.to_json(bits=bits) for layer in self.layers],
+            **({"lines": True} if self.lines else {}),
             "sha256": self.digest,
         }
 
@@ -176,6 +182,7 @@ class Masks:
             granularity=json_field(value, "granularity", str),
             budget=json_field(value, "budget", int),
             layers=tuple(found),
+            lines=json_field(value, "lines", bool) if "lines" in value else False,
         )
         if json_field(value, "sha256", str) != masks.digest:
             raise ValueError("the masks have another hash")

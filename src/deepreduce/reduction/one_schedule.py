@@ -7,7 +7,8 @@ are to do without their ReLUs have not settled when they lose them, and most of 
 be. The masks are ready after about a quarter of the schedule; what is left of the search trains on with them. At the
 end of the search the momentum starts anew, and the order of the images.
 
-Slopes, penalty and the choice of masks are those of `snl`.
+Slopes, penalty and the choice of masks are those of `snl`. What takes the place of a removed ReLU is not the identity
+everywhere: see `lines`.
 """
 
 from __future__ import annotations
@@ -21,3 +22,4 @@ class OneSchedule(SNL):
     """Train a slope for every ReLU under a Lasso penalty, at the beginning of the schedule that trains the network."""
 
     one_schedule: ClassVar[bool] = True
+    draws_lines: ClassVar[bool] = True

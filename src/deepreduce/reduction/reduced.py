@@ -25,6 +25,7 @@ from ..networks import NetworkSpec, build, is_reference
 from .bypassing import add_bypasses
 from .candidate import Candidate
 from .collapsing import before, collapse, head_of
+from .lines import first_lines
 from .removal import remove_relus
 from .reshaping import narrow_channels, scale_channels, scale_resolution
 from .thinning import thinned_layers
@@ -297,10 +298,11 @@ def cut(full: fx.GraphModule, base: Base, candidate: Candidate, *, fading: bool 
     Where it is collapsed, the ReLUs in what becomes one convolution go at once.
     """
     masks = {} if candidate.masks is None else candidate.masks.arrays()
+    lines = first_lines(full, masks) if candidate.masks is not None and candidate.masks.lines else {}
     removed = removed_layers(base, candidate)
     head = _head(full, base, candidate)
     if head is None:
-        return remove_relus(full, removed, masks=masks, fading=fading)
+        return remove_relus(full, removed, masks=masks, fading=fading, lines=lines)
     node, inside = head
     return collapse(remove_relus(full, removed, masks=masks, fading=fading, at_once=inside), node, base.spec.input)
 

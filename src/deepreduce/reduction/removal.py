@@ -61,6 +61,7 @@ def remove_relus(
     masks: Mapping[str, Mask] = MappingProxyType({}),
     fading: bool = False,
     at_once: Collection[str] = (),
+    lines: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> fx.GraphModule:
     """Return a copy of a traced network without the ReLUs at the named call sites.
 
@@ -70,6 +71,8 @@ def remove_relus(
         masks: for further call sites, which elements keep their ReLU; a `MaskedReLU` takes the place of each.
         fading: put a `FadingReLU` (at 0, still a ReLU) in place of each instead of the identity or `MaskedReLU`.
         at_once: call sites among `names` that do not fade.
+        lines: for call sites with a mask, where the lines begin that take the place of removed ReLUs, [2, channels];
+            such a layer does not fade.
 
     Raises:
         NetworkError: if a call site does not exist.
@@ -79,9 +82,10 @@ def remove_relus(
 
     def replacement(site: CallSite) -> nn.Module | None:
         mask = None if site.name in names else torch.from_numpy(masks[site.name])
-        if fading and site.name not in at_once:
+        line = None if mask is None else lines.get(site.name)
+        if fading and line is None and site.name not in at_once:
             return FadingReLU(site.kind, mask, site.name)
-        return None if mask is None else MaskedReLU(site.kind, mask, site.name)
+        return None if mask is None else MaskedReLU(site.kind, mask, site.name, line)
 
     for site, node in _calls(own, {*names, *masks}):
         module = replacement(site)

@@ -120,7 +120,7 @@ def _rank_within(owner: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def masked_candidate(
-    census: Census, kept: Mapping[str, Mask], *, method: str, granularity: str, budget: int
+    census: Census, kept: Mapping[str, Mask], *, method: str, granularity: str, budget: int, lines: bool = False
 ) -> Candidate:
     """Return the candidate that keeps the ReLUs of these masks and no other.
 
@@ -130,6 +130,7 @@ def masked_candidate(
         method: name of the method that found them.
         granularity: of the masks.
         budget: that was asked for.
+        lines: see `Masks`.
 
     Raises:
         UsageError: if the masks keep nothing, or are not those of the network's call sites.
@@ -158,7 +159,7 @@ def masked_candidate(
     return Candidate(
         keep=stages,
         drop=tuple(name for name in gone if stage_of[name] in stages),
-        masks=Masks(method, granularity, budget, partial),
+        masks=Masks(method, granularity, budget, partial, lines),
     )
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from torch import nn
+from torch import Tensor, nn
 
 from .._files import append_line, sha256_of, write_json
-from ..census import Census
+from ..census import Census, MaskedReLU
 from ..data import Dataset
 from ..errors import (
     UsageError,
@@ -30,6 +30,7 @@ from ..errors import (
 )
 from ..networks import NetworkSpec, build, is_reference
 from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base
+from ..reduction.lines import LINE_PREFIX
 from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
@@ -214,10 +215,23 @@ def load_teacher(context: Context, start: str = "") -> Base:
     """Return the full network with the teacher's weights, or with those of another folder of the run."""
     taught = make_base(context.spec, context.network)
     place = context.folder / start if start else teacher_place(context.folder)
-    tensors = read_tensors(place / "weights.safetensors")
+    tensors = _without_lines(read_tensors(place / "weights.safetensors"))
     tensors.pop("deepreduce.probe", None)
     load_tensors(taught.network, tensors, place)
     return taught
+
+
+def _without_lines(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith(LINE_PREFIX)}
+
+
+@torch.no_grad()
+def _take_lines(network: nn.Module, place: Path) -> None:
+    """Give the masked layers of a candidate the lines that the search for its masks has left."""
+    tensors = read_tensors(place / "weights.safetensors")
+    for module in network.modules():
+        if isinstance(module, MaskedReLU) and module.line is not None and LINE_PREFIX + module.site in tensors:
+            module.line.copy_(tensors[LINE_PREFIX + module.site])
 
 
 def _networks(job: Job, base: Base, context: Context) -> tuple[Any, nn.Module | None]:
@@ -229,6 +243,8 @@ def _networks(job: Job, base: Base, context: Context) -> tuple[Any, nn.Module | 
     begins = load_teacher(context, job.start) if job.start and warm else taught
     fading = job.config.fade > 0 and begins is taught
     network = build_candidate(begins if warm else base, job.candidate, warm=warm, fading=fading)
+    if begins is not taught:
+        _take_lines(network, context.folder / job.start)
     return network, taught.network if job.teaches else None
 
 

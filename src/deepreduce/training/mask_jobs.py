@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, fx, nn
 
 from .._files import append_line, check_format, read_json, replacing, write_json
 from .._json import json_field
 from ..errors import DeepReduceError, RunError, problem
-from ..reduction import Base, Candidate, MaskOrder, Masks, is_slope, masked_candidate
+from ..reduction import Base, Candidate, Mask, MaskOrder, Masks, SlopedReLU, is_slope, masked_candidate
+from ..reduction.lines import LINE_PREFIX, absorb_line, line_sites
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, write_metrics
 from .loop import count_correct
 from .mask_search import MaskSearch
 
-FORMAT, VERSION = "deepreduce.masks", 2  # 1: found by other algorithms under the same names
+FORMAT, VERSION = "deepreduce.masks", 3  # 1, 2: found by other algorithms under the same names
 
 
 def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
@@ -65,10 +66,17 @@ def _search(
     found, network = search.run(taught.network, train, checkpoint=checkpoint, on_epoch=note, should_stop=should_stop)
     correct = _correct(network, context, accelerator)
     if accelerator.is_main_process:
+        lines = {slope.site: slope.line for slope in network.modules() if isinstance(slope, SlopedReLU)}
+        drawn = {site: line.detach() for site, line in lines.items() if line is not None}
         candidate = masked_candidate(
-            taught.census, found, method=order.method, granularity=order.granularity, budget=order.budget
+            taught.census,
+            found,
+            method=order.method,
+            granularity=order.granularity,
+            budget=order.budget,
+            lines=bool(drawn),
         )
-        tensors = {name: value.contiguous() for name, value in network.state_dict().items() if not is_slope(name)}
+        tensors = _weights(network, line_sites(taught.network), found, drawn)
         with replacing(folder / "weights.safetensors") as temporary:
             save_file(tensors, temporary)
         _write_masks(job, context, candidate)
@@ -79,6 +87,21 @@ def _search(
     if checkpoint.damage:
         return f"{job.place} began anew; its checkpoint could not be used (kept as .damaged): {checkpoint.damage}"
     return ""
+
+
+def _weights(
+    network: fx.GraphModule, norms: Mapping[str, str], found: Mapping[str, Mask], lines: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what the candidate's training begins with: weights of the full network, and lines by call site.
+
+    A layer that has lost all its ReLUs has its line in the batch norm in front of it.
+    """
+    for site, line in lines.items():
+        if not found[site].any():
+            absorb_line(network, norms[site], line)
+    weights = {name: value for name, value in network.state_dict().items() if not is_slope(name)}
+    partial = {LINE_PREFIX + site: line for site, line in lines.items() if 0 < found[site].mean() < 1}
+    return {name: value.contiguous() for name, value in {**weights, **partial}.items()}
 
 
 def _correct(network: nn.Module, context: Context, accelerator: Accelerator) -> int:

@@ -20,6 +20,7 @@ from ..census import Census
 from ..errors import Interrupted, NetworkError, problem
 from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, method, watch, with_slopes
 from ..reduction.finding import set_masks
+from ..reduction.lines import first_lines, line_sites
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
@@ -79,11 +80,11 @@ class MaskSearch:
             RunError: if the checkpoint cannot be written.
         """
         config, accelerator = self.config, self.accelerator
-        sloped = self._sloped(teacher, self.order.granularity)
-        network, slopes, asked, asked_slopes = sloped
-        steps = data.steps(config.batch_size, accelerator.num_processes)
         kind = method(self.order.method).finder
         assert kind is not None
+        sloped = self._sloped(teacher, self.order.granularity, kind.draws_lines)
+        network, slopes, asked, asked_slopes = sloped
+        steps = data.steps(config.batch_size, accelerator.num_processes)
         finder = kind(slopes, self.order, steps=steps, epochs=config.epochs)
         peak = 1.0 if finder.one_schedule else _RATE
         optimizer = self._optimizer(network, finder, peak)
@@ -172,9 +173,10 @@ class MaskSearch:
             set_masks(slopes, found)
         return found
 
-    def _sloped(self, teacher: fx.GraphModule, granularity: str) -> _Sloped:
+    def _sloped(self, teacher: fx.GraphModule, granularity: str, draws_lines: bool) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
-        network, slopes = with_slopes(teacher, self.census, granularity)
+        lines = first_lines(teacher, line_sites(teacher)) if draws_lines else {}
+        network, slopes = with_slopes(teacher, self.census, granularity, lines)
         asked, asked_slopes = with_slopes(teacher, self.census, "layer")
         device = self.accelerator.device
         network = laid_out(network, device, torch.channels_last).requires_grad_(True).train()
