@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from deepreduce.census import take_census
 from deepreduce.errors import Interrupted, RunError, TrainingError, UsageError
 from deepreduce.private.program import make_program
 from deepreduce.private.twin import Twin
-from deepreduce.reduction import MaskOrder
+from deepreduce.reduction import MaskOrder, SlopedReLU
 from deepreduce.training import (
     Context,
     Front,
@@ -205,6 +206,46 @@ def test_search_and_training_share_a_schedule(
     assert [line["relus"] for line in history] == [200] * 4 and history[-1]["state"]["step"] == 7
     whole = [learning_rate_at(training, (step + 0.5) / (10 * min(steps))) for step in range(10 * min(steps))]
     assert rates["search"] + rates["training"] == pytest.approx(whole)
+
+
+def test_lines_go_on_where_the_search_leaves_them(
+    context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate begins as the very network that the search ended with."""
+    from deepreduce.reduction.lines import LINE_PREFIX
+    from deepreduce.reduction.recipe import read_tensors
+    from deepreduce.training import jobs
+
+    searched: list[Any] = []
+    begun: list[Any] = []
+    honest_run, honest_train = mask_jobs.MaskSearch.run, jobs.train
+
+    def run(*args: Any, **more: Any) -> Any:
+        masks, network = honest_run(*args, **more)
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, SlopedReLU) and module.line is not None:
+                    module.line.add_(0.1)  # as training leaves it, elsewhere than where it began
+        searched.append((masks, copy.deepcopy(network)))
+        return masks, network
+
+    def train(network: Any, *args: Any, **more: Any) -> Any:
+        begun.append(copy.deepcopy(network).eval())
+        return honest_train(network, *args, **more)
+
+    monkeypatch.setattr(mask_jobs.MaskSearch, "run", run)
+    monkeypatch.setattr(jobs, "train", train)
+    front = front_of(context, ordered(settings, "deepreduce-masks", 40))
+    (entry,) = front.content["candidates"]
+    assert entry["recipe"]["masks"]["lines"] is True
+    ((masks, network),) = searched
+    images = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(begun[-1](images), network(images), atol=1e-4)
+    left = read_tensors(context.folder / "masks/deepreduce-masks-element-40/seed0/weights.safetensors")
+    lines = {name.removeprefix(LINE_PREFIX) for name in left if name.startswith(LINE_PREFIX)}
+    assert lines <= {name for name, mask in masks.items() if 0 < mask.mean() < 1}
+    assert lines | {name for name, mask in masks.items() if not mask.any()}
 
 
 def test_a_finished_search_is_not_repeated(

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ...census import find_relus, masked_relu, trace
 from ...census.trace import source_line
 from ...errors import NetworkError, near_misses, problem
-from .graph import Array, Graph, Input, Node
-from .operations import RELU, RELU6, Circuit
+from .graph import Affine, Array, Graph, Input, Node
+from .operations import RELU, RELU6, Circuit, Gather, Sum
 from .operators import (
     FUNCTIONS,
     METHODS,
@@ -223,7 +224,35 @@ class _Converter(fx.Interpreter):
                 )
             if not chosen.all():
                 op = replace(op, kept=np.flatnonzero(chosen).astype(np.int32))
-        return Node(op, [source], source.shape, site.name, site.source)
+        relu = Node(op, [source], source.shape, site.name, site.source)
+        if own is None or own.line is None or op.kept is None:
+            return relu
+        slope, intercept = own.line.detach().double().numpy().reshape(2, -1, *[1] * (len(source.shape) - 1))
+        return on_lines(relu, slope, intercept)
+
+
+def on_lines(relu: Node, slope: Array, intercept: Array) -> Node:
+    """Return a masked ReLU layer whose other elements lie on lines, from one whose other elements are as they were.
+
+    Args:
+        relu: the masked layer.
+        slope: by channel, broadcastable to the layer's shape.
+        intercept: likewise.
+    """
+    assert isinstance(relu.op, Circuit) and relu.op.kept is not None
+    stays = np.zeros(relu.size, dtype=np.bool_)
+    stays[relu.op.kept] = True
+    line = Node(Affine(), [relu], relu.shape, f"{relu.name}:line", relu.source, slope, intercept)
+    parts = [
+        Node(_chosen(own), [source], relu.shape, f"{relu.name}:{name}", relu.source)
+        for own, source, name in ((stays, relu, "kept"), (~stays, line, "removed"))
+    ]
+    return Node(Sum((0, 0), (1, 1)), parts, relu.shape, f"{relu.name}:both", relu.source)
+
+
+def _chosen(own: NDArray[np.bool_]) -> Gather:
+    """Return what leaves some elements where they are, and puts zeros for the others."""
+    return Gather(np.where(own, np.arange(own.size), -1).astype(np.int32))
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:

@@ -8,7 +8,9 @@ Every rewriting is exact over the reals:
 * in front of a ReLU, relu(g·x + b) = |g|·relu(sign(g)·x + b/|g|): only signs and a shift stay, |g| goes into what
   reads the ReLU. Else a depthwise multiplication would add its fraction bits to the ring of the whole branch;
 * a pool's divisor goes into the layer behind it, so that the pool is a plain sum;
-* max and ReLU commute, because both are monotone.
+* max and ReLU commute, because both are monotone;
+* a masked ReLU layer whose removed elements lie on lines, read by one convolution: that reads each channel that has
+  both kinds of elements twice, and the slope goes into the second set of weights.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ def fold(graph: Graph, images: Tensor) -> None:
         images: calibration images, float64; they decide only whether the sign trick is worth its precision.
     """
     _join_max_and_relu(graph)
+    _until_stable(graph, _line_into_reader)
     for step in (_into_producer, _into_readers):
         _until_stable(graph, step)
     values = graph.run(images)
@@ -158,6 +161,38 @@ def _into_readers(graph: Graph, node: Node) -> bool:
             reader.bias = compact(_bias(reader) + evaluate(without, [constant])[0].numpy())
         reader.weight = _scale_inputs(reader, scale)
         reader.inputs = [node.inputs[0]]
+    return True
+
+
+def _line_into_reader(graph: Graph, node: Node) -> bool:
+    """Let a convolution read the ReLUs of a masked layer and what lies on lines as channels of their own."""
+    if not isinstance(node.op, Convolution) or node.op.groups != 1:
+        return False
+    both = node.inputs[0]  # as `convert` makes it
+    if not isinstance(both.op, Sum) or both.bias is not None or _only_reader(graph, both) is not node:
+        return False
+    if len(both.inputs) != 2 or both.op.signs != (1, 1) or node.weight is None:
+        return False
+    kept, removed = both.inputs
+    if not isinstance(kept.op, Gather) or not isinstance(removed.op, Gather):
+        return False
+    layer, line = kept.inputs[0], removed.inputs[0]
+    if not isinstance(line.op, Affine) or line.inputs[0] is not layer or line.weight is None:
+        return False
+    slope = _flat(line.weight, line.shape)
+    if slope is None:
+        return False
+    channels = node.weight.shape[1]
+    parts = [part.reshape(channels, *both.shape[1:]) for part in (kept.op.index, removed.op.index)]
+    first, second = ((part >= 0).reshape(channels, -1).any(axis=1) for part in parts)
+    index = np.concatenate([parts[0][first], parts[1][second]])
+    constant = np.where(parts[1] >= 0, np.broadcast_to(_bias(line), both.shape), 0.0)
+    shift = evaluate(replace_bias(node, None), [torch.from_numpy(constant)[None]])[0].numpy()
+    weight = np.concatenate([node.weight[:, first], node.weight[:, second] * slope[second][:, None, None]], axis=1)
+    split = Node(Gather(index.reshape(-1)), [layer], index.shape, f"{layer.name}:split", layer.source)
+    op = replace(node.op, weight_shape=weight.shape)
+    bias = compact(_bias(node) + shift)
+    graph.replace(node, Node(op, [split], node.shape, node.name, node.source, weight, bias))
     return True
 
 
