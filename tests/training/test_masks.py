@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import deepreduce
 from deepreduce.census import take_census
-from deepreduce.errors import Interrupted, RunError, TrainingError, UsageError
+from deepreduce.errors import Interrupted, RecipeError, RunError, TrainingError, UsageError
 from deepreduce.private.program import make_program
 from deepreduce.private.twin import Twin
 from deepreduce.reduction import MaskOrder, SlopedReLU
@@ -246,6 +247,11 @@ def test_lines_go_on_where_the_search_leaves_them(
     lines = {name.removeprefix(LINE_PREFIX) for name in left if name.startswith(LINE_PREFIX)}
     assert lines <= {name for name, mask in masks.items() if 0 < mask.mean() < 1}
     assert lines | {name for name, mask in masks.items() if not mask.any()}
+    spoilt = {name: value for name, value in left.items() if name != LINE_PREFIX + min(lines)}
+    save_file(spoilt, context.folder / "spoilt.safetensors")
+    with pytest.raises(RecipeError, match=f"{min(lines)}' is missing"):
+        (context.folder / "weights.safetensors").write_bytes((context.folder / "spoilt.safetensors").read_bytes())
+        jobs._take_lines(begun[-1], context.folder)
 
 
 def test_a_finished_search_is_not_repeated(

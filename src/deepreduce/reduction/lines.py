@@ -10,6 +10,7 @@ such as behind an addition, a slope would be a layer of its own, and the identit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import torch
@@ -47,7 +48,12 @@ def line_sites(network: fx.GraphModule) -> dict[str, str]:
         ):
             found[site.name] = str(relu.all_input_nodes[0].target)
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
-    return {site: norm for site, norm in found.items() if called.count(norm) == 1}
+    shared = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+    return {
+        site: norm
+        for site, norm in found.items()
+        if called.count(norm) == 1 and all(shared[id(own)] == 1 for own in network.get_submodule(norm).parameters())
+    }
 
 
 def _module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:

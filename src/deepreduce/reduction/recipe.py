@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,21 @@ def load_tensors(network: nn.Module, tensors: dict[str, Tensor], where: Path) ->
         RecipeError: naming the first difference, or the first tensor that holds a NaN.
     """
     own = network.state_dict()
+    check_tensors(own, tensors, where)
+    network.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in own.values()))
+
+
+def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Check that tensors have exactly the names, shapes and types of others, and hold no NaN.
+
+    Args:
+        own: by name, those of the network.
+        tensors: by name, those that were read.
+        where: the file they come from, for the message.
+
+    Raises:
+        RecipeError: naming the first difference, or the first tensor that holds a NaN.
+    """
     different = sorted(set(own) ^ set(tensors))
     if different:
         name = different[0]
@@ -292,7 +308,6 @@ def load_tensors(network: nn.Module, tensors: dict[str, Tensor], where: Path) ->
         else:
             different = [n for n in own if tensors[n].isnan().any()]
             if not different:
-                network.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in own.values()))
                 return
             got = f"{different[0]!r} holds a NaN"
     raise RecipeError(

@@ -25,7 +25,7 @@ from ..networks import NetworkSpec, build, is_reference
 from .bypassing import add_bypasses
 from .candidate import Candidate
 from .collapsing import before, collapse, head_of
-from .lines import first_lines
+from .lines import first_lines, line_sites
 from .removal import remove_relus
 from .reshaping import narrow_channels, scale_channels, scale_resolution
 from .thinning import thinned_layers
@@ -251,7 +251,20 @@ def census_of(base: Base, candidate: Candidate) -> Census:
                 remedy="leave alpha, beta and rho at 1, and trim at 0, for these stages",
             )
         )
-    return census
+    return census if candidate.masks is None or not candidate.masks.lines else _with_lines(census, base, candidate)
+
+
+def _with_lines(census: Census, base: Base, candidate: Candidate) -> Census:
+    """Count the parameters of the lines, too: two for each channel of the layers that have them."""
+    sites = line_sites(base.network)
+    masked = () if candidate.masks is None else candidate.masks.layers
+    more = {layer.name: 2 * layer.shape[0] for layer in masked if layer.name in sites}
+
+    def counted(layer: ReluLayer) -> ReluLayer:
+        return replace(layer, params=layer.params + more.get(layer.name, 0))
+
+    stages = (replace(stage, layers=tuple(map(counted, stage.layers))) for stage in census.stages)
+    return replace(census, stages=tuple(stages))
 
 
 def scaled_census(base: Base, candidate: Candidate) -> Census:

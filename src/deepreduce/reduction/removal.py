@@ -1,4 +1,4 @@
-"""Taking ReLUs out of a traced network: at once, or by letting them fade into the identity."""
+"""Taking ReLUs out of a traced network: at once, into the identity or lines, or by fading into the identity."""
 
 from __future__ import annotations
 

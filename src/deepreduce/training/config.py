@@ -30,7 +30,8 @@ class TrainingConfig:
         warm_start: start a student from its teacher's weights wherever shapes agree, and from the teacher's strongest
             channels where the student is narrower.
         fade: fraction of training over which removed ReLUs turn into the identity, in [0, 0.9]; 0 removes them at
-            once. The last tenth at least trains the network as it will be, and settles its batch statistics.
+            once. What a line takes the place of goes at once at any fade. The last tenth at least trains the network as
+            it will be, and settles its batch statistics.
         epochs_before, epochs_after: epochs of the same schedule that another job trains before this one or after it.
             Learning rate and fading go on from there to there.
         precision: `auto` (bf16 on a GPU that has it, else full precision), `no`, `bf16` or `fp16` (on a GPU).

@@ -31,7 +31,7 @@ from ..errors import (
 from ..networks import NetworkSpec, build, is_reference
 from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base
 from ..reduction.lines import LINE_PREFIX
-from ..reduction.recipe import Recipe, load_tensors, read_tensors, save_network
+from ..reduction.recipe import Recipe, check_tensors, load_tensors, read_tensors, save_network
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
 from .config import TrainingConfig
@@ -227,11 +227,18 @@ def _without_lines(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _take_lines(network: nn.Module, place: Path) -> None:
-    """Give the masked layers of a candidate the lines that the search for its masks has left."""
-    tensors = read_tensors(place / "weights.safetensors")
-    for module in network.modules():
-        if isinstance(module, MaskedReLU) and module.line is not None and LINE_PREFIX + module.site in tensors:
-            module.line.copy_(tensors[LINE_PREFIX + module.site])
+    """Give the masked layers of a candidate the lines that the search for its masks has left.
+
+    Raises:
+        RecipeError: if there are others, or they do not fit.
+    """
+    path = place / "weights.safetensors"
+    left = {name: value for name, value in read_tensors(path).items() if name.startswith(LINE_PREFIX)}
+    masked = [module for module in network.modules() if isinstance(module, MaskedReLU)]
+    own = {LINE_PREFIX + module.site: module.line for module in masked if module.line is not None}
+    check_tensors(own, left, path)
+    for name, line in own.items():
+        line.copy_(left[name])
 
 
 def _networks(job: Job, base: Base, context: Context) -> tuple[Any, nn.Module | None]:

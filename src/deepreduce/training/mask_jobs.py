@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
@@ -21,7 +22,7 @@ from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, 
 from .loop import count_correct
 from .mask_search import MaskSearch
 
-FORMAT, VERSION = "deepreduce.masks", 3  # 1, 2: found by other algorithms under the same names
+FORMAT, VERSION = "deepreduce.masks", 2  # 1: found by other algorithms under the same names
 
 
 def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
@@ -101,7 +102,7 @@ def _weights(
             absorb_line(network, norms[site], line)
     weights = {name: value for name, value in network.state_dict().items() if not is_slope(name)}
     partial = {LINE_PREFIX + site: line for site, line in lines.items() if 0 < found[site].mean() < 1}
-    return {name: value.contiguous() for name, value in {**weights, **partial}.items()}
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in {**weights, **partial}.items()}
 
 
 def _correct(network: nn.Module, context: Context, accelerator: Accelerator) -> int:

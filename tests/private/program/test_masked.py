@@ -114,3 +114,27 @@ def test_further_masks_leave_a_line_where_the_relu_goes() -> None:
     expected.load_state_dict(net.state_dict())
     batch = images(4, 3, 8, 8).double()
     assert torch.allclose(graph.run(batch)[graph.output], expected(batch), atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["plain", "flipped", "sliced"])
+def test_sums_of_a_networks_own_are_not_taken_for_lines(how: str) -> None:
+    def run(net: Any, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(net.a(x))
+        both = {
+            "plain": lambda: y + net.norm(y),
+            "flipped": lambda: y.flip(1) + net.norm(y).flip(1),
+            "sliced": lambda: y[:, :4] + net.norm(y)[:, 4:],
+        }[how]()
+        return net.b(both).flatten(1)
+
+    inputs = 4 if how == "sliced" else 8
+    net = Lambda(run, a=nn.Conv2d(3, 8, 3, padding=1), norm=nn.BatchNorm2d(8), b=nn.Conv2d(inputs, 5, 3))
+    batch = images(8, 3, 8, 8)
+    settle(net, batch)
+    with torch.no_grad():
+        net.norm.weight.uniform_(0.2, 2)
+        net.norm.bias.normal_()
+    net.double().eval()
+    graph = convert(net, (3, 8, 8))
+    fold(graph, batch.double())
+    assert torch.allclose(graph.run(batch.double())[graph.output], net(batch.double()), atol=1e-9)

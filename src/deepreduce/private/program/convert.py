@@ -49,7 +49,8 @@ def convert(network: nn.Module, input: tuple[int, int, int], *, masks: Mapping[s
         input: channels, height and width of one image.
         masks: for call sites of ReLUs (see `deepreduce.census.CallSite`), which elements keep theirs: boolean, of the
             shape of the layer's output for one image; the others become the identity. A mask must keep at least one.
-            A `MaskedReLU` of the network brings its own, and keeps what both keep.
+            A `MaskedReLU` of the network brings its own, and keeps what both keep; where it has lines, all others
+            lie on them.
 
     Raises:
         NetworkError: if an operator does not convert, with its place in the user's source and the remedy; if the

@@ -179,6 +179,11 @@ def _line_into_reader(graph: Graph, node: Node) -> bool:
     layer, line = kept.inputs[0], removed.inputs[0]
     if not isinstance(line.op, Affine) or line.inputs[0] is not layer or line.weight is None:
         return False
+    own = np.arange(both.size)  # every element at its place, in one of the two
+    if layer.shape != both.shape or not np.array_equal(np.maximum(kept.op.index, removed.op.index), own):
+        return False
+    if not np.array_equal(np.minimum(kept.op.index, removed.op.index), np.full(both.size, -1)):
+        return False
     slope = _flat(line.weight, line.shape)
     if slope is None:
         return False
