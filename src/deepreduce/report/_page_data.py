@@ -276,7 +276,8 @@ def _tiles(front: Json, entry: Json, split: str, step: tuple[float, float, float
         note = f"{before}{words.LATENCY}"
         tiles.append({"name": "Private inference", "value": words.duration(latency(entry)), "note": note})
     if words.number(front["seconds"]) is not None:
-        note = f"{len(candidates(front))} candidates and the teacher, all jobs together"
+        number = len(candidates(front))
+        note = f"{number} candidate{'' if number == 1 else 's'} and the teacher, all jobs together"
         tiles.append({"name": "Training", "value": words.duration(front["seconds"]), "note": note})
     return tiles
 
