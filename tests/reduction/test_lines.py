@@ -22,6 +22,7 @@ from deepreduce.reduction import (
     make_base,
     masked_candidate,
     remove_relus,
+    with_slopes,
 )
 from deepreduce.reduction.lines import absorb_line, first_lines, line_sites
 from deepreduce.reduction.recipe import Recipe, load_network, save_network
@@ -115,6 +116,14 @@ def test_a_slope_blends_the_relu_with_its_line() -> None:
     x = torch.tensor([-2.0, 3.0]).reshape(1, 2, 1, 1)
     assert torch.allclose(slope(x).flatten(), torch.tensor([0.75 * (-1.0 + 0.1), 1.0]))
     assert all(is_slope(f"deepreduce_search_0.{name}") for name in slope.state_dict())
+
+
+def test_slopes_have_lines_where_they_are_free_and_asked_for() -> None:
+    base = make_base(SPEC)
+    for asked in (False, True):
+        _, slopes = with_slopes(base.network, base.census, "element", draws_lines=asked)
+        drawn = {site for site, slope in slopes.items() if slope.line is not None}
+        assert drawn == (set(line_sites(base.network)) if asked else set())
 
 
 def test_a_batch_norm_absorbs_the_line_behind_it() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..census import Census, on_line
 from ..errors import UsageError, near_misses, problem
+from .lines import first_lines
 from .masks import GRANULARITIES, Mask
 from .removal import SEARCH_PREFIX, replace_relus
 from .selection import Array, group_shape
@@ -126,7 +126,8 @@ def with_slopes(
     network: fx.GraphModule,
     census: Census,
     granularity: str,
-    lines: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    draws_lines: bool = False,
 ) -> tuple[fx.GraphModule, dict[str, SlopedReLU]]:
     """Return a copy of a traced network with a slope in place of every ReLU of its census, and the slopes by name.
 
@@ -134,8 +135,10 @@ def with_slopes(
         network: not changed.
         census: of it.
         granularity: of the slopes.
-        lines: by call site, where they begin, [2, channels]; for the others the identity takes the ReLU's place.
+        draws_lines: whether lines take the place of ReLUs where they are free, see `lines`; elsewhere the identity
+            does.
     """
+    lines = first_lines(network) if draws_lines else {}
     shapes = {layer.name: layer.shape for layer in census.layers}
     own, made = replace_relus(
         network,

@@ -61,19 +61,19 @@ def _module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 @torch.no_grad()
-def first_lines(network: fx.GraphModule, names: Collection[str]) -> dict[str, Tensor]:
+def first_lines(network: fx.GraphModule, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Return the linear functions next to the ReLUs at those of the named call sites where a line is free.
 
     Args:
         network: traced, with weights.
-        names: call sites.
+        names: call sites; None for all.
 
     Returns:
         By call site, [2, channels]: slopes and intercepts.
     """
     found = {}
     for site, norm in line_sites(network).items():
-        if site in names:
+        if names is None or site in names:
             module = network.get_submodule(norm)
             assert isinstance(module, nn.BatchNorm2d)
             fit = linear_fit(module.weight.double(), module.bias.double())

@@ -13,7 +13,6 @@ import torch
 
 from ..errors import Interrupted
 from ..reduction import Base, build_candidate, census_of, make_base, method, with_slopes
-from ..reduction.lines import first_lines, line_sites
 from .batches import DeviceSplit, Normalisation
 from .executors import threads_per_job
 from .jobs import Context, Job
@@ -88,9 +87,8 @@ class Clock:
                 network = base.network if job.candidate is None else build_candidate(taught, job.candidate)
                 if job.masks is not None:
                     kind = method(job.masks.method).finder
-                    drawn = kind is not None and kind.draws_lines
-                    lines = first_lines(network, line_sites(network)) if drawn else {}
-                    network, _ = with_slopes(network, base.census, job.masks.granularity, lines)
+                    assert kind is not None
+                    network, _ = with_slopes(network, base.census, job.masks.granularity, draws_lines=kind.draws_lines)
                 config = replace(job.config, epochs=100_000, compile="off", fade=0.0)
                 accelerator = make_accelerator(config)
                 few = DeviceSplit(

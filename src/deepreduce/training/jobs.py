@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from torch import Tensor, nn
+from torch import nn
 
 from .._files import append_line, sha256_of, write_json
 from ..census import Census, MaskedReLU
@@ -215,14 +215,10 @@ def load_teacher(context: Context, start: str = "") -> Base:
     """Return the full network with the teacher's weights, or with those of another folder of the run."""
     taught = make_base(context.spec, context.network)
     place = context.folder / start if start else teacher_place(context.folder)
-    tensors = _without_lines(read_tensors(place / "weights.safetensors"))
-    tensors.pop("deepreduce.probe", None)
-    load_tensors(taught.network, tensors, place)
+    tensors = read_tensors(place / "weights.safetensors")
+    others = ("deepreduce.probe", LINE_PREFIX)
+    load_tensors(taught.network, {n: value for n, value in tensors.items() if not n.startswith(others)}, place)
     return taught
-
-
-def _without_lines(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in tensors.items() if not name.startswith(LINE_PREFIX)}
 
 
 @torch.no_grad()

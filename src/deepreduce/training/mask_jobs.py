@@ -67,8 +67,8 @@ def _search(
     found, network = search.run(taught.network, train, checkpoint=checkpoint, on_epoch=note, should_stop=should_stop)
     correct = _correct(network, context, accelerator)
     if accelerator.is_main_process:
-        lines = {slope.site: slope.line for slope in network.modules() if isinstance(slope, SlopedReLU)}
-        drawn = {site: line.detach() for site, line in lines.items() if line is not None}
+        slopes = [module for module in network.modules() if isinstance(module, SlopedReLU)]
+        drawn = {slope.site: slope.line.detach() for slope in slopes if slope.line is not None}
         candidate = masked_candidate(
             taught.census,
             found,

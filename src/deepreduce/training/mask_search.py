@@ -20,7 +20,6 @@ from ..census import Census
 from ..errors import Interrupted, NetworkError, problem
 from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, method, watch, with_slopes
 from ..reduction.finding import set_masks
-from ..reduction.lines import first_lines, line_sites
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
@@ -175,8 +174,7 @@ class MaskSearch:
 
     def _sloped(self, teacher: fx.GraphModule, granularity: str, draws_lines: bool) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
-        lines = first_lines(teacher, line_sites(teacher)) if draws_lines else {}
-        network, slopes = with_slopes(teacher, self.census, granularity, lines)
+        network, slopes = with_slopes(teacher, self.census, granularity, draws_lines=draws_lines)
         asked, asked_slopes = with_slopes(teacher, self.census, "layer")
         device = self.accelerator.device
         network = laid_out(network, device, torch.channels_last).requires_grad_(True).train()

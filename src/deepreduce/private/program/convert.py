@@ -229,10 +229,10 @@ class _Converter(fx.Interpreter):
         if own is None or own.line is None or op.kept is None:
             return relu
         slope, intercept = own.line.detach().double().numpy().reshape(2, -1, *[1] * (len(source.shape) - 1))
-        return on_lines(relu, slope, intercept)
+        return _on_lines(relu, slope, intercept)
 
 
-def on_lines(relu: Node, slope: Array, intercept: Array) -> Node:
+def _on_lines(relu: Node, slope: Array, intercept: Array) -> Node:
     """Return a masked ReLU layer whose other elements lie on lines, from one whose other elements are as they were.
 
     Args:
