@@ -17,7 +17,7 @@ from .errors import NetworkError, RecipeError, UsageError, near_misses, problem
 from .networks import NetworkSpec, is_reference
 from .private.estimate import LINKS, PROTOCOLS, Cost, Counts, Link, cheetah_cost, delphi_cost, link_of, our_cost
 from .reduction import Candidate, census_of, for_each, make_base
-from .reduction.recipe import load_network
+from .reduction.recipe import RECIPE, load_network
 from .reduction.reduced import build_candidate, make_reference_base
 from .training import Front
 
@@ -60,7 +60,7 @@ def estimate(
     bytes depend on the weights: without weights, random ones stand in, and `notes` says so.
 
     Args:
-        network: what `export` wrote for clients or servers (a file), a saved network (a folder with recipe.json), a
+        network: what `export` wrote for clients or servers (a file), a saved network (recipe.json, or its folder), a
             run folder, the name of a network, or a module.
         input: channels, height and width of one image; for a name or a module alone.
         classes: number of classes, likewise; default 100.
@@ -233,7 +233,9 @@ def _named(network: str | Path | nn.Module, reduction: _Reduction, program: bool
 
 def _saved(path: Path, relus: int | None, full: nn.Module | None, program: bool) -> _Subject:
     """What `export`, `reduce` or `save` wrote."""
-    run = path.is_dir() and not (path / "recipe.json").exists() and (path / "front.json").exists()
+    if path.is_file() and path.name == RECIPE:
+        path = path.parent
+    run = path.is_dir() and not (path / RECIPE).exists() and (path / "front.json").exists()
     if relus is not None and not run:
         raise UsageError(
             problem("a budget chooses among the networks of a run", got=path, remedy="leave it out", where="--relus")
@@ -254,7 +256,7 @@ def _saved(path: Path, relus: int | None, full: nn.Module | None, program: bool)
             )
         entry = front.best(relus=relus)
         folder, label = front.place(entry), str(entry["label"])
-    elif not (path / "recipe.json").exists():
+    elif not (path / RECIPE).exists():
         raise UsageError(
             problem(
                 "a folder holds a saved network (recipe.json) or a finished run (front.json)",

@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "network",
         metavar="RECIPE_OR_NETWORK",
-        help="a file from deepreduce export, the folder of a saved network, a run folder, or NETWORK as for profile",
+        help="a file from deepreduce export, a recipe.json or its folder, a run folder, or NETWORK as for profile",
     )
     parser.add_argument("--protocol", choices=_PROTOCOLS, help="default: all, side by side")
     parser.add_argument("--link", choices=_LINKS, help="1 Gbit/s with 1 ms, or 100 Mbit/s with 40 ms (default: both)")

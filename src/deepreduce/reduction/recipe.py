@@ -28,6 +28,9 @@ from .candidate import Candidate
 from .reduced import Base, build_fresh, build_full, census_of, cut, make_base, make_reference_base
 
 FORMAT, VERSION = "deepreduce.recipe", 1
+RECIPE = "recipe.json"
+"""The name of the file that says what a saved network is."""
+
 _PROBE = "deepreduce.probe"
 _MOST_MACS = 2 * 10**12  # of one image: hundreds of times ResNet50 at 224x224
 _MOST_ELEMENTS = 2**28  # of one ReLU layer: 2 GiB in float64
@@ -120,7 +123,7 @@ def save_network(folder: Path, network: nn.Module, recipe: Recipe) -> None:
     with replacing(folder / "weights.safetensors") as temporary:
         save_file({**tensors, _PROBE: probe}, temporary)
     value["weights_sha256"] = sha256_of(folder / "weights.safetensors")
-    write_json(folder / "recipe.json", value)
+    write_json(folder / RECIPE, value)
 
 
 def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[fx.GraphModule, Recipe]:
@@ -141,7 +144,7 @@ def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[
         RunError: if `recipe.json` is missing or of another format.
     """
     folder = Path(folder)
-    path, weights = folder / "recipe.json", folder / "weights.safetensors"
+    path, weights = folder / RECIPE, folder / "weights.safetensors"
     value = read_json(path)
     check_format(value, FORMAT, VERSION, path)
     try:

@@ -31,7 +31,7 @@ from ..errors import (
 from ..networks import NetworkSpec, build, is_reference
 from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base
 from ..reduction.lines import LINE_PREFIX
-from ..reduction.recipe import Recipe, check_tensors, load_tensors, read_tensors, save_network
+from ..reduction.recipe import RECIPE, Recipe, check_tensors, load_tensors, read_tensors, save_network
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
 from .config import TrainingConfig
@@ -117,7 +117,7 @@ class Job:
     @property
     def files(self) -> tuple[str, ...]:
         """What the job leaves besides its history and metrics."""
-        return ("weights.safetensors", "recipe.json" if self.masks is None else "masks.json")
+        return ("weights.safetensors", RECIPE if self.masks is None else "masks.json")
 
 
 @dataclass(frozen=True)

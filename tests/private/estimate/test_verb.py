@@ -86,6 +86,7 @@ def test_a_recipe_and_a_run(saved: Path) -> None:
     assert recipe["relus"] > 0 and "images" in " ".join(recipe["notes"]) and recipe["network"].startswith("resnet18, ")
     run = deepreduce.estimate(str(saved), relus=recipe["relus"])
     assert run["protocols"] == recipe["protocols"] and run["network"] == recipe["network"]
+    assert deepreduce.estimate(folder_of(saved) / "recipe.json") == recipe
     fewer = deepreduce.estimate(folder_of(saved), protocols=OTHERS, links=["wan", Link("mine", 1e7, 0.1)])
     assert set(fewer["protocols"]) == set(OTHERS) and set(fewer["links"]) == {"wan", "mine"}
     assert fewer["protocols"]["delphi"]["client_bytes"] == recipe["protocols"]["delphi"]["client_bytes"]
