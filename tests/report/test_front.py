@@ -40,14 +40,19 @@ def test_no_measurable_loss_implies_overlapping_intervals(front, measure):
     assert 5 < last < 40
 
 
-def test_test_images_can_only_take_the_claim_back(front, measure):
+def test_test_images_take_the_claim_back_and_choose_nothing(front, measure):
     chosen = headline(front).entry
     chosen["test"] = measure(0.60, 10000)
-    weaker = headline(front)
-    assert weaker.entry["relus"] == 196_608
+    refuted = headline(front)
+    assert refuted.entry is chosen
+    assert refuted.refuted
+    assert not refuted.holds
     chosen["validation"] = measure(0.60, 5000)
     chosen["test"] = measure(0.80, 10000)
-    assert headline(front).entry["relus"] == 196_608
+    other = headline(front)
+    assert other.entry["relus"] == 196_608
+    assert other.holds
+    assert not other.refuted
 
 
 def test_where_all_lose_the_most_accurate_is_named(front, measure):

@@ -70,6 +70,15 @@ def test_headline_where_every_network_loses(front, measure, read):
     assert "no measurable loss" not in text
 
 
+def test_headline_that_the_test_images_refute(front, measure, read):
+    chosen = next(entry for entry in front["candidates"] if entry["relus"] == 114_688)
+    chosen["test"] = measure(0.60, 10000)
+    text = visible(read(without_library(render_page(front))))
+    assert "4.9x fewer ReLUs at -14.46 points of accuracy, a measurable loss" in text
+    assert "The test images do show one." in text
+    assert "It is the smallest network on the front without a measurable loss" not in text
+
+
 def test_page_loads_nothing(page, read):
     reader = read(page)
     for tag, given, _ in reader.elements:

@@ -59,6 +59,13 @@ def test_change_is_on_validation_images_where_a_test_accuracy_is_missing(front):
     assert "+0.20" in row(lines, "S2 S3 S4, thinned ")
 
 
+def test_summary_that_the_test_images_refute(front, measure):
+    front["candidates"][2]["test"] = measure(0.60, 10000)
+    text = " ".join("\n".join(shown(front_table(front), 160)).split())
+    assert "4.9x fewer ReLUs: the validation images show no loss, the test images do" in text
+    assert "with no measurable loss" not in text
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_candidates_table(front, width):
     lines = shown(candidates_table(front), width)

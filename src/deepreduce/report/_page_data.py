@@ -219,6 +219,12 @@ def _headline(front: Json) -> dict[str, Any]:
             "It is the smallest network on the front without a measurable loss: the 95 % interval of its change "
             f"reaches zero on {both} images. That does not prove that there is none; this many images cannot show one."
         )
+    elif found.refuted and found.change:
+        title = f"{times} fewer ReLUs at {words.points(found.change[0])} points of accuracy, a measurable loss"
+        lines.append(
+            "It is the smallest network on the front for which the validation images show no loss. The test images do "
+            "show one. They do not choose, so no other network takes its place here."
+        )
     elif teacher["validation"] is None:
         title = f"{times} fewer ReLUs; the teacher has no validation accuracy, so nothing is claimed"
     else:

@@ -191,8 +191,7 @@ def holds(teacher: Json, reduced: Json) -> bool:
     which it implies, and still no proof of equal accuracy: it says that this many images cannot show a loss.
     """
     splits = ["validation"] + (["test"] if teacher["test"] and reduced["test"] else [])
-    steps = [change(teacher[split], reduced[split]) for split in splits]
-    return all(step is not None and step[2] >= 0 for step in steps)
+    return all(_reaches_zero(change(teacher[split], reduced[split])) for split in splits)
 
 
 @dataclass(frozen=True)
@@ -201,30 +200,39 @@ class Headline:
 
     Attributes:
         entry: the network; None where no reduced network on the front has a validation accuracy.
-        holds: whether `holds(teacher, entry)`. Where no network does, `entry` is the most accurate one.
+        holds: whether `holds(teacher, entry)`. Where no network does on the validation images, `entry` is the most
+            accurate one.
+        refuted: whether it holds on the validation images, and not on the test images.
         split: the images whose figures are reported: 'test' where both networks have them, else 'validation'.
         change: change of accuracy against the teacher on `split`, in points, with the ends of its 95 % interval.
     """
 
     entry: Json | None
     holds: bool
+    refuted: bool
     split: str
     change: tuple[float, float, float] | None
 
 
 def headline(front: Json) -> Headline:
-    """Pick the smallest network on the front that is not measurably below the teacher.
+    """Pick the smallest network on the front that is not measurably below the teacher on the validation images.
 
-    The validation images decide; the test images, where they were read, can only take the claim back, never make it.
+    They alone choose. The test images, where they were read, can take the claim back; no other network takes its place
+    then, because that one would have been chosen by the test images.
     """
     teacher = front["teacher"]
     measured = [entry for entry in front_entries(front) if entry["validation"] is not None]
     if not measured:
-        return Headline(None, False, "validation", None)
-    holding = [entry for entry in measured if holds(teacher, entry)]
+        return Headline(None, False, False, "validation", None)
+    holding = [entry for entry in measured if _reaches_zero(change(teacher["validation"], entry["validation"]))]
     if holding:
         entry = min(holding, key=lambda each: each["relus"])
     else:
         entry = max(measured, key=lambda each: each["validation"]["accuracy"])
     split = "test" if teacher["test"] and entry["test"] else "validation"
-    return Headline(entry, bool(holding), split, change(teacher[split], entry[split]))
+    stands = holds(teacher, entry)
+    return Headline(entry, stands, bool(holding) and not stands, split, change(teacher[split], entry[split]))
+
+
+def _reaches_zero(step: tuple[float, float, float] | None) -> bool:
+    return step is not None and step[2] >= 0

@@ -135,9 +135,11 @@ def _summary(front: Json) -> str:
         return "No reduced network on the front has been measured."
     if front["teacher"]["validation"] is None:
         return "The teacher has no validation accuracy: nothing is compared."
+    name, times = words.clean(found.entry["label"]), words.factor(front["teacher"]["relus"], found.entry["relus"])
+    if found.refuted:
+        return f"{times} fewer ReLUs: the validation images show no loss, the test images do: {name}."
     if not found.holds:
         return "Every reduced network on the front is measurably below the teacher."
-    name, times = words.clean(found.entry["label"]), words.factor(front["teacher"]["relus"], found.entry["relus"])
     return f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change reaches 0): {name}."
 
 
