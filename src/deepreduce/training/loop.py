@@ -167,7 +167,7 @@ def train(
     prepared, optimizer = accelerator.prepare(network, optimizer)
     forward: Callable[[Tensor], Tensor] = prepared
     ask_teacher: Callable[[Tensor], Tensor] | None = teacher
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+    if is_compiled(config, device):
         torch.compiler.reset()  # what was compiled for the last network of this process only fills the memory
         forward = torch.compile(prepared)
         ask_teacher = None if teacher is None else torch.compile(teacher)
@@ -262,6 +262,11 @@ def count_correct(network: nn.Module, split: DeviceSplit, accelerator: Accelerat
 def looks(epochs: int) -> int:
     """Return how often the held-out images are looked at in so many epochs: about ten times."""
     return sum(epoch == epochs - 1 or _look_at(epoch, epochs) for epoch in range(epochs))
+
+
+def is_compiled(config: TrainingConfig, device: torch.device) -> bool:
+    """Tell whether networks are compiled for their training on a device."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
 
 
 def laid_out(network: Network, device: torch.device, layout: torch.memory_format) -> Network:

@@ -1,7 +1,7 @@
 """The loop of a mask search: a network with a slope for every ReLU is trained, and a finder decides what stays.
 
 It is `loop.train` with the finder's part in it: what happens before and after an epoch and a step differs by method,
-see `deepreduce.reduction.finding`. The network is not compiled, because finders look into it.
+see `deepreduce.reduction.finding`. Where the loss needs the insides of the networks these are not compiled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
 from .distillation import distillation_loss
-from .loop import crop_of, laid_out, mean_loss
+from .loop import crop_of, is_compiled, laid_out, mean_loss
 
 _RATE = 0.5  # of the peak learning rate, in a schedule of its own: the network is trained already
 _CHECK_EVERY = 50
@@ -91,6 +91,11 @@ class MaskSearch:
         for line in history:
             on_epoch(line)
         prepared, optimizer = accelerator.prepare(network, optimizer)
+        forward: Callable[[Tensor], Tensor] = prepared
+        ask_teacher: Callable[[Tensor], Tensor] = asked
+        if is_compiled(config, accelerator.device) and not finder.matches_teacher:
+            torch.compiler.reset()  # see `loop.train`
+            forward, ask_teacher = torch.compile(prepared), torch.compile(asked)
 
         epoch = len(history)
         found = self._settled(finder, slopes)
@@ -111,9 +116,9 @@ class MaskSearch:
                 rate = peak * learning_rate_at(config, (epoch * steps + done + 0.5) / (config.epochs * steps))
                 optimizer.param_groups[0]["lr"] = rate
                 with accelerator.autocast():
-                    logits = prepared(images)
+                    logits = forward(images)
                     with torch.no_grad():
-                        answers = asked(images)
+                        answers = ask_teacher(images)
                     loss = self._loss(logits, answers, labels)
                     extra = finder.extra_loss(survey) if found is None else None
                     if extra is not None:
