@@ -2,19 +2,19 @@
 
     python benchmarks/reproduce.py pack --data DATA --out PIECES     # to carry the images to a machine without network
     python benchmarks/reproduce.py run --pieces PIECES --runs RUNS   # or --data DATA; the same command continues
-    python benchmarks/reproduce.py table RUNS                        # paper beside ours, results file, plot
+    python benchmarks/reproduce.py table RUNS RESULTS.json           # paper beside ours, results file, plot
 
 Every network of a run has one teacher, which all methods share. Held-out training images choose; the test images are
 looked at once for each network of a table. `--epochs` is the whole cost of each reduced network: methods that find
 masks spend `--search-share` of it on the search. Besides the methods of `deepreduce reduce --method` there is
-`published`: the networks that the paper's authors released, trained here.
+`published`: the networks that the paper's authors released, trained here. `table` takes run folders and results files
+alike, so that a table can grow over several machines of which only these files are left.
 """
 
 from __future__ import annotations
 
 import _thread
 import argparse
-import json
 import statistics
 import sys
 import threading
@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 from pieces import MOST_BYTES, join, pack
-from reproduction import PUBLISHED, load_published, reproduction, same_data, write_results
+from reproduction import PUBLISHED, load_published, load_results, reproduction, same_data, write_results
 from throughput import OurLoop, PlainLoop
 
 import deepreduce
-from deepreduce._files import write_json
+from deepreduce._files import read_json, write_json
 from deepreduce.cli._console import Watcher
 from deepreduce.errors import DeepReduceError, Interrupted
 from deepreduce.reduction import METHODS, Candidate, Reducer
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     joining.add_argument("--out", type=Path, required=True)
     _add_run(commands.add_parser("run", help="train what is not trained yet, then print the table"))
     table = commands.add_parser("table", help="print and draw what is there")
-    table.add_argument("runs", type=Path, nargs="+", help="folders of `run`")
+    table.add_argument("runs", type=Path, nargs="+", help="folders of `run`, and results files of others")
     _add_results(table)
     options = parser.parse_args(arguments)
     try:
@@ -269,14 +269,20 @@ def epoch_times(
 
 
 def table_of(options: argparse.Namespace) -> int:
-    """Print the tables of one or several run folders, and write the results file and the plot."""
-    fronts = [
-        json.loads(path.read_text("utf-8")) for runs in options.runs for path in sorted(runs.glob("fronts/*.json"))
-    ]
-    times = [json.loads(path.read_text("utf-8")) for runs in options.runs for path in sorted(runs.glob("times/*.json"))]
+    """Print the tables of run folders and results files, and write the results file and the plot."""
+    fronts, times = [], []
+    for place in options.runs:
+        if place.is_dir():
+            fronts += [read_json(path) for path in sorted(place.glob("fronts/*.json"))]
+            times += [read_json(path) for path in sorted(place.glob("times/*.json"))]
+        else:
+            earlier = load_results(place)
+            fronts += earlier["fronts"]
+            times += earlier["epoch_times"]
     content, text = reproduction(load_published(options.published), fronts, times)
     print(text)
-    for path in write_results(content, options.results or options.runs[0], options.name):
+    folder = options.results or next((place for place in options.runs if place.is_dir()), Path())
+    for path in write_results(content, folder, options.name):
         print(path)
     return 0
 

@@ -21,6 +21,11 @@ OURS = ("deepreduce-masks", "deepreduce-narrow")
 PAPER = ("published", "deepreduce")
 """Methods whose candidates are DeepReDuce's own."""
 
+_OF_DATA = ("name", "fingerprint", "train", "validation", "test", "notes")
+_OF_ENTRY = (
+    "id", "label", "recipe", "relus", "macs", "status", "validation", "test", "epochs", "search_epochs", "seconds",
+)  # fmt: skip
+
 _TOLERANCE = 1.05  # where only the bracket of a published budget is known
 
 
@@ -38,12 +43,31 @@ def load_published(path: Path = PUBLISHED) -> Json:
     return content
 
 
+def load_results(path: Path) -> Json:
+    """Read a results file of an earlier table.
+
+    Raises:
+        RunError: if it is none, or was written before results files held their fronts.
+    """
+    content = read_json(path)
+    if not isinstance(content.get("fronts"), list) or not isinstance(content.get("epoch_times"), list):
+        raise RunError(
+            problem(
+                "a table is made of run folders and results files with their fronts",
+                got="a file without fronts",
+                remedy="name the folder of `reproduce.py run`, or a file that `reproduce.py table` has written",
+                where=path,
+            )
+        )
+    return content
+
+
 def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tuple[Json, str]:
     """Put published and measured figures side by side.
 
     Args:
         published: content of `published.json`.
-        fronts: content of the `front.json` of every network and method.
+        fronts: content of the `front.json` of every network and method, and the `fronts` of earlier results files.
         times: what `reproduce.py` measured of epochs.
 
     Returns:
@@ -54,17 +78,19 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
     """
     if not fronts:
         raise RunError(problem("there must be finished runs", got="no fronts", remedy="run `reproduce.py run` first"))
+    fronts = joined(fronts)
     rows = [_row(row, fronts) for row in published["rows"]]
     comparison = [_compared(row, fronts) for row in published["comparison"]]
     claims = [_claim(claim, fronts) for claim in published["claims"]]
     measured = [_measured(front, entry) for front in fronts for entry in (front["teacher"], *front["candidates"])]
     measured = [entry for entry in measured if entry is not None]
     measured = list({(m["network"], m["method"], m["label"], m["relus"]): m for m in measured}.values())
-    first = fronts[0]
+    ran = list({str(environment): environment for front in fronts for environment in front["environments"]}.values())
     content = {
-        "environment": {**fronts[-1]["environment"], "command": public(fronts[-1]["environment"]["command"])},
-        "commands": sorted({public(front["environment"]["command"]) for front in fronts}),
-        "data": {key: first["data"][key] for key in ("name", "fingerprint", "train", "validation", "test", "notes")},
+        "environment": max(ran, key=lambda environment: str(environment["date"])),
+        "environments": ran,
+        "commands": sorted({environment["command"] for environment in ran}),
+        "data": fronts[0]["data"],
         "networks": list({str(front["network"]): front["network"] for front in fronts}.values()),
         "settings": {f"{f['network']['name']} {f['settings']['method']}": f["settings"] for f in fronts},
         "seconds": sum({(m["network"], m["label"], m["relus"]): m["seconds"] for m in measured}.values()),
@@ -76,8 +102,56 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
         "versus": versus(fronts),
         "measured": measured,
         "epoch_times": times,
+        "fronts": fronts,
     }
     return content, as_text(content)
+
+
+def joined(fronts: list[Json]) -> list[Json]:
+    """Make one front of those of the same network, images, teacher and method, and leave out what no table needs.
+
+    So a table can be made from runs on several machines, of which only the results files are left.
+
+    Args:
+        fronts: of run folders, or of results files; of two networks with the same name the later one stays.
+
+    Returns:
+        Fronts with `environments`, all those that had a part in it, in place of `environment`. Their settings are
+        those of the last, with the budgets of all.
+    """
+    found: list[Json] = []
+    for front in fronts:
+        ran = front["environments"] if "environments" in front else [_public_environment(front["environment"])]
+        own = {
+            "network": front["network"],
+            "data": {key: front["data"][key] for key in _OF_DATA},
+            "settings": front["settings"],
+            "teacher": _entry(front["teacher"]),
+            "candidates": [_entry(entry) for entry in front["candidates"]],
+            "environments": ran,
+        }
+        place = next((n for n, other in enumerate(found) if _same_method(other, own) and _same_run(other, own)), None)
+        if place is None:
+            found.append(own)
+            continue
+        other = found[place]
+        own["settings"] = {**own["settings"], "budgets": list(dict.fromkeys(_budgets(other) + _budgets(own)))}
+        own["candidates"] = list({entry["id"]: entry for entry in other["candidates"] + own["candidates"]}.values())
+        own["environments"] = list({str(each): each for each in other["environments"] + ran}.values())
+        found[place] = own
+    return found
+
+
+def _entry(entry: Json) -> Json:
+    return {key: entry[key] for key in _OF_ENTRY}
+
+
+def _public_environment(environment: Json) -> Json:
+    return {**environment, "command": public(environment["command"])}
+
+
+def _same_method(front: Json, other: Json) -> bool:
+    return bool(front["settings"]["method"] == other["settings"]["method"])
 
 
 def _full_size(front: Json) -> bool:

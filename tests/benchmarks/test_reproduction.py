@@ -227,3 +227,38 @@ def test_a_collapsed_network_is_not_the_released_one() -> None:
     collapsed = entry("c", row["relus"], 0.7, 0.7, recipe={**row["candidate"], "drop": [], "collapse": True})
     content, _ = reproduction(load_published(), [front("deepreduce", collapsed)], [])
     assert rows_of(content, row["relus"], "deepreduce")["here"] is None
+
+
+def test_a_table_grows_over_runs_of_which_only_results_files_are_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_of(name: str, processor: str, *entries: dict[str, Any], **more: Any) -> Path:
+        own = front("snl", *entries, **more)
+        own["environment"] = {**own["environment"], "processor": processor}
+        (tmp_path / name / "fronts").mkdir(parents=True)
+        (tmp_path / name / "fronts" / "resnet18-snl.json").write_text(json.dumps(own))
+        return tmp_path / name
+
+    def table(*places: Path) -> dict[str, Any]:
+        assert reproduce.main(["table", *map(str, places), "--results", str(tmp_path), "--name", "grown"]) == 0
+        (written,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith(".json")]
+        found: dict[str, Any] = json.loads(Path(written).read_text())
+        Path(written).rename(tmp_path / "earlier.json")
+        return found
+
+    settings = {"method": "snl", "budget": 25_000, "budgets": []}
+    first = run_of("first", "A", entry("a", 24_900, 0.7, 0.71), entry("b", 12_000, 0.6, 0.61), settings=settings)
+    table(first)
+    second = run_of("second", "B", entry("c", 49_000, 0.8, 0.74), entry("b", 12_000, 0.6, 0.62))
+    content = table(tmp_path / "earlier.json", second)
+    assert [(m["relus"], m["accuracy"]) for m in content["measured"] if m["method"] == "snl"] == [
+        (24_900, 71.0), (12_000, 62.0), (49_000, 74.0),
+    ]  # fmt: skip
+    assert [environment["processor"] for environment in content["environments"]] == ["A", "B"]
+    (grown,) = content["fronts"]
+    assert grown["settings"]["budgets"] == [25_000]
+    other = run_of("third", "B", entry("d", 5_000, 0.5, 0.5), teacher=entry("teacher", 557_056, 0.9, 0.9))
+    assert len(table(tmp_path / "earlier.json", other)["fronts"]) == 2  # another teacher is another run
+    (tmp_path / "old.json").write_text("{}")
+    assert reproduce.main(["table", str(tmp_path / "old.json")]) == 1
+    assert "a file without fronts" in capsys.readouterr().err
