@@ -33,7 +33,7 @@ from deepreduce.reduction import (
     smallest_budget,
 )
 from deepreduce.reduction.recipe import Recipe, load_network, save_network
-from deepreduce.reduction.selection import fill
+from deepreduce.reduction.selection import choose_in_few_layers, fill
 
 from ..census.zoo import randomise
 
@@ -249,6 +249,53 @@ def test_a_budget_is_met_and_spent(shapes: list[tuple[int, int]], share: float, 
     limits = {name: int(random.integers(0, score.size + 1)) for name, score in scores.items()}
     limited = choose(scores, sum(limits.values()), "element", share=limits)
     assert {name: int(mask.sum()) for name, mask in limited.items()} == limits
+
+
+def test_layers_that_would_keep_few_give_theirs_to_the_others() -> None:
+    """Budget 6, an equal part is 2: `b` would keep 1, then `c` has 2 of them, and `d` has half of its own anyway."""
+    scores = {
+        "a": np.array([0.9, 0.8, 0.7, 0.1]),
+        "b": np.array([0.6, 0.0, 0.0, 0.0]),
+        "c": np.array([0.5, 0.4, 0.3, 0.0]),
+        "d": np.array([0.95]),
+    }
+    assert {name: int(mask.sum()) for name, mask in choose(scores, 6).items()} == {"a": 3, "b": 1, "c": 1, "d": 1}
+    masks = choose_in_few_layers(scores, 6)
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "a": [True, True, True, False],
+        "b": [False] * 4,
+        "c": [True, True, False, False],
+        "d": [True],
+    }
+    alone = choose_in_few_layers({name: scores[name] for name in "ad"}, 4)
+    assert {name: int(mask.sum()) for name, mask in alone.items()} == {"a": 3, "d": 1}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=5),
+    st.floats(0.01, 0.99),
+    st.sampled_from(["element", "channel", "layer"]),
+    st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_few_layers_spend_a_budget_as_many_do(
+    shapes: list[tuple[int, int]], share: float, granularity: str, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    scores = {f"l{index}": random.random(shape) ** index for index, shape in enumerate(shapes)}
+    budget = max(1, int(share * sum(score.size for score in scores.values())))
+    many, masks = choose(scores, budget, granularity), choose_in_few_layers(scores, budget, granularity)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert sum(kept.values()) <= budget
+    assert sum(mask.any() for mask in masks.values()) <= sum(mask.any() for mask in many.values())
+    few = [name for name, n in kept.items() if 0 < n < min(budget / len(scores), scores[name].size / 2)]
+    if granularity == "element":
+        assert sum(kept.values()) == budget
+        whole = [name for name, mask in masks.items() if mask.all()]
+        others = [name for name, n in kept.items() if n > 0 and name not in few and name not in whole]
+        assert not few or not others or sum(n > 0 for n in kept.values()) == 1  # only where no other has room
+    if granularity == "layer":
+        assert all(np.array_equal(masks[name], many[name]) for name in masks)
 
 
 @given(st.lists(st.tuples(st.floats(-1, 10), st.integers(1, 12)), min_size=1, max_size=7), st.integers(1, 60))

@@ -7,14 +7,17 @@ are to do without their ReLUs have not settled when they lose them, and most of 
 be. The masks are ready after about a quarter of the schedule; what is left of the search trains on with them. At the
 end of the search the momentum starts anew, and the order of the images.
 
-Slopes, penalty and the choice of masks are those of `snl`. What takes the place of a removed ReLU is not the identity
-everywhere: see `lines`.
+Slopes and penalty are those of `snl`. Two things differ. Layers that would keep few ReLUs keep none, because each
+costs a round trip in private inference: see `choose_in_few_layers`. And what takes the place of a removed ReLU is not
+the identity everywhere: see `lines`.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from .masks import Mask
+from .selection import choose_in_few_layers
 from .snl import SNL
 
 
@@ -23,3 +26,7 @@ class OneSchedule(SNL):
 
     one_schedule: ClassVar[bool] = True
     draws_lines: ClassVar[bool] = True
+
+    def masks(self) -> dict[str, Mask]:
+        """Keep the largest slopes, in few layers; see `SNL.masks`."""
+        return choose_in_few_layers(self.scores(), self.order.budget, self.order.granularity)

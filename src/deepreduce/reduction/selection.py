@@ -76,6 +76,34 @@ def choose(
     return {name: np.broadcast_to(chosen[name], shapes[name]).copy() for name in names}
 
 
+def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "element") -> dict[str, Mask]:
+    """Keep the ReLUs of highest score, in those layers alone that get a good part of the budget.
+
+    A layer costs a round trip, however few ReLUs it keeps. One that would keep fewer than an equal part of the budget,
+    and fewer than half of its own, keeps none; the others get what it leaves. That is asked layer by layer, the one
+    that keeps fewest first. Where the others have no room for what it leaves, it keeps that much after all.
+
+    Args:
+        scores: as for `choose`, not minus infinity.
+        budget: likewise.
+        granularity: likewise. Whole layers are never few.
+
+    Returns:
+        As `choose`.
+    """
+    own = {name: np.asarray(score, np.float64) for name, score in scores.items()}
+    passed_over: set[str] = set()
+    while True:
+        masks = choose(own, budget, granularity)
+        kept = {name: int(mask.sum()) for name, mask in masks.items() if mask.any() and name not in passed_over}
+        few = [name for name, n in kept.items() if n < min(budget / len(scores), masks[name].size / 2)]
+        if not few or len(kept) == 1:
+            return masks
+        fewest = min(few, key=lambda name: kept[name])
+        own[fewest] = np.full(masks[fewest].shape, -np.inf)
+        passed_over.add(fewest)
+
+
 def fill(values: Sequence[float], sizes: Sequence[int], budget: int) -> set[int]:
     """Return which items to take, so that their sizes fit into a budget and their total value is largest.
 

@@ -106,9 +106,12 @@ class SNL(MaskFinder):
 
     def masks(self) -> dict[str, Mask]:
         """Keep the largest slopes; of those that have fallen since the last look, the ones that were larger then."""
+        return choose(self.scores(), self.order.budget, self.order.granularity)
+
+    def scores(self) -> dict[str, Array]:
+        """Return the order in which the slopes stay, by call site."""
         now = self._slopes()
-        scores = {name: np.where(now[name] > THRESHOLD, 1 + now[name], self._earlier[name]) for name in now}
-        return choose(scores, self.order.budget, self.order.granularity)
+        return {name: np.where(now[name] > THRESHOLD, 1 + now[name], self._earlier[name]) for name in now}
 
     def _slopes(self) -> dict[str, Array]:
         return {name: slope.slopes() for name, slope in self.slopes.items()}
