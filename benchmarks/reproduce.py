@@ -89,6 +89,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="networks trained side by side")
     parser.add_argument("--threads", type=int, help="processor threads of each")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command continues")
+    parser.add_argument("--dry-run", action="store_true", help="print what is to be trained, and train nothing")
     parser.add_argument("--no-times", action="store_true", help="do not compare epoch times with a plain loop")
     _add_results(parser)
 
@@ -126,6 +127,9 @@ def run(options: argparse.Namespace) -> int:
         )
         published = load_published(options.published)
         for network in options.networks:
+            if options.dry_run:
+                print_plan(network, data, options, published)
+                continue
             with Watcher() as watcher:
                 train_all(network, data, options, published, watcher, failures)
             if not options.no_times and data.input[0] == 3:  # the plain loop is one for colour images
@@ -136,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
             return 1
     finally:
         limit.cancel()
-    if list(options.runs.glob("fronts/*.json")):
+    if not options.dry_run and list(options.runs.glob("fronts/*.json")):
         options.runs = [options.runs]
         table_of(options)
     return 1 if failures else 0
@@ -151,27 +155,14 @@ def train_all(
     failures: list[str],
 ) -> None:
     """Train the teacher and then every method's candidates of one network; a method that fails is passed over."""
-    relus = deepreduce.profile(network, input=data.input, classes=len(data.classes), width=options.width)["relus"]
-    training = TrainingConfig(
-        epochs=options.epochs, batch_size=options.batch_size, precision=options.precision, flip=data.name != "digits"
-    )
-    settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds, test_all=True)
-    running = RunOptions(workers=options.workers, threads=options.threads)
-    schooling = replace(settings, training=replace(training, epochs=options.teacher_epochs or options.epochs))
-    place = options.runs / network
-    deepreduce.train(
-        network, data, out=place, settings=schooling, width=options.width, options=running, progress=watcher
-    )
-    released = published_candidates(published, network, data.name, options)
-    for name in options.methods:
-        own = settings_for(name, network, relus, settings, options, released)
-        if own is None:
-            continue
+    teaching, methods = settings_of(network, data, options, published)
+    place, running = options.runs / network, RunOptions(workers=options.workers, threads=options.threads)
+    more = {"out": place, "width": options.width, "options": running, "progress": watcher}
+    deepreduce.train(network, data, settings=teaching, **more)
+    for name, settings in methods.items():
         print(f"{network}: {name}", file=sys.stderr, flush=True)
         try:
-            front = deepreduce.reduce(
-                network, data, out=place, settings=own, width=options.width, options=running, progress=watcher
-            )
+            front = deepreduce.reduce(network, data, settings=settings, **more)
         except Interrupted:
             raise
         except DeepReduceError as error:
@@ -179,6 +170,47 @@ def train_all(
             print(f"{network}: {name} failed: {error}", file=sys.stderr, flush=True)
             continue
         write_json(options.runs / "fronts" / f"{network}-{name}.json", front.content)
+
+
+def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespace, published: dict[str, Any]) -> None:
+    """Print what is still to be trained of one network, and roughly how long that takes on this machine."""
+    teaching, methods = settings_of(network, data, options, published)
+    running = RunOptions(workers=options.workers, threads=options.threads)
+    print(f"{network:<17}{'networks':>10}{'epochs':>10}{'hours':>10}")
+    totals = [0.0, 0.0, 0.0]
+    more = {"out": options.runs / network, "width": options.width, "options": running}
+    for name, settings in {"teacher": teaching, **methods}.items():
+        try:
+            plan = deepreduce.plan_reduce(network, data, settings=settings, **more)
+        except DeepReduceError as error:
+            print(f"{name:<17}cannot run: {error}")
+            continue
+        kinds = ("teacher",) if name == "teacher" else ("masks", "criticality", "candidate")
+        jobs = [job for job in plan["jobs"] if job["status"] == "to do" and job["kind"] in kinds]
+        trained = [job for job in jobs if job["kind"] != "masks"]
+        row = [
+            sum(job["seeds"] for job in trained),
+            sum(job["seeds"] * job["epochs"] for job in jobs),
+            sum(job["hours"] for job in jobs),
+        ]
+        totals = [total + value for total, value in zip(totals, row, strict=True)]
+        print(f"{name:<17}{row[0]:>10,}{row[1]:>10,}{row[2]:>10.2f}", flush=True)
+    print(f"{'all, one by one':<17}{totals[0]:>10,.0f}{totals[1]:>10,.0f}{totals[2]:>10.2f}\n", flush=True)
+
+
+def settings_of(
+    network: str, data: deepreduce.Dataset, options: argparse.Namespace, published: dict[str, Any]
+) -> tuple[SearchSettings, dict[str, SearchSettings]]:
+    """Return the settings of a network's teacher, and of every method that has something to do."""
+    relus = deepreduce.profile(network, input=data.input, classes=len(data.classes), width=options.width)["relus"]
+    training = TrainingConfig(
+        epochs=options.epochs, batch_size=options.batch_size, precision=options.precision, flip=data.name != "digits"
+    )
+    settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds, test_all=True)
+    teaching = replace(settings, training=replace(training, epochs=options.teacher_epochs or options.epochs))
+    released = published_candidates(published, network, data.name, options)
+    found = {name: settings_for(name, network, relus, settings, options, released) for name in options.methods}
+    return teaching, {name: own for name, own in found.items() if own is not None}
 
 
 def settings_for(

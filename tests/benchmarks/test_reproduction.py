@@ -191,6 +191,11 @@ def test_digits_end_to_end_packing_included(tmp_path: Path, capsys: pytest.Captu
         "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width", "0.125", "--budgets", "400",
         "--methods", "published,deepreduce-narrow", "--epochs", "6", "--batch-size", "32", "--threads", "1", "--no-times",
     ]  # fmt: skip
+    capsys.readouterr()
+    assert reproduce.main([*command, "--dry-run"]) == 0
+    planned = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if line]
+    assert planned[1:-1] == [["teacher", "1", "6"], ["deepreduce-narrow", "1", "6"]]
+    assert not (tmp_path / "runs").exists()
     assert reproduce.main(command) == 0
     first = capsys.readouterr().out
     (results,) = (tmp_path / "runs").glob("reproduce-*.json")
