@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from reproduction_text import as_text
 from scipy import stats
 
 from deepreduce._files import read_json, write_json
@@ -368,84 +369,6 @@ def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:
             if other["recipe"]["keep"] == recipe["keep"] and before == {name: other["recipe"][name] for name in whole}
         ]
     return factors
-
-
-def as_text(content: Json) -> str:
-    """Lay everything out as text."""
-    lines = []
-    if not content["comparable_with_the_papers"]:
-        lines += [
-            "Not at full size (narrower networks or a part of the images): accuracies do not compare with the papers';",
-            "published ReLU counts are scaled by the width to find the network to show.",
-            "",
-        ]
-    columns = f"{'here':>33}  {'ours':>33}"
-    lines += ["Paper beside ours; accuracies in %, in brackets the 95 % interval", ""]
-    lines.append(f"{'data':<14}{'network':<17}{'method':<12}{'ReLUs':>10}  {'paper':>6}  {columns}  ours-paper")
-    for row in content["rows"]:
-        paper = "-" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
-        gap = "-" if row["ours_minus_paper"] is None else f"{row['ours_minus_paper']:+.2f}"
-        relus = f"{'' if row['exact'] else '~'}{row['relus']:,}"
-        lines.append(
-            f"{row['data']:<14}{row['network']:<17}{row['method']:<12}{relus:>10}  {paper:>6}  "
-            f"{_cell(row['here']):>33}  {_cell(row['ours']):>33}  {gap:>10}"
-        )
-    lines += ["", "Channel pruning; baseline -> pruned (change), MACs, ReLUs", ""]
-    for row in content["comparison"]:
-        lines.append(f"{row['data']:<10}{row['method']:<17}paper {_pruned(row)}")
-        for name in ("here", "ours"):
-            text = _pruned({**row[name], "pruned": row[name]["accuracy"]}) if row[name] else "-"
-            lines.append(f"{'':<27}{name:<5} {text}")
-    lines += ["", "Claims", ""]
-    for claim in content["claims"]:
-        lines.append(
-            f"{claim['text']}: paper {_value(claim['value'])} {claim['unit']}, here {_value(claim['here'])}"
-            + (f" ({claim['reason']})" if claim.get("reason") else "")
-        )
-    for against in content["versus"]:
-        span = "" if against["low"] is None else f" [{against['low']:+.2f}, {against['high']:+.2f}]"
-        over = f"{against['difference']:+.2f}{span} points over {against['seeds']} seeds"
-        lines += ["", f"{against['network']}: {against['ours']} minus {against['method']}, test images: {over}", ""]
-        for row in against["rows"]:
-            ours, other = statistics.fmean(row["ours"]), statistics.fmean(row["other"])
-            difference = f"{ours:6.2f} - {other:6.2f} = {ours - other:+6.2f}"
-            lines.append(f"{row['relus']:>9,}  {difference}  ({len(row['ours'])} seeds, ours {row['our_relus']:,})")
-    lines += ["", "Everything that was trained", ""]
-    lines.append(
-        f"{'network':<17}{'method':<17}{'ReLUs':>9}  {'held out':>8}  {'accuracy':>24}  {'epochs (search)':>15}"
-        f"  {'seeds':>5}  {'seconds':>8}"
-    )
-    for m in sorted(content["measured"], key=lambda m: (m["network"], -m["relus"], m["method"])):
-        lines.append(
-            f"{m['network']:<17}{m['method']:<17}{m['relus']:>9,}  {m['validation']:>8.2f}  {_interval(m):>24}  "
-            f"{m['epochs']:>8} ({m['search_epochs']:>4})  {m['seeds']:>5}  {m['seconds']:>8.1f}  {m['split']}"
-        )
-    for time in content["epoch_times"]:
-        lines.append(
-            f"epoch of {time['network']['name']}, width {time['network']['width']:g}, {time['images']:,} images, on "
-            f"{time['device']}: {time['our_epoch_seconds']:.2f} s, plain loop {time['plain_epoch_seconds']:.2f} s "
-            f"({time['ratio']:.1f} times)"
-        )
-    return "\n".join(lines)
-
-
-def _interval(m: Json) -> str:
-    return f"{m['accuracy']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
-
-
-def _cell(m: Json | None) -> str:
-    return "-" if m is None else f"{_interval(m)} @{m['relus']:,}"
-
-
-def _pruned(row: Json) -> str:
-    accuracies = f"{row['baseline']:.2f} -> {row['pruned']:.2f} ({row['change']:+.2f})"
-    return f"{accuracies}, {row['macs'] / 1e6:.1f}M, {row['relus']:,}"
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "-"
-    return " to ".join(f"{part:.3g}" for part in (value if isinstance(value, list) else [value]))
 
 
 def write_results(content: Json, folder: Path, name: str) -> list[Path]:
