@@ -98,6 +98,12 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def reduction(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_reduction` read, and the width, by the names that `profile` and `estimate` give them."""
+    names = ("keep", "thin", "alpha", "rho", "beta", "trim", "bypass", "collapse", "width")
+    return {name: getattr(options, name) for name in names}
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the options that name and split the images."""
     group = parser.add_argument_group("images")

@@ -28,15 +28,7 @@ def run(options: argparse.Namespace) -> int:
         options.network,
         input=options.input,
         classes=options.classes,
-        keep=options.keep,
-        thin=options.thin,
-        alpha=options.alpha,
-        rho=options.rho,
-        beta=options.beta,
-        trim=options.trim,
-        bypass=options.bypass,
-        collapse=options.collapse,
-        width=options.width,
+        **_options.reduction(options),
     )
     if options.json:
         print_json(counted)
