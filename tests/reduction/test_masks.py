@@ -252,23 +252,19 @@ def test_a_budget_is_met_and_spent(shapes: list[tuple[int, int]], share: float, 
 
 
 def test_layers_that_would_keep_few_give_theirs_to_the_others() -> None:
-    """Budget 6, an equal part is 2: `b` would keep 1, then `c` has 2 of them, and `d` has half of its own anyway."""
+    """Budget 13, half an equal part is 1.6: `b` would keep 1; `c` then keeps 2; `d` has half of its own anyway."""
     scores = {
-        "a": np.array([0.9, 0.8, 0.7, 0.1]),
+        "a": np.linspace(0.9, 0.8, 10),
         "b": np.array([0.6, 0.0, 0.0, 0.0]),
         "c": np.array([0.5, 0.4, 0.3, 0.0]),
         "d": np.array([0.95]),
     }
-    assert {name: int(mask.sum()) for name, mask in choose(scores, 6).items()} == {"a": 3, "b": 1, "c": 1, "d": 1}
-    masks = choose_in_few_layers(scores, 6)
-    assert {name: mask.tolist() for name, mask in masks.items()} == {
-        "a": [True, True, True, False],
-        "b": [False] * 4,
-        "c": [True, True, False, False],
-        "d": [True],
-    }
-    alone = choose_in_few_layers({name: scores[name] for name in "ad"}, 4)
-    assert {name: int(mask.sum()) for name, mask in alone.items()} == {"a": 3, "d": 1}
+    assert {name: int(mask.sum()) for name, mask in choose(scores, 13).items()} == {"a": 10, "b": 1, "c": 1, "d": 1}
+    masks = choose_in_few_layers(scores, 13)
+    assert masks["a"].all() and masks["d"].all() and not masks["b"].any()
+    assert masks["c"].tolist() == [True, True, False, False]
+    alone = choose_in_few_layers({name: scores[name] for name in "ad"}, 7)
+    assert {name: int(mask.sum()) for name, mask in alone.items()} == {"a": 6, "d": 1}
 
 
 @given(
@@ -288,7 +284,7 @@ def test_few_layers_spend_a_budget_as_many_do(
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     assert sum(kept.values()) <= budget
     assert sum(mask.any() for mask in masks.values()) <= sum(mask.any() for mask in many.values())
-    few = [name for name, n in kept.items() if 0 < n < min(budget / len(scores), scores[name].size / 2)]
+    few = [name for name, n in kept.items() if 0 < n < min(budget / len(scores) / 2, scores[name].size / 2)]
     if granularity == "element":
         assert sum(kept.values()) == budget
         whole = [name for name, mask in masks.items() if mask.all()]

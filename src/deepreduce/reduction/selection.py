@@ -14,6 +14,7 @@ from .candidate import Candidate
 from .masks import Mask, Masks, split
 
 _MOST_CELLS = 20_000_000
+_FEW = 0.5  # of an equal part of the budget
 
 Array = NDArray[np.float64]
 Scores = Mapping[str, Array]
@@ -79,9 +80,9 @@ def choose(
 def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "element") -> dict[str, Mask]:
     """Keep the ReLUs of highest score, in those layers alone that get a good part of the budget.
 
-    A layer costs a round trip, however few ReLUs it keeps. One that would keep fewer than an equal part of the budget,
-    and fewer than half of its own, keeps none; the others get what it leaves. That is asked layer by layer, the one
-    that keeps fewest first. Where the others have no room for what it leaves, it keeps that much after all.
+    A layer costs a round trip, however few ReLUs it keeps. One that would keep fewer than half an equal part of the
+    budget, and fewer than half of its own, keeps none; the others get what it leaves. That is asked layer by layer, the
+    one that keeps fewest first. Where the others have no room for what it leaves, it keeps that much after all.
 
     Args:
         scores: as for `choose`, not minus infinity.
@@ -96,7 +97,7 @@ def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "elemen
     while True:
         masks = choose(own, budget, granularity)
         kept = {name: int(mask.sum()) for name, mask in masks.items() if mask.any() and name not in passed_over}
-        few = [name for name, n in kept.items() if n < min(budget / len(scores), masks[name].size / 2)]
+        few = [name for name, n in kept.items() if n < min(_FEW * budget / len(scores), masks[name].size / 2)]
         if not few or len(kept) == 1:
             return masks
         fewest = min(few, key=lambda name: kept[name])
