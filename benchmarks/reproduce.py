@@ -195,7 +195,8 @@ def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespa
         ]
         totals = [total + value for total, value in zip(totals, row, strict=True)]
         print(f"{name:<17}{row[0]:>10,}{row[1]:>10,}{row[2]:>10.2f}", flush=True)
-    print(f"{'all, one by one':<17}{totals[0]:>10,.0f}{totals[1]:>10,.0f}{totals[2]:>10.2f}\n", flush=True)
+    print(f"{'all, one by one':<17}{totals[0]:>10,.0f}{totals[1]:>10,.0f}{totals[2]:>10.2f}")
+    print("Hours come from a few steps of each shape of network here, without compilation.\n", flush=True)
 
 
 def settings_of(

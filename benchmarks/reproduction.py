@@ -51,7 +51,10 @@ def load_results(path: Path) -> Json:
         RunError: if it is none, or was written before results files held their fronts.
     """
     content = read_json(path)
-    if not isinstance(content.get("fronts"), list) or not isinstance(content.get("epoch_times"), list):
+    fronts, times = content.get("fronts"), content.get("epoch_times")
+    needed = {"network", "data", "settings", "teacher", "candidates", "environments"}
+    whole = isinstance(fronts, list) and all(isinstance(front, dict) and needed <= set(front) for front in fronts)
+    if not (whole and isinstance(times, list)):
         raise RunError(
             problem(
                 "a table is made of run folders and results files with their fronts",
@@ -83,9 +86,13 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
     rows = [_row(row, fronts) for row in published["rows"]]
     comparison = [_compared(row, fronts) for row in published["comparison"]]
     claims = [_claim(claim, fronts) for claim in published["claims"]]
-    measured = [_measured(front, entry) for front in fronts for entry in (front["teacher"], *front["candidates"])]
-    measured = [entry for entry in measured if entry is not None]
-    measured = list({(m["network"], m["method"], m["label"], m["relus"]): m for m in measured}.values())
+    shown = [(front, entry) for front in fronts for entry in (front["teacher"], *front["candidates"])]
+    trained = {  # a teacher is shown once for each run, not for each method
+        (_run_of(front), "" if entry["id"] == "teacher" else front["settings"]["method"], entry["id"]): measured
+        for front, entry in shown
+        if (measured := _measured(front, entry)) is not None
+    }
+    seconds = {(run, name): measured["seconds"] for (run, _, name), measured in trained.items()}
     ran = list({str(environment): environment for front in fronts for environment in front["environments"]}.values())
     content = {
         "environment": max(ran, key=lambda environment: str(environment["date"])),
@@ -93,16 +100,15 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
         "commands": sorted({environment["command"] for environment in ran}),
         "data": fronts[0]["data"],
         "networks": list({str(front["network"]): front["network"] for front in fronts}.values()),
-        "settings": {f"{f['network']['name']} {f['settings']['method']}": f["settings"] for f in fronts},
-        "seconds": sum({(m["network"], m["label"], m["relus"]): m["seconds"] for m in measured}.values()),
+        "seconds": sum(seconds.values()),
         "comparable_with_the_papers": all(map(_full_size, fronts)),
         "sources": published["sources"],
         "rows": rows,
         "comparison": comparison,
         "claims": claims,
         "versus": versus(fronts),
-        "measured": measured,
-        "epoch_times": times,
+        "measured": list(trained.values()),
+        "epoch_times": list({str(time): time for time in times}.values()),
         "fronts": fronts,
     }
     return content, as_text(content)
@@ -114,13 +120,14 @@ def joined(fronts: list[Json]) -> list[Json]:
     So a table can be made from runs on several machines, of which only the results files are left.
 
     Args:
-        fronts: of run folders, or of results files; of two networks with the same name the later one stays.
+        fronts: of run folders, or of results files. Of one network several times, the one of most seeds, then of most
+            epochs, then the later one stays; one that failed only where there is no other.
 
     Returns:
         Fronts with `environments`, all those that had a part in it, in place of `environment`. Their settings are
         those of the last, with the budgets of all.
     """
-    found: list[Json] = []
+    found: dict[str, Json] = {}
     for front in fronts:
         ran = front["environments"] if "environments" in front else [_public_environment(front["environment"])]
         own = {
@@ -131,16 +138,29 @@ def joined(fronts: list[Json]) -> list[Json]:
             "candidates": [_entry(entry) for entry in front["candidates"]],
             "environments": ran,
         }
-        place = next((n for n, other in enumerate(found) if _same_method(other, own) and _same_run(other, own)), None)
-        if place is None:
-            found.append(own)
-            continue
-        other = found[place]
-        own["settings"] = {**own["settings"], "budgets": list(dict.fromkeys(_budgets(other) + _budgets(own)))}
-        own["candidates"] = list({entry["id"]: entry for entry in other["candidates"] + own["candidates"]}.values())
-        own["environments"] = list({str(each): each for each in other["environments"] + ran}.values())
-        found[place] = own
-    return found
+        key = str((_run_of(own), own["settings"]["method"]))
+        if key in found:
+            other = found[key]
+            own["settings"] = {**own["settings"], "budgets": list(dict.fromkeys(_budgets(other) + _budgets(own)))}
+            own["candidates"] = _best_of(other["candidates"] + own["candidates"])
+            own["environments"] = list({str(each): each for each in other["environments"] + ran}.values())
+        found[key] = own
+    return list(found.values())
+
+
+def _best_of(entries: list[Json]) -> list[Json]:
+    """Return each network once; masks of one order are one network, whichever ReLUs they keep."""
+    found: dict[str, Json] = {}
+    for entry in entries:
+        key = entry["label"] if "masks" in (entry["recipe"] or {}) else entry["id"]
+        if key not in found or _worth(entry) >= _worth(found[key]):
+            found[key] = entry
+    return list(found.values())
+
+
+def _worth(entry: Json) -> tuple[bool, int, int]:
+    tested = entry["test"] or {"runs": []}
+    return entry["status"] == "done", len(tested["runs"]), entry["epochs"]
 
 
 def _entry(entry: Json) -> Json:
@@ -151,17 +171,15 @@ def _public_environment(environment: Json) -> Json:
     return {**environment, "command": public(environment["command"])}
 
 
-def _same_method(front: Json, other: Json) -> bool:
-    return bool(front["settings"]["method"] == other["settings"]["method"])
-
-
 def _full_size(front: Json) -> bool:
     return front["network"]["width"] == 1 and not any("subset" in note for note in front["data"]["notes"])
 
 
 def public(command: str) -> str:
     """Return a command without folders of this machine: of absolute paths the last part stays."""
-    return " ".join(Path(word).name if word.startswith(("/", "~")) else word for word in command.split())
+    return " ".join(
+        re.sub(r"^((?:--?[\w-]+=)?)(?:\w+://)?[/~].*?([^/]*)/*$", r"\1\2", word) for word in command.split()
+    )
 
 
 def same_data(name: str, published: str) -> bool:
@@ -246,11 +264,14 @@ def _budgets(front: Json) -> list[int]:
     return list(settings["budgets"]) or ([settings["budget"]] if settings["budget"] else [])
 
 
+def _run_of(front: Json) -> str:
+    """Return what fronts with the same network, data and teacher have in common."""
+    teacher = [front["teacher"][key] for key in ("relus", "epochs", "validation")]
+    return str((front["network"], front["data"]["fingerprint"], teacher))
+
+
 def _same_run(front: Json, other: Json) -> bool:
-    """Tell whether two fronts have network, data and teacher in common."""
-    teachers = [[f["teacher"][key] for key in ("relus", "epochs", "validation")] for f in (front, other)]
-    same = front["network"] == other["network"] and front["data"]["fingerprint"] == other["data"]["fingerprint"]
-    return same and teachers[0] == teachers[1]
+    return _run_of(front) == _run_of(other)
 
 
 def _tested(entry: Json) -> bool:
@@ -265,6 +286,7 @@ def _measured(front: Json, entry: Json) -> Json | None:
     value = entry[split]
     return {
         "network": front["network"]["name"],
+        "data": front["data"]["name"],
         "width": front["network"]["width"],
         "method": "teacher" if entry["id"] == "teacher" else front["settings"]["method"],
         "label": entry["label"],

@@ -153,9 +153,20 @@ def test_channel_pruning_and_the_factors_of_the_steps() -> None:
 def test_no_front_is_an_error_and_paths_do_not_travel() -> None:
     with pytest.raises(RunError, match="no fronts"):
         reproduction(load_published(), [], [])
-    assert (
-        public("reproduce.py run --data /work/x/cifar100 --epochs 3") == "reproduce.py run --data cifar100 --epochs 3"
-    )
+    command = "reproduce.py run --data /home/x/cifar100 --runs=~/runs/ file:///home/x/a --methods snl,senet --epochs 3"
+    expected = "reproduce.py run --data cifar100 --runs=runs a --methods snl,senet --epochs 3"
+    assert public(command) == expected
+
+
+def test_masks_of_one_order_are_one_network_whichever_relus_they_keep() -> None:
+    masks = [{**WHOLE, "masks": {"sha256": name}} for name in "ab"]
+    fronts = [
+        front("snl", entry(f"m{n}", 24_900, 0.7, 0.7 + n / 100, label="snl by element", recipe=masks[n]))
+        for n in range(2)
+    ]
+    content, _ = reproduction(load_published(), fronts, [])
+    assert [m["accuracy"] for m in content["measured"] if m["method"] == "snl"] == [71.0]
+    assert rows_of(content, 25_000, "snl")["here"]["accuracy"] == 71.0
 
 
 def test_published_figures_have_their_schema_and_the_counts_of_our_networks() -> None:
@@ -194,7 +205,7 @@ def test_digits_end_to_end_packing_included(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert reproduce.main([*command, "--dry-run"]) == 0
     planned = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if line]
-    assert planned[1:-1] == [["teacher", "1", "6"], ["deepreduce-narrow", "1", "6"]]
+    assert planned[1:-2] == [["teacher", "1", "6"], ["deepreduce-narrow", "1", "6"]]
     assert not (tmp_path / "runs").exists()
     assert reproduce.main(command) == 0
     first = capsys.readouterr().out
@@ -262,8 +273,14 @@ def test_a_table_grows_over_runs_of_which_only_results_files_are_left(
     assert [environment["processor"] for environment in content["environments"]] == ["A", "B"]
     (grown,) = content["fronts"]
     assert grown["settings"]["budgets"] == [25_000]
+    failed = run_of("worse", "B", entry("b", 12_000, 0.9, 0.9, epochs=2), entry("c", 1, 0.1, 0.1, status="failed"))
+    content = table(tmp_path / "earlier.json", failed, second, tmp_path / "earlier.json")
+    assert [m["accuracy"] for m in content["measured"] if m["method"] == "snl"] == [71.0, 62.0, 74.0]
     other = run_of("third", "B", entry("d", 5_000, 0.5, 0.5), teacher=entry("teacher", 557_056, 0.9, 0.9))
-    assert len(table(tmp_path / "earlier.json", other)["fronts"]) == 2  # another teacher is another run
-    (tmp_path / "old.json").write_text("{}")
+    content = table(tmp_path / "earlier.json", other)
+    assert len(content["fronts"]) == 2  # another teacher is another run
+    assert [m["accuracy"] for m in content["measured"] if m["method"] == "teacher"] == [79.0, 90.0]
+    assert content["seconds"] == 60 * 6
+    (tmp_path / "old.json").write_text('{"fronts": [1], "epoch_times": []}')
     assert reproduce.main(["table", str(tmp_path / "old.json")]) == 1
     assert "a file without fronts" in capsys.readouterr().err

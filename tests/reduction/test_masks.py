@@ -263,6 +263,11 @@ def test_layers_that_would_keep_few_give_theirs_to_the_others() -> None:
     masks = choose_in_few_layers(scores, 13)
     assert masks["a"].all() and masks["d"].all() and not masks["b"].any()
     assert masks["c"].tolist() == [True, True, False, False]
+    full = choose_in_few_layers({"a": scores["a"], "b": scores["b"][::-1]}, 11)  # `a` has no room for what `b` leaves
+    assert full["a"].all() and full["b"].tolist() == [False, False, False, True]
+    by_channel = {"a": np.ones((4, 3)), "b": np.full((8, 1), 0.5)}
+    assert not choose_in_few_layers(by_channel, 13, "channel")["b"].any()
+    assert choose(by_channel, 13, "channel")["b"].any()
     alone = choose_in_few_layers({name: scores[name] for name in "ad"}, 7)
     assert {name: int(mask.sum()) for name, mask in alone.items()} == {"a": 6, "d": 1}
 

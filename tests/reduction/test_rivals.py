@@ -26,6 +26,7 @@ from deepreduce.reduction import (
     with_slopes,
 )
 from deepreduce.reduction.finding import kept, set_masks
+from deepreduce.reduction.one_schedule import OneSchedule
 from deepreduce.reduction.relupruner import ReLUPruner, importance
 from deepreduce.reduction.senet import layer_budgets, measure_sensitivity, mismatch
 from deepreduce.reduction.snl import SNL
@@ -148,6 +149,17 @@ def test_the_penalty_alone_brings_every_slope_down_at_the_same_pace() -> None:
     again = SNL(slopes, MaskOrder("snl", "element", 8), steps=10, epochs=5)
     again.restore(finder.state())
     assert again.state() == finder.state() and again.is_finished()
+
+
+def test_ours_passes_over_a_layer_that_would_keep_few() -> None:
+    slopes = {"a": SlopedReLU("relu", (8, 2, 2), "element", "a"), "b": SlopedReLU("relu", (32,), "element", "b")}
+    with torch.no_grad():
+        slopes["a"].alpha.copy_(torch.linspace(1, 0.5, 32).reshape(1, 8, 2, 2))
+        slopes["b"].alpha.fill_(0.1)[0, 7] = 0.99
+    order = MaskOrder("deepreduce-masks", "element", 20)
+    snl, ours = (kind(slopes, order, steps=10, epochs=5).masks() for kind in (SNL, OneSchedule))
+    assert (int(snl["a"].sum()), int(snl["b"].sum())) == (19, 1)
+    assert (int(ours["a"].sum()), int(ours["b"].sum())) == (20, 0)
 
 
 def test_sensitivity_and_mismatch_see_what_linearising_changes(survey: Survey) -> None:

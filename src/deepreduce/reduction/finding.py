@@ -241,6 +241,10 @@ class MaskFinder:
         """Tell whether the search has come to its end before its last epoch."""
         return False
 
+    def relus(self) -> int:
+        """Return how many ReLUs there are as things stand, for people to see."""
+        return sum(int(mask.sum()) for mask in kept(self.slopes).values())
+
     def state(self) -> dict[str, Any]:
         """Return what a search that was interrupted needs besides the slopes, as JSON."""
         return {}

@@ -81,8 +81,9 @@ def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "elemen
     """Keep the ReLUs of highest score, in those layers alone that get a good part of the budget.
 
     A layer costs a round trip, however few ReLUs it keeps. One that would keep fewer than half an equal part of the
-    budget, and fewer than half of its own, keeps none; the others get what it leaves. That is asked layer by layer, the
-    one that keeps fewest first. Where the others have no room for what it leaves, it keeps that much after all.
+    budget, and fewer than half of its own, is passed over; the others get what it leaves. That is asked layer by layer,
+    the one that keeps fewest first. Of a layer that is passed over, single elements stay only where the others have no
+    room for them, and whole channels never: what is too little for a channel of another layer is not spent.
 
     Args:
         scores: as for `choose`, not minus infinity.
@@ -93,16 +94,20 @@ def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "elemen
         As `choose`.
     """
     own = {name: np.asarray(score, np.float64) for name, score in scores.items()}
+    lower = 1.0 + max(float(score.max()) for score in own.values()) - min(float(score.min()) for score in own.values())
     passed_over: set[str] = set()
     while True:
         masks = choose(own, budget, granularity)
         kept = {name: int(mask.sum()) for name, mask in masks.items() if mask.any() and name not in passed_over}
         few = [name for name, n in kept.items() if n < min(_FEW * budget / len(scores), masks[name].size / 2)]
         if not few or len(kept) == 1:
-            return masks
+            break
         fewest = min(few, key=lambda name: kept[name])
-        own[fewest] = np.full(masks[fewest].shape, -np.inf)
+        own[fewest] = own[fewest] - lower  # behind all others, and in its own order
         passed_over.add(fewest)
+    if granularity == "channel":
+        masks |= {name: np.zeros_like(masks[name]) for name in passed_over}
+    return masks
 
 
 def fill(values: Sequence[float], sizes: Sequence[int], budget: int) -> set[int]:

@@ -94,6 +94,10 @@ class SNL(MaskFinder):
         """Tell whether no more slopes than the budget are above the threshold."""
         return self.active <= self.order.budget
 
+    def relus(self) -> int:
+        """Return how many slopes are above the threshold."""
+        return self.active
+
     def state(self) -> dict[str, Any]:
         """See `MaskFinder.state`."""
         return {"strength": self.strength, "scale": self.scale, "step": self.step, "active": self.active}

@@ -22,7 +22,7 @@ from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, 
 from .loop import count_correct
 from .mask_search import MaskSearch
 
-FORMAT, VERSION = "deepreduce.masks", 2  # 1: found by other algorithms under the same names
+FORMAT, VERSION = "deepreduce.masks", 3  # 1, 2: found by other algorithms under the same names
 
 
 def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
@@ -53,7 +53,9 @@ def _search(
 ) -> str:
     """Carry out the search, and write what it found; see `run_mask_job`."""
     order, folder, accelerator = search.order, context.folder / job.place, search.accelerator
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds)
+    checkpoint = Checkpoint(
+        folder / "checkpoint.safetensors", f"{identity(job, context)}-{VERSION}", context.checkpoint_seconds
+    )
     history: list[dict[str, Any]] = []
     if accelerator.is_main_process:
         clear(folder)

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from ..census import Census
 from ..errors import Interrupted, NetworkError, problem
 from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, method, watch, with_slopes
-from ..reduction.finding import set_masks
+from ..reduction.finding import kept, set_masks
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
@@ -40,7 +40,7 @@ class MaskSearch:
     Attributes:
         order: what to find.
         census: of the full network.
-        config: how to train: all but fading and compilation. The search lasts for `config.epochs` at most, or exactly
+        config: how to train: all but fading. The search lasts for `config.epochs` at most, or exactly
             so long where it is the beginning of a schedule.
         accelerator: device, precision and processes.
         seed: of batches and augmentation.
@@ -98,7 +98,8 @@ class MaskSearch:
             forward, ask_teacher = torch.compile(prepared), torch.compile(asked)
 
         epoch = len(history)
-        found = self._settled(finder, slopes)
+        # A search that goes on has its masks for slopes already; chosen anew they could be others.
+        found = kept(slopes) if finder.is_finished() else None
         while epoch < config.epochs and (found is None or finder.one_schedule):
             begun = time.monotonic()
             survey = self._survey(sloped, data, epoch, _EPOCH_IMAGES)
@@ -152,7 +153,7 @@ class MaskSearch:
             line = {
                 "epoch": epoch,
                 "loss": loss_now,
-                "relus": sum(int(mask.sum()) for mask in (found or finder.masks()).values()),
+                "relus": finder.relus() if found is None else sum(int(mask.sum()) for mask in found.values()),
                 "steps": done,
                 "seconds": time.monotonic() - begun,
                 "state": finder.state(),
@@ -261,12 +262,12 @@ class MaskSearch:
                 return
 
     def _check(self, found: dict[str, Mask]) -> None:
-        kept = sum(int(mask.sum()) for mask in found.values())
-        if not 0 < kept <= self.order.budget:
+        count = sum(int(mask.sum()) for mask in found.values())
+        if not 0 < count <= self.order.budget:
             raise NetworkError(
                 problem(
                     f"masks must keep from 1 to {self.order.budget:,} ReLUs",
-                    got=f"{kept:,} by {self.order.granularity}",
+                    got=f"{count:,} by {self.order.granularity}",
                     remedy="raise the budget, or take a finer --granularity",
                     where=self.order.label,
                 )
