@@ -40,8 +40,8 @@ class MaskSearch:
     Attributes:
         order: what to find.
         census: of the full network.
-        config: how to train: all but fading. The search lasts for `config.epochs` at most, or exactly
-            so long where it is the beginning of a schedule.
+        config: how to train: all but fading. The search lasts for `config.epochs` at most, or exactly so long where it
+            is the beginning of a schedule.
         accelerator: device, precision and processes.
         seed: of batches and augmentation.
     """
