@@ -180,8 +180,9 @@ def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespa
     totals = [0.0, 0.0, 0.0]
     more = {"out": options.runs / network, "width": options.width, "options": running}
     for name, settings in {"teacher": teaching, **methods}.items():
+        plan_of = deepreduce.plan_train if name == "teacher" else deepreduce.plan_reduce
         try:
-            plan = deepreduce.plan_reduce(network, data, settings=settings, **more)
+            plan = plan_of(network, data, settings=settings, **more)
         except DeepReduceError as error:
             print(f"{name:<17}cannot run: {error}")
             continue
@@ -189,8 +190,8 @@ def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespa
         jobs = [job for job in plan["jobs"] if job["status"] == "to do" and job["kind"] in kinds]
         trained = [job for job in jobs if job["kind"] != "masks"]
         row = [
-            sum(job["seeds"] for job in trained),
-            sum(job["seeds"] * job["epochs"] for job in jobs),
+            sum(job["unfinished"] for job in trained),
+            sum(job["unfinished"] * job["epochs"] for job in jobs),
             sum(job["hours"] for job in jobs),
         ]
         totals = [total + value for total, value in zip(totals, row, strict=True)]

@@ -134,6 +134,9 @@ def test_a_plan_writes_nothing(network: nn.Module, data: Any, tmp_path: Path, mo
     monkeypatch.setattr("deepreduce.training.estimate._MEASURE_SECONDS", 0.02)
     found = deepreduce.plan_reduce(network, data, out=tmp_path / "run", settings=QUICK, options=ONE, workers=3)
     assert found["workers"] == 3 and found["hours"] > 0
+    alone = deepreduce.plan_train(network, data, out=tmp_path / "run", settings=QUICK, options=ONE)
+    assert [(job["kind"], job["seeds"], job["status"]) for job in alone["jobs"]] == [("teacher", 1, "to do")]
+    assert 0 < alone["hours"] < found["hours"] * 3
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._api import plan_reduce, profile, reduce, train
+    from ._api import plan_reduce, plan_train, profile, reduce, train
     from ._environment import environment
     from ._estimate import estimate
     from ._export import Exported, export
@@ -38,6 +38,7 @@ _HOMES = {
     "profile": ("_api", "profile"),
     "reduce": ("_api", "reduce"),
     "plan_reduce": ("_api", "plan_reduce"),
+    "plan_train": ("_api", "plan_train"),
     "train": ("_api", "train"),
     "environment": ("_environment", "environment"),
     "estimate": ("_estimate", "estimate"),
@@ -96,6 +97,7 @@ __all__ = [
     "load",
     "load_data",
     "plan_reduce",
+    "plan_train",
     "profile",
     "reduce",
     "save",

@@ -1,4 +1,4 @@
-"""The verbs of the package: profile, train, reduce, plan_reduce."""
+"""The verbs of the package: profile, train, reduce, plan_train, plan_reduce."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from .training import (
     SearchSettings,
     TrainingConfig,
     describe,
+    plan_teacher,
     require_tracker,
 )
 from .training import plan as plan_search
@@ -174,9 +175,34 @@ def train(
 
     A module starts from the weights it has. Arguments and errors are those of `reduce`.
     """
-    settings = SearchSettings(training=TrainingConfig()) if settings is None else settings
-    order = _Order(network, data, Path(out), replace(settings, trained=False), width, None, options or RunOptions())
+    order = _teaching(network, data, out, settings, width, options)
     return run_teacher(order.context(), order.search_settings(), order.options, progress=progress)
+
+
+def plan_train(
+    network: str | nn.Module,
+    data: str | Dataset,
+    *,
+    out: Path | str,
+    settings: SearchSettings | None = None,
+    width: float = 1.0,
+    options: RunOptions | None = None,
+) -> dict[str, Any]:
+    """Say what `train` would train and roughly how long it would take here; see `deepreduce.training.plan_teacher`."""
+    order = _teaching(network, data, out, settings, width, options)
+    return plan_teacher(order.context(), order.search_settings(), order.options)
+
+
+def _teaching(
+    network: str | nn.Module,
+    data: str | Dataset,
+    out: Path | str,
+    settings: SearchSettings | None,
+    width: float,
+    options: RunOptions | None,
+) -> _Order:
+    settings = SearchSettings(training=TrainingConfig()) if settings is None else settings
+    return _Order(network, data, Path(out), replace(settings, trained=False), width, None, options or RunOptions())
 
 
 @dataclass

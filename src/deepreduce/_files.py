@@ -97,8 +97,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_format(value: Mapping[str, Any], name: str, version: int, path: Path) -> None:
+def check_format(
+    value: Mapping[str, Any],
+    name: str,
+    version: int,
+    path: Path,
+    *,
+    remedy: str = "use the file that this release wrote, or the release that wrote this file",
+) -> None:
     """Check the `format` and `version` of one of our files.
+
+    Args:
+        value: what the file holds.
+        name: the format that it must have.
+        version: likewise.
+        path: of the file, for the message.
+        remedy: what the user can do about another one.
 
     Raises:
         RunError: if the file is of another kind or of a version that this release cannot read.
@@ -109,7 +123,7 @@ def check_format(value: Mapping[str, Any], name: str, version: int, path: Path) 
             problem(
                 f"the file must be of format {name!r}, version {version}",
                 got=f"format {got[0]!r}, version {got[1]!r}",
-                remedy="use the file that this release wrote, or the release that wrote this file",
+                remedy=remedy,
                 where=path,
             )
         )

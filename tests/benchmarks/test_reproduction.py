@@ -200,12 +200,13 @@ def test_digits_end_to_end_packing_included(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "out" / "code" / "file").read_text() == "text"
     command = [
         "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width", "0.125", "--budgets", "400",
-        "--methods", "published,deepreduce-narrow", "--epochs", "6", "--batch-size", "32", "--threads", "1", "--no-times",
+        "--methods", "published,deepreduce-narrow", "--epochs", "6",
+        "--teacher-epochs", "7", "--batch-size", "32", "--threads", "1", "--no-times",
     ]  # fmt: skip
     capsys.readouterr()
     assert reproduce.main([*command, "--dry-run"]) == 0
     planned = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if line]
-    assert planned[1:-2] == [["teacher", "1", "6"], ["deepreduce-narrow", "1", "6"]]
+    assert planned[1:-2] == [["teacher", "1", "7"], ["deepreduce-narrow", "1", "6"]]
     assert not (tmp_path / "runs").exists()
     assert reproduce.main(command) == 0
     first = capsys.readouterr().out
@@ -216,6 +217,9 @@ def test_digits_end_to_end_packing_included(tmp_path: Path, capsys: pytest.Captu
     assert ours["search_epochs"] == 0 and ours["epochs"] == 6
     assert str(tmp_path) not in results.read_text()
     assert len(list((tmp_path / "runs").glob("reproduce-*.png"))) == 1
+    assert reproduce.main([*command, "--seeds", "2", "--dry-run"]) == 0  # what is there is not planned again
+    planned_next = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if line]
+    assert planned_next[1:-2] == planned[1:-2]
     weights = list((tmp_path / "runs").rglob("weights.safetensors"))
     before = {path: path.stat().st_mtime_ns for path in weights}
     assert reproduce.main(command) == 0  # nothing is trained twice

@@ -334,6 +334,9 @@ def test_damaged_masks_are_searched_again(context: Context, settings: SearchSett
     (folder / "masks.json").write_text(json.dumps(value))
     with pytest.raises(RunError, match="Masks.json must be complete"):
         mask_jobs.read_masks(folder, MaskOrder("relupruner", "element", 300))
+    (folder / "masks.json").write_text(json.dumps({**value, "version": mask_jobs.VERSION - 1}))
+    with pytest.raises(RunError, match="remove its folder and run the same command again"):
+        mask_jobs.read_masks(folder, MaskOrder("relupruner", "element", 300))
 
 
 def test_students_begin_where_the_search_ended_unless_told_otherwise(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .config import TrainingConfig
     from .dispatch import run_job
     from .distillation import distillation_loss
-    from .estimate import plan
+    from .estimate import plan, plan_teacher
     from .executors import available_cores, default_workers
     from .front import Front, describe
     from .intervals import summarise, wilson_interval
@@ -44,6 +44,7 @@ _HOMES = {
     "distillation_loss": "distillation",
     "make_accelerator": "loop",
     "plan": "estimate",
+    "plan_teacher": "estimate",
     "require_tracker": "jobs",
     "run_job": "dispatch",
     "search": "pareto_search",
@@ -72,6 +73,7 @@ __all__ = [
     "distillation_loss",
     "make_accelerator",
     "plan",
+    "plan_teacher",
     "require_tracker",
     "run_job",
     "search",

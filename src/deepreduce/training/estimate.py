@@ -35,6 +35,7 @@ from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
 
 _MEASURE_SECONDS = 1.0  # for each shape of network
+_NOTE = "Hours come from a few steps of each shape of network on this machine, without compilation."
 _WORKER_START_SECONDS = 5.0  # a worker process imports PyTorch; once per worker and phase
 
 
@@ -118,8 +119,9 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
     """Say what `search` would do, and roughly how long it would take here; nothing is written.
 
     Returns:
-        `jobs[]{id, label, kind, relus, macs, epochs, seeds, hours, status, reason}`, `hours` (wall clock, with these
-        workers), `workers`, and `note`.
+        `jobs[]{id, label, kind, relus, macs, epochs, seeds, unfinished, hours, status, reason}`, where `unfinished`
+        says how many of the seeds are still to be trained and `hours` how long these take; `hours` (wall clock, with
+        these workers), `workers`, and `note`.
 
     Raises:
         UsageError: if the budget is out of range.
@@ -129,10 +131,8 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
     check_budget(base, settings)
     teachers, critical = first_jobs(base, settings)
     searches = mask_jobs(base, settings)
-    note = "Hours come from a few steps of each shape of network on this machine, without compilation."
-    folder = RunFolder(context.folder)
-    if context.folder.exists():
-        folder.claim(context, base.census, weights=weights_hash(base) if settings.trained else None)
+    note = _NOTE
+    folder = _open(context, base, settings)
     finished = {
         job.place: found for job in (*teachers, *critical, *searches) if (found := folder.metrics(job)) is not None
     }
@@ -159,10 +159,42 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
         note += "all are counted." if settings.finalists is None else "the largest are counted as the finalists."
         proposals = _largest(proposals, settings.finalists)
     candidates = candidate_jobs(proposals, settings) + awaited_jobs(awaited, settings)
+    rows, seconds = _timed((teachers, critical, searches, ranking, candidates), context, base, folder, options)
+    return {
+        "jobs": [*rows, *(_skipped(proposal) for proposal in proposals if proposal.reason)],
+        "hours": seconds / 3600,
+        "workers": options.workers,
+        "note": note,
+    }
+
+
+def plan_teacher(
+    context: Context,
+    settings: SearchSettings,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """Say what `train_teacher` would do, as `plan` does for `search`."""
+    base = make_base(context.spec, context.network)
+    folder = _open(context, base, settings)
+    rows, seconds = _timed((first_jobs(base, settings)[0],), context, base, folder, options)
+    return {"jobs": rows, "hours": seconds / 3600, "workers": options.workers, "note": _NOTE}
+
+
+def _open(context: Context, base: Base, settings: SearchSettings) -> RunFolder:
+    folder = RunFolder(context.folder)
+    if context.folder.exists():
+        folder.claim(context, base.census, weights=weights_hash(base) if settings.trained else None)
+    return folder
+
+
+def _timed(
+    phases: Sequence[Sequence[Job]], context: Context, base: Base, folder: RunFolder, options: RunOptions
+) -> tuple[list[dict[str, Any]], float]:
+    """Return a row for each network of these phases, its seeds together, and the seconds that all of them take."""
     clock = Clock(context)
     rows: dict[str, dict[str, Any]] = {}
     total = 0.0
-    for phase in (teachers, critical, searches, ranking, candidates):
+    for phase in phases:
         threads = context.threads or threads_per_job(options, len(phase))
         waiting: list[float] = []
         for job in phase:
@@ -172,14 +204,10 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
                 seconds = clock.seconds(job, threads)
                 waiting.append(seconds)
                 row["status"] = "to do"
+                row["unfinished"] += 1
                 row["hours"] += seconds / 3600
         total += _wall_clock(waiting, options.workers)
-    return {
-        "jobs": [*rows.values(), *(_skipped(proposal) for proposal in proposals if proposal.reason)],
-        "hours": total / 3600,
-        "workers": options.workers,
-        "note": note,
-    }
+    return list(rows.values()), total
 
 
 def _largest(proposals: tuple[Proposal, ...], finalists: int | None) -> tuple[Proposal, ...]:
@@ -217,6 +245,7 @@ def _row(job: Job, base: Base) -> dict[str, Any]:
         "macs": census.macs,
         "epochs": job.epochs,
         "seeds": 0,
+        "unfinished": 0,
         "hours": 0.0,
         "status": "finished",
         "reason": "",
@@ -233,6 +262,7 @@ def _skipped(proposal: Proposal) -> dict[str, Any]:
         "macs": None if census is None else census.macs,
         "epochs": 0,
         "seeds": 0,
+        "unfinished": 0,
         "hours": 0.0,
         "status": "skipped",
         "reason": proposal.reason,

@@ -125,11 +125,12 @@ def read_masks(folder: Path, order: MaskOrder) -> Candidate:
         order: what it was to find.
 
     Raises:
-        RunError: if the file is missing, damaged, or of another job.
+        RunError: if the file is missing, damaged, of another release or of another job.
     """
     path = folder / "masks.json"
     value = read_json(path)
-    check_format(value, FORMAT, VERSION, path)
+    remedy = "remove its folder and run the same command again; the masks are then searched anew"
+    check_format(value, FORMAT, VERSION, path, remedy=f"use the release that wrote it; or {remedy}")
     try:
         candidate = Candidate.from_json(json_field(value, "candidate", dict))
         masks = candidate.masks
@@ -144,7 +145,7 @@ def read_masks(folder: Path, order: MaskOrder) -> Candidate:
             problem(
                 "masks.json must be complete",
                 got=error,
-                remedy="remove its folder and run the same command again; the masks are then searched anew",
+                remedy=remedy,
                 where=path,
             )
         ) from error
