@@ -19,6 +19,7 @@ from deepreduce.errors import Interrupted, RecipeError, RunError, TrainingError,
 from deepreduce.private.program import make_program
 from deepreduce.private.twin import Twin
 from deepreduce.reduction import MaskOrder, SlopedReLU
+from deepreduce.reduction.snl import SNL
 from deepreduce.training import (
     Context,
     Front,
@@ -209,6 +210,25 @@ def test_a_search_that_goes_on_keeps_the_masks_that_it_has(
     run_job(job, own)
     candidate = json.loads((own.folder / job.place / "masks.json").read_text())["candidate"]
     assert sum(layer["kept"] for layer in candidate["masks"]["layers"]) == 200
+
+
+def test_every_search_takes_the_epochs_that_it_was_given(
+    context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods are compared at equal cost: one that has its masks early trains on with them."""
+    monkeypatch.setattr(SNL, "is_finished", lambda finder: finder.step >= 3)
+    steps: dict[str, set[int]] = {}
+    for name in ("snl", "senet"):
+        front_of(context, replace(ordered(settings, name, 200), search_epochs=3))
+        path = context.folder / f"masks/{name}-element-200/seed0/history.jsonl"
+        history = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line["epoch"] for line in history] == [1, 2, 3]
+        steps[name] = {line["steps"] for line in history}
+        if name == "snl":
+            assert history[0]["state"]["step"] == history[2]["state"]["step"] == 3
+            assert history[0]["relus"] == history[2]["relus"] == 200
+            assert history[2]["loss"] != history[1]["loss"]
+    assert steps["snl"] == steps["senet"] and len(steps["snl"]) == 1
 
 
 def test_search_and_training_share_a_schedule(

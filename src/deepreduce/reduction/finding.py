@@ -192,8 +192,8 @@ class MaskFinder:
     Attributes:
         trains_slopes: whether the optimiser changes the slopes.
         matches_teacher: whether the loss needs the teacher's activations.
-        one_schedule: whether the search is the beginning of the schedule that trains the network: it then lasts for all
-            of its epochs, with the masks as they are once they are found. Otherwise it has a schedule of its own.
+        one_schedule: whether the search is the beginning of the schedule that trains the network. Otherwise it has a
+            schedule of its own.
         draws_lines: whether lines take the place of removed ReLUs where that costs nothing, see `lines`.
     """
 
@@ -209,7 +209,7 @@ class MaskFinder:
             slopes: of the network, by call site; all at 1.
             order: what to find.
             steps: of one epoch.
-            epochs: at most.
+            epochs: of the search.
         """
         self.slopes = slopes
         self.order = order
@@ -238,7 +238,7 @@ class MaskFinder:
         """An epoch, counted from 0, is over."""
 
     def is_finished(self) -> bool:
-        """Tell whether the search has come to its end before its last epoch."""
+        """Tell whether the masks are found before the last epoch; the weights then train on with them."""
         return False
 
     def relus(self) -> int:

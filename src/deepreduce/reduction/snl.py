@@ -12,7 +12,8 @@ What is our own, because the paper's settings are not known here or do not fit a
   so that lambda and the learning rate mean the same in every network. Slopes are held in [0, 1].
 * "Not fast enough" is: the mean slope is above a straight line that reaches the budget's share after three fifths of
   the search. While it is, lambda is raised by a tenth at every look.
-* At the end the `budget` largest slopes stay, not all above the threshold, so that the budget is met exactly.
+* At the end the `budget` largest slopes stay, not all above the threshold, so that the budget is met exactly. The
+  weights then train on for what is left of the search, so that it costs what was asked for.
 * Fine-tuning is the training of any other candidate, from the weights that the search leaves.
 """
 

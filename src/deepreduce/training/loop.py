@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -147,19 +147,8 @@ def train(
             )
         )
     network = laid_out(network, device, torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    history: list[dict[str, Any]] = []
-    if checkpoint is not None:
-        history = checkpoint.read(network, optimizer, epochs=config.epochs)
-        accelerator.wait_for_everyone()  # all have read it, so it may go
-        if accelerator.is_main_process:
-            checkpoint.move_damaged_aside()
+    optimizer = make_optimizer(network.parameters(), config)
+    history = continued(network, optimizer, checkpoint, config, accelerator)
     for line in history:
         on_epoch(Epoch(**line))
     if teacher is not None:
@@ -240,6 +229,40 @@ def train(
     trained = finish_fading(laid_out(network, torch.device("cpu"), torch.contiguous_format))
     _require_finite_weights(trained)
     return trained.eval().requires_grad_(False)
+
+
+def make_optimizer(parameters: Iterable[Any], config: TrainingConfig, *, peak: float = 1.0) -> torch.optim.Optimizer:
+    """Build the optimiser of a training.
+
+    Args:
+        parameters: of the network, or groups of them with settings of their own.
+        config: the settings.
+        peak: what the learning rate is multiplied with.
+    """
+    return torch.optim.SGD(
+        parameters,
+        lr=peak * config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
+
+
+def continued(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Checkpoint | None,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> list[dict[str, Any]]:
+    """Take over the state of a training that was cut off, and return its history; empty where there is none."""
+    if checkpoint is None:
+        return []
+    history = checkpoint.read(network, optimizer, epochs=config.epochs)
+    accelerator.wait_for_everyone()  # all have read it, so it may go
+    if accelerator.is_main_process:
+        checkpoint.move_damaged_aside()
+    return history
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, 
 from .loop import count_correct
 from .mask_search import MaskSearch
 
-FORMAT, VERSION = "deepreduce.masks", 3  # 1, 2: found by other algorithms under the same names
+FORMAT, VERSION = "deepreduce.masks", 4  # 1 to 3: found by other algorithms under the same names
 
 
 def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:

@@ -7,7 +7,7 @@ see `deepreduce.reduction.finding`. Where the loss needs the insides of the netw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,13 +24,33 @@ from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
 from .distillation import distillation_loss
-from .loop import crop_of, is_compiled, laid_out, mean_loss
+from .loop import continued, crop_of, is_compiled, laid_out, make_optimizer, mean_loss
 
 _RATE = 0.5  # of the peak learning rate, in a schedule of its own: the network is trained already
 _CHECK_EVERY = 50
 _EPOCH_IMAGES = 1024  # of a survey between epochs
 
 _Sloped = tuple[fx.GraphModule, dict[str, SlopedReLU], fx.GraphModule, dict[str, SlopedReLU]]
+
+
+@dataclass
+class _Search:
+    """What a search has at hand while it runs; `masks` are those that were found, None until then."""
+
+    sloped: _Sloped
+    finder: MaskFinder
+    optimizer: torch.optim.Optimizer
+    forward: Callable[[Tensor], Tensor]
+    ask_teacher: Callable[[Tensor], Tensor]
+    peak: float
+    history: list[dict[str, Any]]
+    masks: dict[str, Mask] | None
+
+    def settle(self) -> None:
+        """Once the finder is done, take its masks; the slopes are these from then on."""
+        if self.finder.is_finished():
+            self.masks = self.finder.masks()
+            set_masks(self.sloped[1], self.masks)
 
 
 @dataclass(frozen=True)
@@ -40,8 +60,8 @@ class MaskSearch:
     Attributes:
         order: what to find.
         census: of the full network.
-        config: how to train: all but fading. The search lasts for `config.epochs` at most, or exactly so long where it
-            is the beginning of a schedule.
+        config: how to train: all but fading. The search lasts for `config.epochs`; once it has its masks, the weights
+            train on with them.
         accelerator: device, precision and processes.
         seed: of batches and augmentation.
     """
@@ -79,104 +99,108 @@ class MaskSearch:
             RunError: if the checkpoint cannot be written.
         """
         config, accelerator = self.config, self.accelerator
-        kind = method(self.order.method).finder
-        assert kind is not None
-        sloped = self._sloped(teacher, self.order.granularity, kind.draws_lines)
-        network, slopes, asked, asked_slopes = sloped
+        finder_type = method(self.order.method).finder
+        assert finder_type is not None
+        sloped = self._sloped(teacher, self.order.granularity, finder_type.draws_lines)
+        network, slopes = sloped[:2]
         steps = data.steps(config.batch_size, accelerator.num_processes)
-        finder = kind(slopes, self.order, steps=steps, epochs=config.epochs)
-        peak = 1.0 if finder.one_schedule else _RATE
-        optimizer = self._optimizer(network, finder, peak)
-        history = self._continued(network, optimizer, checkpoint, finder)
-        for line in history:
+        finder = finder_type(slopes, self.order, steps=steps, epochs=config.epochs)
+        search = self._begin(sloped, finder, checkpoint)
+        for line in search.history:
             on_epoch(line)
-        prepared, optimizer = accelerator.prepare(network, optimizer)
-        forward: Callable[[Tensor], Tensor] = prepared
-        ask_teacher: Callable[[Tensor], Tensor] = asked
-        if is_compiled(config, accelerator.device) and not finder.matches_teacher:
-            torch.compiler.reset()  # see `loop.train`
-            forward, ask_teacher = torch.compile(prepared), torch.compile(asked)
-
-        epoch = len(history)
-        # A search that goes on has its masks for slopes already; chosen anew they could be others.
-        found = kept(slopes) if finder.is_finished() else None
-        while epoch < config.epochs and (found is None or finder.one_schedule):
-            begun = time.monotonic()
-            survey = self._survey(sloped, data, epoch, _EPOCH_IMAGES)
-            with accelerator.autocast():
-                if found is None:
-                    finder.begin_epoch(epoch, survey)
-            if finder.matches_teacher:
-                watch(slopes, True)
-                watch(asked_slopes, True)
-            losses = torch.zeros((), device=accelerator.device)
-            done = 0
-            for images, labels in self._batches(data, epoch):
-                if should_stop():
-                    raise Interrupted("stopped on request; run the same command again to continue")
-                rate = peak * learning_rate_at(config, (epoch * steps + done + 0.5) / (config.epochs * steps))
-                optimizer.param_groups[0]["lr"] = rate
-                with accelerator.autocast():
-                    logits = forward(images)
-                    with torch.no_grad():
-                        answers = ask_teacher(images)
-                    loss = self._loss(logits, answers, labels)
-                    extra = finder.extra_loss(survey) if found is None else None
-                    if extra is not None:
-                        loss = loss + extra
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss)
-                accelerator.unscale_gradients()
-                if found is None:
-                    finder.before_step()
-                else:
-                    for slope in slopes.values():  # processes that train together still add their gradients up
-                        slope.alpha.grad = None
-                optimizer.step()
-                losses += loss.detach()
-                done += 1
-                if done % _CHECK_EVERY == 0:
-                    mean_loss(losses, accelerator, epoch, done - 1)
-                if found is None:
-                    finder.after_step()
-                    found = self._settled(finder, slopes)
-                    if found is not None and not finder.one_schedule:
-                        break
-            watch(slopes, False)
-            watch(asked_slopes, False)
-            loss_now = mean_loss(losses, accelerator, epoch, done - 1)
-            with accelerator.autocast():
-                if found is None or not finder.one_schedule:
-                    finder.end_epoch(epoch, survey)
-            found = self._settled(finder, slopes) if found is None else found
-            epoch += 1
-            line = {
-                "epoch": epoch,
-                "loss": loss_now,
-                "relus": finder.relus() if found is None else sum(int(mask.sum()) for mask in found.values()),
-                "steps": done,
-                "seconds": time.monotonic() - begun,
-                "state": finder.state(),
-            }
-            history.append(line)
+        for epoch in range(len(search.history), config.epochs):
+            line = self._epoch(search, data, epoch, should_stop)
             on_epoch(line)
-            more = epoch < config.epochs and (found is None or finder.one_schedule)
-            if checkpoint is not None and accelerator.is_main_process and more and checkpoint.is_due():
-                checkpoint.write(network, optimizer, history)
-        found = found or finder.masks()
-        self._check(found)
-        set_masks(slopes, found)
+            last = epoch == config.epochs - 1
+            if checkpoint is not None and accelerator.is_main_process and not last and checkpoint.is_due():
+                checkpoint.write(network, search.optimizer, search.history)
+        masks = search.masks or finder.masks()
+        self._check(masks)
+        set_masks(slopes, masks)
         network = laid_out(network, torch.device("cpu"), torch.contiguous_format)
-        return found, network.eval().requires_grad_(False)
+        return masks, network.eval().requires_grad_(False)
 
-    def _settled(self, finder: MaskFinder, slopes: Mapping[str, SlopedReLU]) -> dict[str, Mask] | None:
-        """Return the masks once they are found; training that goes on has them for slopes from then on."""
-        if not finder.is_finished():
-            return None
-        found = finder.masks()
-        if finder.one_schedule:
-            set_masks(slopes, found)
-        return found
+    def _begin(self, sloped: _Sloped, finder: MaskFinder, checkpoint: Checkpoint | None) -> _Search:
+        """Set a search up, or take it over from its checkpoint."""
+        network, slopes, teacher, _ = sloped
+        peak = 1.0 if finder.one_schedule else _RATE
+        optimizer = make_optimizer(self._groups(network, finder), self.config, peak=peak)
+        history = continued(network, optimizer, checkpoint, self.config, self.accelerator)
+        if history:
+            finder.restore(history[-1]["state"])
+        # A search that goes on has its masks for slopes already; chosen anew they could be others.
+        masks = kept(slopes) if finder.is_finished() else None
+        prepared, optimizer = self.accelerator.prepare(network, optimizer)
+        forward: Callable[[Tensor], Tensor] = prepared
+        ask_teacher: Callable[[Tensor], Tensor] = teacher
+        if is_compiled(self.config, self.accelerator.device) and not finder.matches_teacher:
+            torch.compiler.reset()  # see `loop.train`
+            forward, ask_teacher = torch.compile(prepared), torch.compile(teacher)
+        return _Search(sloped, finder, optimizer, forward, ask_teacher, peak, history, masks)
+
+    def _epoch(self, search: _Search, data: DeviceSplit, epoch: int, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Train for an epoch, counted from 0, and return its line of history; once masks are found they stand."""
+        config, accelerator, finder = self.config, self.accelerator, search.finder
+        slopes, teacher_slopes = search.sloped[1], search.sloped[3]
+        begun = time.monotonic()
+        steps = data.steps(config.batch_size, accelerator.num_processes)
+        survey = self._survey(search.sloped, data, epoch, _EPOCH_IMAGES)
+        if search.masks is None:
+            with accelerator.autocast():
+                finder.begin_epoch(epoch, survey)
+            watch(slopes, finder.matches_teacher)
+            watch(teacher_slopes, finder.matches_teacher)
+        losses = torch.zeros((), device=accelerator.device)
+        for step, (images, labels) in enumerate(self._batches(data, epoch)):
+            if should_stop():
+                raise Interrupted("stopped on request; run the same command again to continue")
+            rate = search.peak * learning_rate_at(config, (epoch * steps + step + 0.5) / (config.epochs * steps))
+            search.optimizer.param_groups[0]["lr"] = rate
+            losses += self._step(search, survey, images, labels)
+            if (step + 1) % _CHECK_EVERY == 0:
+                mean_loss(losses, accelerator, epoch, step)
+            if search.masks is None:
+                finder.after_step()
+                search.settle()
+        watch(slopes, False)
+        watch(teacher_slopes, False)
+        average = mean_loss(losses, accelerator, epoch, steps - 1)
+        if search.masks is None:
+            with accelerator.autocast():
+                finder.end_epoch(epoch, survey)
+            search.settle()
+        line = {
+            "epoch": epoch + 1,
+            "loss": average,
+            "relus": finder.relus() if search.masks is None else sum(int(mask.sum()) for mask in search.masks.values()),
+            "steps": steps,
+            "seconds": time.monotonic() - begun,
+            "state": finder.state(),
+        }
+        search.history.append(line)
+        return line
+
+    def _step(self, search: _Search, survey: Survey, images: Tensor, labels: Tensor) -> Tensor:
+        """Take one step of the optimiser, and return the loss before it."""
+        accelerator, finder = self.accelerator, search.finder
+        with accelerator.autocast():
+            logits = search.forward(images)
+            with torch.no_grad():
+                answers = search.ask_teacher(images)
+            loss = self._loss(logits, answers, labels)
+            extra = finder.extra_loss(survey) if search.masks is None else None
+            if extra is not None:
+                loss = loss + extra
+        search.optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        accelerator.unscale_gradients()
+        if search.masks is None:
+            finder.before_step()
+        else:
+            for slope in search.sloped[1].values():  # processes that train together still add their gradients up
+                slope.alpha.grad = None
+        search.optimizer.step()
+        return loss.detach()
 
     def _sloped(self, teacher: fx.GraphModule, granularity: str, draws_lines: bool) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
@@ -196,36 +220,16 @@ class MaskSearch:
         weight, temperature = self.config.distillation, self.config.temperature
         return distillation_loss(logits.float(), answers.float(), labels, weight=weight, temperature=temperature)
 
-    def _optimizer(self, network: fx.GraphModule, finder: MaskFinder, peak: float) -> torch.optim.SGD:
+    def _groups(self, network: fx.GraphModule, finder: MaskFinder) -> list[dict[str, Any]]:
         """Give the weights a group as in any training, and the slopes one without decay, whose rate does not fall."""
-        config = self.config
         alphas = {slope.alpha for slope in finder.slopes.values()}
         for alpha in alphas:
             alpha.requires_grad_(finder.trains_slopes)
         groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p not in alphas]}]
         if finder.trains_slopes:
             slopes = [slope.alpha for slope in finder.slopes.values()]
-            groups.append({"params": slopes, "lr": finder.slope_rate(config.momentum), "weight_decay": 0.0})
-        return torch.optim.SGD(
-            groups,
-            lr=peak * config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )
-
-    def _continued(
-        self, network: fx.GraphModule, optimizer: Any, checkpoint: Checkpoint | None, finder: MaskFinder
-    ) -> list[dict[str, Any]]:
-        if checkpoint is None:
-            return []
-        history = checkpoint.read(network, optimizer, epochs=self.config.epochs)
-        self.accelerator.wait_for_everyone()  # all have read it, so it may go
-        if self.accelerator.is_main_process:
-            checkpoint.move_damaged_aside()
-        if history:
-            finder.restore(history[-1]["state"])
-        return history
+            groups.append({"params": slopes, "lr": finder.slope_rate(self.config.momentum), "weight_decay": 0.0})
+        return groups
 
     def _mean(self, value: Tensor) -> Tensor:
         mean: Tensor = self.accelerator.reduce(value, reduction="mean")
