@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from deepreduce.data import cache
-from deepreduce.data.dataset import Raw, Split
+from deepreduce.data.dataset import Raw
+from deepreduce.data.split import Split
 
 
 def raw(seed: int = 0, *, test: bool = True) -> Raw:
@@ -182,7 +183,7 @@ def test_a_real_limit_on_file_size_costs_only_a_note(cache_folder: Path) -> None
     pytest.importorskip("resource", reason="this system has no limit on file sizes")
     code = (
         "import resource, numpy as np; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
-        "import torch; from deepreduce.data import cache; from deepreduce.data.dataset import Raw, Split;"
+        "import torch; from deepreduce.data import cache; from deepreduce.data.dataset import Raw; from deepreduce.data import Split;"
         "s = Split(torch.zeros(100, 3, 8, 8, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64));"
         "print(cache.fetch(None, ['a'], lambda: Raw(('a', 'b'), s, None))[1])"
     )

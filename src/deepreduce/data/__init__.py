@@ -5,7 +5,8 @@ A newcomer reads `dataset.py` (what comes out), then `sources.py` (where it come
 `cache.py` keeps the pixels for the next time. Nothing here is ever unpickled.
 """
 
-from deepreduce.data.dataset import Dataset, Split, from_arrays
+from deepreduce.data.dataset import Dataset, from_arrays
 from deepreduce.data.sources import load
+from deepreduce.data.split import Split
 
 __all__ = ["Dataset", "Split", "from_arrays", "load"]

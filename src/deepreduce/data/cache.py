@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from deepreduce.data.dataset import Raw, Split
+from deepreduce.data.dataset import Raw
+from deepreduce.data.split import Split
 
 _FORMAT = "deepreduce.images"
 _VERSION = "1"

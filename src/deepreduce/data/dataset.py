@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deepreduce.data.facts import given, moments, repeated
 from deepreduce.data.labels import Column, encode
+from deepreduce.data.split import Split
 from deepreduce.data.splits import Purpose, check_fraction, check_seed, hold_out, keep_per_class
 from deepreduce.errors import DataError, problem
 
@@ -26,23 +27,6 @@ TEST_SEED = 0
 images, what is its test split under another."""
 
 _LAYOUT = 1  # enters every fingerprint; raise it when the same arguments begin to give other splits
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images with their labels.
-
-    Attributes:
-        images: pixels 0..255, contiguous, on the CPU; they may be mapped from a file of the cache: do not write to
-            them.
-        labels: class indices in [0, classes).
-    """
-
-    images: UInt8[Tensor, "n channels height width"]
-    labels: Int64[Tensor, " n"]
-
-    def __len__(self) -> int:
-        return int(self.labels.shape[0])
 
 
 @dataclass(frozen=True, eq=False)

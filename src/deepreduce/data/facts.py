@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from deepreduce.data.split import Split
 from deepreduce.errors import DataError, problem
-
-if TYPE_CHECKING:
-    from deepreduce.data.dataset import Split
 
 
 def repeated(train: Split, validation: Split, test: Split, names: tuple[str, ...]) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from deepreduce.data.dataset import Raw, Split
+from deepreduce.data.dataset import Raw
 from deepreduce.data.decode import SUFFIXES, Batch, decode
 from deepreduce.data.labels import Column, encode
 from deepreduce.data.layout import ROLES, Chosen, choose
+from deepreduce.data.split import Split
 from deepreduce.errors import DataError, problem
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from deepreduce.data.dataset import Raw, Split
+from deepreduce.data.dataset import Raw
 from deepreduce.data.decode import Batch, decode
 from deepreduce.data.labels import Column, encode
 from deepreduce.data.layout import ROLES, Chosen, choose, split_of_stem
+from deepreduce.data.split import Split
 from deepreduce.errors import DataError, near_misses, problem
 
 # Columns that hold labels by habit, where the schema does not say; the first two win over any other.

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from deepreduce.data import cache as image_cache
-from deepreduce.data.dataset import Dataset, Raw, Split, assemble
+from deepreduce.data.dataset import Dataset, Raw, assemble
 from deepreduce.data.decode import SUFFIXES, check_workers
 from deepreduce.data.folders import ImageFolders
 from deepreduce.data.parquet import ParquetFolder
+from deepreduce.data.split import Split
 from deepreduce.data.splits import check_fraction, check_seed
 from deepreduce.errors import DataError, UsageError, near_misses, problem
 

@@ -1,9 +1,9 @@
 """Training one network, and searching over many, in a run folder that can be continued.
 
 A newcomer reads `loop.py` (how a network is trained), then `pareto_search.py` (which networks, and what is chosen).
-`jobs.py` writes the folder of one network, `mask_jobs.py` finds masks, `dispatch.py` does whichever a job asks for,
-`checkpoint.py` keeps the state, `run_folder.py` knows what is finished, and `executors.py` runs jobs side by side.
-Names are imported when they are first used, so that options cost no PyTorch.
+`phases.py` carries jobs out: `jobs.py` writes the folder of one network, `mask_jobs.py` finds masks, `dispatch.py` does
+whichever a job asks for, `checkpoint.py` keeps the state, `run_folder.py` knows what is finished, and `executors.py`
+runs jobs side by side. Names are imported when they are first used, so that options cost no PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from .intervals import summarise, wilson_interval
     from .jobs import Context, Job, require_tracker
     from .loop import Epoch, accuracy, make_accelerator, train
-    from .pareto_search import Outcome, Progress, Search, search, train_teacher
+    from .outcome import Outcome
+    from .pareto_search import Search, search, train_teacher
+    from .progress import Progress
     from .settings import RunOptions, SearchSettings
 
 _HOMES = {
@@ -31,8 +33,8 @@ _HOMES = {
     "Epoch": "loop",
     "Front": "front",
     "Job": "jobs",
-    "Outcome": "pareto_search",
-    "Progress": "pareto_search",
+    "Outcome": "outcome",
+    "Progress": "progress",
     "RunOptions": "settings",
     "Search": "pareto_search",
     "SearchSettings": "settings",

@@ -18,7 +18,7 @@ from .executors import threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
 from .mask_jobs import read_masks
-from .pareto_search import criticality_of, rank
+from .pareto_search import criticality_of
 from .proposals import (
     Proposal,
     assumed_criticality,
@@ -30,7 +30,7 @@ from .proposals import (
     propose,
     weigh,
 )
-from .ranking import ranking_jobs
+from .ranking import rank, ranking_jobs
 from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
 

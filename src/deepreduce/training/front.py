@@ -14,7 +14,8 @@ from ..errors import RunError, UsageError, problem
 from ..reduction.recipe import Recipe, load_network
 from .intervals import summarise
 from .jobs import Context
-from .pareto_search import Outcome, Search
+from .outcome import Outcome
+from .pareto_search import Search
 
 FORMAT, VERSION = "deepreduce.front", 1
 

@@ -13,7 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..errors import TrainingError
 from .jobs import Job
+from .outcome import Result, outcomes_of
 from .proposals import Proposal
 from .settings import SearchSettings
 
@@ -49,6 +51,44 @@ def ranking_jobs(proposals: Sequence[Proposal], settings: SearchSettings) -> lis
     return [
         Job("ranking", proposal.candidate, 0, True, config) for _, proposal in sorted(chosen, key=lambda pair: pair[0])
     ]
+
+
+def rank(
+    results: Sequence[Result], proposals: tuple[Proposal, ...], settings: SearchSettings
+) -> tuple[tuple[Proposal, ...], tuple[Ranked, ...]]:
+    """Skip what the short trainings drop; see `short_list`.
+
+    Args:
+        results: of the short trainings; none leave the proposals as they are.
+        proposals: of the method.
+        settings: of the search.
+
+    Raises:
+        TrainingError: if all of them failed.
+    """
+    outcomes = outcomes_of(results, {p.candidate.id: p for p in proposals})
+    failures = {o.job.id: o.failure for o in outcomes if o.failure is not None}
+    if outcomes and len(failures) == len(outcomes):
+        raise TrainingError(f"none of the {len(outcomes)} candidates could be ranked. {outcomes[0].failure}")
+    if not outcomes:
+        return proposals, ()
+    measured = {o.job.id: o for o in outcomes if o.failure is None}
+    n = next(int(o.runs[0]["validation"]["n"]) for o in measured.values())
+    accuracy = {name: o.accuracy for name, o in measured.items()}
+    left = short_list(proposals, accuracy, n, failures, finalists=settings.finalists)
+    kept = {p.candidate.id for p in left if not p.reason}
+    ranked = tuple(
+        Ranked(
+            id=o.job.id,
+            relus=o.proposal.census.relus,
+            accuracy=measured[o.job.id].accuracy if o.job.id in measured else None,
+            kept=o.job.id in kept,
+            seconds=sum(float(run["seconds"]) for run in o.runs),
+        )
+        for o in outcomes
+        if o.proposal is not None and o.proposal.census is not None
+    )
+    return left, ranked
 
 
 def short_list(

@@ -1,0 +1,66 @@
+"""What comes out of jobs: networks with all their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .jobs import Job
+from .proposals import Proposal
+
+Result = tuple[Job, dict[str, Any] | None, str | None]
+"""A job, its metrics if it is finished, and why it failed if it did."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One network of the search, over all its seeds.
+
+    Attributes:
+        job: of the first seed.
+        proposal: its candidate and counts; None for the teacher.
+        runs: metrics by seed.
+        failure: why it failed, if it did.
+    """
+
+    job: Job
+    proposal: Proposal | None
+    runs: tuple[dict[str, Any], ...]
+    failure: str | None = None
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Accuracy on held-out images, one per seed, in [0, 1]."""
+        return [run["validation"]["correct"] / run["validation"]["n"] for run in self.runs]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy over the seeds."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def places(self) -> list[str]:
+        """Folder of each seed within the run folder."""
+        return [replace(self.job, seed=run["seed"]).place for run in self.runs]
+
+
+def outcomes_of(results: Sequence[Result], proposals: dict[str, Proposal]) -> list[Outcome]:
+    """Put the seeds of each network together.
+
+    Args:
+        results: of a phase.
+        proposals: by id; networks that are not among them have none.
+    """
+    grouped: dict[str, list[Result]] = {}
+    for result in results:
+        grouped.setdefault(result[0].id, []).append(result)
+    return [
+        Outcome(
+            job=group[0][0],
+            proposal=proposals.get(name),
+            runs=tuple(metrics for _, metrics, _ in group if metrics is not None),
+            failure=next((failure for _, _, failure in group if failure is not None), None),
+        )
+        for name, group in grouped.items()
+    ]
