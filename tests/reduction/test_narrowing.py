@@ -22,7 +22,7 @@ from deepreduce.reduction import (
     census_of,
     kept_layers,
     make_base,
-    narrow,
+    narrow_channels,
     narrowing,
 )
 from deepreduce.reduction.narrowing import structures
@@ -185,7 +185,7 @@ class Tied(nn.Module):
 
 def test_channels_that_are_tied_become_narrow_together() -> None:
     def widths(*names: str) -> tuple[int, ...]:
-        own = narrow(make_base(SPEC, Tied()).network, dict.fromkeys(names, 0.5), INPUT)
+        own, _ = narrow_channels(make_base(SPEC, Tied()).network, dict.fromkeys(names, 0.5), INPUT)
         convolutions = [own.get_submodule(name) for name in ("stem", "inside", "back", "wide")]
         return tuple(module.out_channels for module in convolutions if isinstance(module, nn.Conv2d))
 
@@ -196,9 +196,9 @@ def test_channels_that_are_tied_become_narrow_together() -> None:
 
 def test_what_cannot_be_narrowed_is_refused(base: Base) -> None:
     with pytest.raises(NetworkError, match="must be a ReLU of the network"):
-        narrow(base.network, {"layer9.relu": 0.5}, (3, 32, 32))
+        narrow_channels(base.network, {"layer9.relu": 0.5}, (3, 32, 32))
     with pytest.raises(NetworkError, match="must remove channels"):
-        narrow(base.network, {}, (3, 32, 32))
+        narrow_channels(base.network, {}, (3, 32, 32))
     for beta in (0.0, 1.1, float("nan"), "0.5"):
         with pytest.raises(UsageError, match="above 0 and at most 1"):
             Candidate(keep=("S2",), beta=(beta,))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepreduce.census import trace
-from deepreduce.reduction import linear_fit, narrow, nonlinear_variance
+from deepreduce.reduction import linear_fit, narrow_channels, nonlinear_variance
 
 from ..census.zoo import Head
 
@@ -76,7 +76,7 @@ class Block(nn.Module):
 def kept(block: Block) -> list[int]:
     network = trace(block).eval()
     (site,) = [str(node.target) for node in network.graph.nodes if str(node.target) == "relu"]
-    rows = narrow(network, {site: 0.5}, INPUT).get_parameter("conv1.bias").tolist()
+    rows = narrow_channels(network, {site: 0.5}, INPUT)[0].get_parameter("conv1.bias").tolist()
     return [block.conv1.bias.tolist().index(row) for row in rows]  # type: ignore[union-attr]
 
 

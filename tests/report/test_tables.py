@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from deepreduce.errors import RunError
-from deepreduce.report import candidates_table, criticality_table, front_table, plan_table, profile_table
+from deepreduce.report import criticality_table, front_table, plan_table, profile_table
 
 WIDTHS = [80, 160]
 
@@ -64,19 +64,6 @@ def test_summary_that_the_test_images_refute(front, measure):
     text = " ".join("\n".join(shown(front_table(front), 160)).split())
     assert "4.9x fewer ReLUs: the validation images show no loss, the test images do" in text
     assert "with no measurable loss" not in text
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_candidates_table(front, width):
-    lines = shown(candidates_table(front), width)
-    text = " ".join("\n".join(lines).split())
-    assert "Candidates: 15, of which 13 done" in lines[0]
-    assert sum(" done" in line for line in lines[1:]) == 13
-    assert sum(" failed" in line for line in lines) == 1
-    assert sum(" skipped" in line for line in lines) == 1
-    assert "NaN" in text
-    assert row(lines, "S3 S4 ")[2:] == ["98,304", "5.7x", "555.5", "M", "70.10", "68.8-71.4", "52", "min", "done"]
-    assert row(lines, "S2 S3 *")[2] == "*"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -155,19 +142,18 @@ def test_profile_table_without_comparison(front):
 def test_names_are_text_and_cannot_steer_the_terminal(front):
     front["candidates"][2]["label"] = "[red]x[/red] \x1b[2J\u202eend"
     front["network"]["name"] = "[bold]\x07net"
-    for table in (front_table(front), candidates_table(front)):
-        text = "\n".join(shown(table, 160))
-        assert "[red]x[/red]" in text
-        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    text = "\n".join(shown(front_table(front), 160))
+    assert "[red]x[/red]" in text
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
 
 
-@pytest.mark.parametrize("table", [front_table, candidates_table, criticality_table])
+@pytest.mark.parametrize("table", [front_table, criticality_table])
 def test_a_foreign_file_is_refused(table):
     with pytest.raises(RunError, match="format"):
         table({"format": "something"})
 
 
-@pytest.mark.parametrize("table", [front_table, candidates_table, criticality_table])
+@pytest.mark.parametrize("table", [front_table, criticality_table])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_run_in_which_everything_failed(front, table, width):
     for entry in front["candidates"]:

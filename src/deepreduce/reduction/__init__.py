@@ -21,7 +21,7 @@ from .pareto import pareto_front
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
 from .relupruner import importance
 from .removal import FadingReLU, finish_fading, remove_relus, replace_relus, set_fade
-from .reshaping import DEFAULT_SCALES, narrow, narrow_channels, reshape, scale_channels, scale_resolution
+from .reshaping import DEFAULT_SCALES, narrow_channels, reshape, scale_channels, scale_resolution
 from .selection import choose, masked_candidate, smallest_budget
 from .thinning import thin, thinned_layers
 from .trimming import trim_maps
@@ -68,7 +68,6 @@ __all__ = [
     "masked_candidate",
     "measure_criticality",
     "method",
-    "narrow",
     "narrow_channels",
     "narrowing",
     "nonlinear_variance",

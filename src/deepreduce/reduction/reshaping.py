@@ -57,15 +57,6 @@ def scale_channels(network: nn.Module, alpha: float, input: tuple[int, int, int]
     return own.train(network.training)
 
 
-def narrow(network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int, int, int]) -> fx.GraphModule:
-    """Return a copy of a traced network in which some ReLU layers have a part of their channels; see `narrow_channels`.
-
-    Raises:
-        NetworkError: likewise.
-    """
-    return narrow_channels(network, betas, input)[0]
-
-
 def narrow_channels(
     network: fx.GraphModule, betas: Mapping[str, float], input: tuple[int, int, int]
 ) -> tuple[fx.GraphModule, dict[str, list[int]]]:

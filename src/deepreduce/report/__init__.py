@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from deepreduce.report.front import Headline, check_front, headline
     from deepreduce.report.page import write_page
     from deepreduce.report.private import private_table
-    from deepreduce.report.tables import candidates_table, criticality_table, front_table, plan_table, profile_table
+    from deepreduce.report.tables import criticality_table, front_table, plan_table, profile_table
 
 _HOMES = {
     "Headline": "front",
-    "candidates_table": "tables",
     "check_front": "front",
     "criticality_table": "tables",
     "estimate_notes": "costs",
@@ -33,7 +32,6 @@ _HOMES = {
 
 __all__ = [
     "Headline",
-    "candidates_table",
     "check_front",
     "criticality_table",
     "estimate_notes",

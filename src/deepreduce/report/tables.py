@@ -15,7 +15,6 @@ from rich.text import Text
 from deepreduce.report import _words as words
 from deepreduce.report.front import (
     Json,
-    candidates,
     change,
     check_front,
     front_entries,
@@ -141,47 +140,6 @@ def _summary(front: Json) -> str:
     if not found.holds:
         return "Every reduced network on the front is measurably below the teacher."
     return f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change reaches 0): {name}."
-
-
-def candidates_table(front: Json) -> Table:
-    """Return every candidate with its size, accuracy and state; for those not done, the reason.
-
-    Args:
-        front: the parsed `front.json`.
-
-    Raises:
-        RunError: as for `front_table`.
-    """
-    check_front(front)
-    rows = candidates(front)
-    done = sum(entry["status"] == "done" for entry in rows)
-    table = _table(
-        f"Candidates: {len(rows)}, of which {done} done",
-        ["Accuracy on validation images in % and its 95 % interval. * on the front.", _method(front)],
-    )
-    table.add_column("Network", min_width=18, overflow="fold")
-    for name in ("ReLUs", "Fewer", "MACs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Validation", justify="right", min_width=12)
-    table.add_column("Trained", justify="right", no_wrap=True)
-    table.add_column("State", no_wrap=True)
-    on_front = set(front["front"])
-    for entry in rows:
-        title = _plain(entry["label"])
-        if entry["id"] in on_front:
-            title.append(" *", style="bold")
-        if entry["status"] != "done":
-            title.append("\n").append(words.clean(entry.get("reason") or "no reason was recorded"), style=_DIM)
-        table.add_row(
-            title,
-            words.count(entry["relus"]),
-            words.factor(front["teacher"]["relus"], entry["relus"]),
-            words.macs(entry.get("macs")),
-            _accuracy(entry["validation"]),
-            words.duration(entry.get("seconds")),
-            _state(entry["status"]),
-        )
-    return table
 
 
 def _state(status: object) -> Text:

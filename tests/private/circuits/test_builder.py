@@ -19,7 +19,7 @@ def test_example() -> None:
     circuit = b.build()
     result = evaluate_plain(circuit, {"x": np.array([0, 0, 1, 1]), "y": np.array([0, 1, 0, 1])})
     assert result["both"][:, 0].tolist() == [0, 0, 0, 1]
-    assert (circuit.and_gates, circuit.known_and_gates, circuit.and_depth, circuit.table_bytes) == (1, 1, 1, 16)
+    assert (circuit.and_gates, circuit.known_and_gates, circuit.table_bytes) == (1, 1, 16)
 
 
 def test_constants_fold() -> None:

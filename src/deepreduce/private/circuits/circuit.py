@@ -192,14 +192,6 @@ class Circuit:
         return 2 * self.and_gates - self.known_and_gates + sum(len(w.terms) for w in self.words)
 
     @cached_property
-    def and_depth(self) -> int:
-        """AND gates on the longest path from an input to any gate."""
-        depth = [0] * (1 + self.input_wires)
-        for kind, a, b in self.gates.tolist():
-            depth.append(max(depth[a >> 1], depth[b >> 1]) + (kind != XOR))
-        return max(depth)
-
-    @cached_property
     def digest(self) -> bytes:
         """SHA-256 over a canonical form: two parties that agree on it garble and evaluate the same circuit."""
         h = hashlib.sha256(b"deepreduce circuit 1\n")
