@@ -17,7 +17,7 @@ is never negative has importance 0.
 Masks shrink in as many rounds as the search has epochs, geometrically: importances are measured, and while the network
 is trained for an epoch, the least important ReLUs turn into the identity. Importances are those of the teacher, in
 every round on other images. Measured on the network that has lost ReLUs already, they drift: the early layers look more
-and more important, and at a small size the reduced networks were 3 to 12 points worse (docs/choices.md).
+and more important, and at a small size the reduced networks were 4 to 12 points worse (docs/tried.md).
 """
 
 from __future__ import annotations
