@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--input", default="3x32x32")
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--cases", default=None, help="comma-separated by ';', default all for resnet18, else full")
+    parser.add_argument("--cases", default=None, help="separated by ';', default all for resnet18, else full")
     parser.add_argument(
         "--saved", action="append", type=saved, help="LABEL=FOLDER of a saved network, in place of cases"
     )

@@ -30,13 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--granularity",
         metavar="NAME",
-        help="what snl, senet and relupruner keep or remove as a whole: element (default), channel or layer",
+        help="what methods that find masks keep or remove as a whole: element (default), channel or layer",
     )
     parser.add_argument(
         "--search-epochs",
         type=int,
         metavar="N",
-        help="epochs in which snl, senet and relupruner find masks (default: those of --epochs)",
+        help="epochs in which masks are found, before those of --epochs (default: as many); for deepreduce-masks the "
+        "first of --epochs (default: two fifths)",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train teacher and candidates N times (default 1)"
