@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from machine import results_path
 from reproduction import public
 
 import deepreduce
@@ -65,9 +65,7 @@ def main() -> int:
             fronts[method] = front.content
     rows = compare(fronts["deepreduce"], fronts["channel-pruning"])
     environment = fronts["deepreduce"]["environment"]
-    processor = re.sub(r"[^A-Za-z0-9]+", "-", environment["processor"]).strip("-").lower()
-    path = options.results / f"channel_pruning-{processor}-{environment['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = results_path(options.results, "channel_pruning", environment["processor"], date=environment["date"])
     report = {
         "benchmark": "channel_pruning",
         "network": fronts["deepreduce"]["network"],

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import re
 import shutil
 import statistics
 import sys
@@ -27,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from machine import device_of, results_path
 from reproduction import public
 from scipy import stats
 
@@ -90,10 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         ],
         "searches": [compare(front, full) for front in found],
     }
-    device = environment["devices"][0] if environment["devices"] else environment["processor"]
-    name = re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-").lower()
-    path = options.results / f"cheap_search-{name}-{environment['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = results_path(options.results, "cheap_search", device_of(environment), date=environment["date"])
     write_json(path, report)
     print(table(report))
     print(path)

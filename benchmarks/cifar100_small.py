@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from machine import results_path
+
 import deepreduce
 from deepreduce.cli._console import Watcher
 from deepreduce.reduction import Candidate, make_base
@@ -84,9 +86,7 @@ def main() -> int:
         )
     report = summary(front, chosen, accuracy, len(data.validation), time.time() - begun)
     environment = front.content["environment"]
-    processor = re.sub(r"[^A-Za-z0-9]+", "-", environment["processor"]).strip("-").lower()
-    path = options.results / f"cifar100_small-{processor}-{environment['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = results_path(options.results, "cifar100_small", environment["processor"], date=environment["date"])
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(report))
     print(path)

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.backends.openssl import backend as openssl
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from machine import processor_name, summary
+from machine import processor_name, results_path, summary
 
 import deepreduce
 from deepreduce.private import garbling
@@ -83,9 +82,7 @@ def main() -> int:
         "chosen": garbling.describe(),
         "rows": rows,
     }
-    options.results.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
-    path = options.results / f"garbling-{name}-{result['date']}.json"
+    path = results_path(options.results, "garbling", processor, date=str(result["date"]))
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     return 0

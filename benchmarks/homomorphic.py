@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import results_path
 from torch import nn
 
 import deepreduce
@@ -98,10 +98,8 @@ def main() -> int:
     }
     for name, sums in report["networks"].items():
         print(f"{name}: {json.dumps(sums)}")
-    processor = re.sub(r"[^A-Za-z0-9]+", "-", environment["processor"]).strip("-").lower()
     wide = "" if (options.ring_bits, options.weight_bits) == (27, 8) else f"-k{options.ring_bits}w{options.weight_bits}"
-    path = options.results / f"homomorphic-{processor}-{environment['date']}{wide}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = results_path(options.results, "homomorphic", environment["processor"], date=environment["date"], suffix=wide)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(path)
     return 0 if all(row["exact"] for row in rows.values()) else 1

@@ -113,7 +113,8 @@ def main() -> int:
         parser.error("--saved needs --name: trained networks have a data file of their own")
     known_cases = list(CASES) if options.network == "resnet18" else ["full"]
     names = list(options.saved) or (options.cases.split(";") if options.cases else known_cases)
-    path = options.results / f"private-{options.name or options.network}-{slug()}-{time.strftime('%Y-%m-%d')}.json"
+    processor = str(deepreduce.environment()["processor"])
+    path = results_path(options.results, f"private-{options.name or options.network}", processor)
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
     result |= {
         "what": "private inference end to end, both parties on this machine; seconds are the client's",
@@ -431,11 +432,6 @@ def write(path: Path, result: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def slug() -> str:
-    """Return the processor's name for a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", str(deepreduce.environment()["processor"]).lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import results_path
 
 import deepreduce
 from deepreduce.cli._private import cores
@@ -54,8 +53,7 @@ def main() -> int:
     data = load(options.data, classes=classes)
     best = headline(front.content).entry
     names = options.entries.split(",") if options.entries else ["teacher", str(best["id"]) if best else "teacher"]
-    processor = re.sub(r"[^a-z0-9]+", "-", str(deepreduce.environment()["processor"]).lower()).strip("-")
-    path = options.results / f"private_accuracy-{processor}-{time.strftime('%Y-%m-%d')}.json"
+    path = results_path(options.results, "private_accuracy", str(deepreduce.environment()["processor"]))
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
     result |= {
         "what": "the same test images by the float network, by its twin in integers, and privately",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import socket
 import statistics
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import results_path
 
 import deepreduce
 from deepreduce.private import transfer, wire
@@ -108,9 +108,7 @@ def main() -> int:
         "constants": rows,
         "not_accounted": NOT_ACCOUNTED,
     }
-    processor = re.sub(r"[^A-Za-z0-9]+", "-", environment["processor"]).strip("-").lower()
-    path = options.results / f"private_constants-{processor}-{environment['date']}.json"
-    options.results.mkdir(parents=True, exist_ok=True)
+    path = results_path(options.results, "private_constants", environment["processor"], date=environment["date"])
     path.write_text(json.dumps({**content, "environment": environment}, indent=1) + "\n", encoding="utf-8")
     print(path)
     if options.write:

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from machine import device_of, results_path
 from reproduction_text import as_text
 from scipy import stats
 
@@ -396,13 +397,10 @@ def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:
 def write_results(content: Json, folder: Path, name: str) -> list[Path]:
     """Write the results file, named by device and date, and the plot beside it where matplotlib is installed."""
     environment = content["environment"]
-    device = environment["devices"][0] if environment["devices"] else environment["processor"]
-    stem = f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}-{environment['date']}"
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"{stem}.json"]
-    write_json(written[0], {"benchmark": name, **content})
+    path = results_path(folder, name, device_of(environment), date=environment["date"])
+    write_json(path, {"benchmark": name, **content})
     try:
         from reproduction_plot import draw
     except ImportError:
-        return written
-    return [*written, *draw(content, folder / stem)]
+        return [path]
+    return [path, *draw(content, path.with_suffix(""))]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from machine import device_of, results_path
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -195,10 +195,7 @@ def main() -> int:
         "median": {name: statistics.median(turn[name] for turn in turns) for name in turns[0]},
         "turns": turns,
     }
-    named = environment["devices"][0] if environment["devices"] else environment["processor"]
-    name = re.sub(r"[^A-Za-z0-9]+", "-", named).strip("-").lower()
-    path = options.results / f"throughput-{name}-{environment['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = results_path(options.results, "throughput", device_of(environment), date=environment["date"])
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report["median"], indent=1))
     print(path)

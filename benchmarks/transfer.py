@@ -16,14 +16,13 @@ import argparse
 import json
 import os
 import platform
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import processor_name, summary
+from machine import processor_name, results_path, summary
 
 import deepreduce
 from deepreduce.private import transfer
@@ -72,9 +71,7 @@ def main() -> int:
         "base": base,
         "extension": rows,
     }
-    options.results.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
-    path = options.results / f"transfer-{name}-{result['date']}.json"
+    path = results_path(options.results, "transfer", processor, date=str(result["date"]))
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     return 0
