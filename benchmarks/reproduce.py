@@ -32,7 +32,7 @@ import deepreduce
 from deepreduce._files import read_json, write_json
 from deepreduce.cli._console import Watcher
 from deepreduce.errors import DeepReduceError, Interrupted
-from deepreduce.reduction import METHODS, Candidate, Reducer
+from deepreduce.reduction import REDUCERS, Candidate, Reducer
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig, make_accelerator
 from deepreduce.training.batches import DeviceSplit, Normalisation
 
@@ -234,9 +234,9 @@ def settings_for(
         released: candidates of the method `published`.
     """
     if name == "published":
-        METHODS[name] = Reducer(name, "the paper's own networks", propose=lambda *_: released)
+        REDUCERS[name] = Reducer(name, "the paper's own networks", propose=lambda *_: released)
         return replace(settings, method=name) if released else None
-    reducer = deepreduce.reduction.method(name)
+    reducer = deepreduce.reduction.find_reducer(name)
     asked = None if name == "channel-pruning" else options.budgets
     published_budgets = PRUNING_BUDGETS if name == "channel-pruning" else BUDGETS
     budgets = asked or [int(budget * options.width) for budget in published_budgets]

@@ -13,7 +13,7 @@ from reproduction import load_published, public, reproduction
 
 from deepreduce.errors import RunError
 from deepreduce.networks import NetworkSpec
-from deepreduce.reduction import METHODS, Candidate, census_of
+from deepreduce.reduction import REDUCERS, Candidate, census_of
 from deepreduce.reduction.reduced import make_reference_base
 
 WHOLE = {"keep": ["S2", "S3", "S4"], "thin": False, "alpha": 1.0, "rho": 1.0, "drop": []}
@@ -22,7 +22,7 @@ WHOLE = {"keep": ["S2", "S3", "S4"], "thin": False, "alpha": 1.0, "rho": 1.0, "d
 @pytest.fixture(autouse=True)
 def methods_as_they_were() -> Any:
     yield
-    METHODS.pop("published", None)
+    REDUCERS.pop("published", None)
 
 
 def accuracy(value: float) -> dict[str, Any]:

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from deepreduce.census import take_census, trace
 from deepreduce.errors import UsageError
 from deepreduce.reduction import (
-    METHODS,
+    REDUCERS,
     MaskOrder,
     SlopedReLU,
     Survey,
     channel_pruning,
     check_granularity,
     comparison_row,
-    method,
+    find_reducer,
     with_slopes,
 )
+from deepreduce.reduction.deepreduce_masks import DeepReDuceMasks
 from deepreduce.reduction.finding import kept, set_masks
-from deepreduce.reduction.one_schedule import OneSchedule
 from deepreduce.reduction.relupruner import ReLUPruner, importance
 from deepreduce.reduction.senet import layer_budgets, measure_sensitivity, mismatch
 from deepreduce.reduction.snl import SNL
@@ -157,7 +157,7 @@ def test_ours_passes_over_a_layer_that_would_keep_few() -> None:
         slopes["a"].alpha.copy_(torch.linspace(1, 0.5, 32).reshape(1, 8, 2, 2))
         slopes["b"].alpha.fill_(0.1)[0, 7] = 0.99
     order = MaskOrder("deepreduce-masks", "element", 20)
-    snl, ours = (kind(slopes, order, steps=10, epochs=5).masks() for kind in (SNL, OneSchedule))
+    snl, ours = (kind(slopes, order, steps=10, epochs=5).masks() for kind in (SNL, DeepReDuceMasks))
     assert (int(snl["a"].sum()), int(snl["b"].sum())) == (19, 1)
     assert (int(ours["a"].sum()), int(ours["b"].sum())) == (20, 0)
 
@@ -192,15 +192,15 @@ def test_layer_budgets_add_up_and_follow_sensitivity(layers: list[tuple[float, i
 
 
 def test_methods_and_granularities_by_name() -> None:
-    assert {name for name, reducer in METHODS.items() if reducer.finder} == {
+    assert {name for name, reducer in REDUCERS.items() if reducer.finder} == {
         "deepreduce-masks",
         "snl",
         "senet",
         "relupruner",
     }
-    assert all((reducer.propose is None) is reducer.finds_masks for reducer in METHODS.values())
+    assert all((reducer.propose is None) is reducer.finds_masks for reducer in REDUCERS.values())
     with pytest.raises(UsageError, match="did you mean relupruner"):
-        method("reluprune")
+        find_reducer("reluprune")
     with pytest.raises(UsageError, match="did you mean channel"):
         check_granularity("chanel")
 

@@ -17,9 +17,9 @@ from deepreduce.reduction import (
     criticality_candidates,
     cull,
     deepreduce,
+    find_reducer,
     least_critical_first,
     measure_criticality,
-    method,
     reshape,
     thin,
     thinned_layers,
@@ -202,6 +202,6 @@ def test_the_algorithm_proposes_each_network_once(count: int, random: Any, scale
 
 
 def test_methods_by_name() -> None:
-    assert method("deepreduce").propose is deepreduce
+    assert find_reducer("deepreduce").propose is deepreduce
     with pytest.raises(UsageError, match="did you mean deepreduce"):
-        method("deepreduse")
+        find_reducer("deepreduse")

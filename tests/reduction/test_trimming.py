@@ -216,7 +216,7 @@ def test_what_takes_only_type_or_size_of_the_image_is_no_way_around() -> None:
             return self.head(y) + zeros
 
     for like in ("type_as", "new_zeros", "zeros_like"):
-        assert not any(layer.bypassed for layer in take_census(Plain(like), INPUT).layers), like
+        assert not any(layer.has_skip for layer in take_census(Plain(like), INPUT).layers), like
 
 
 def test_too_much_is_refused() -> None:

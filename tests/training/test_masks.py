@@ -183,9 +183,9 @@ def test_a_search_that_goes_on_keeps_the_masks_that_it_has(
     context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chosen anew from slopes of 0 and 1 they could be others: here they would be none of the first layer."""
-    from deepreduce.reduction.one_schedule import OneSchedule
+    from deepreduce.reduction.deepreduce_masks import DeepReDuceMasks
 
-    monkeypatch.setattr(OneSchedule, "is_finished", lambda finder: finder.step >= 3)
+    monkeypatch.setattr(DeepReDuceMasks, "is_finished", lambda finder: finder.step >= 3)
     job = Job(
         "masks",
         None,
@@ -201,12 +201,12 @@ def test_a_search_that_goes_on_keeps_the_masks_that_it_has(
         run_job(job, own, lambda: next(asked) >= 10)
     history = [json.loads(line) for line in (own.folder / job.place / "history.jsonl").read_text().splitlines()]
     assert history and history[-1]["relus"] == 200
-    choose = OneSchedule.masks
+    choose = DeepReDuceMasks.masks
 
     def other(finder: Any) -> Any:
         return {name: mask & (name != next(iter(finder.slopes))) for name, mask in choose(finder).items()}
 
-    monkeypatch.setattr(OneSchedule, "masks", other)
+    monkeypatch.setattr(DeepReDuceMasks, "masks", other)
     run_job(job, own)
     candidate = json.loads((own.folder / job.place / "masks.json").read_text())["candidate"]
     assert sum(layer["kept"] for layer in candidate["masks"]["layers"]) == 200
@@ -235,7 +235,7 @@ def test_search_and_training_share_a_schedule(
     context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The learning rate goes on where the search leaves it, and the search trains on with the masks that it found."""
-    from deepreduce.reduction.one_schedule import OneSchedule
+    from deepreduce.reduction.deepreduce_masks import DeepReDuceMasks
     from deepreduce.training import loop, mask_search
 
     rates: dict[str, list[float]] = {"search": [], "training": []}
@@ -247,7 +247,7 @@ def test_search_and_training_share_a_schedule(
 
         return rate
 
-    monkeypatch.setattr(OneSchedule, "is_finished", lambda finder: finder.step >= 7)
+    monkeypatch.setattr(DeepReDuceMasks, "is_finished", lambda finder: finder.step >= 7)
     monkeypatch.setattr(mask_search, "learning_rate_at", spy("search"))
     training = replace(settings.training, epochs=10)
     asked = ordered(replace(settings, training=training), "deepreduce-masks", 200, trained=True)

@@ -44,7 +44,7 @@ class ReluLayer:
         params: of the same operations, batch norm included; shared parameters count once.
         after_addition: whether its input is the sum of two branches (batch norm and dropout in between allowed).
         source: `file.py:line` of the user's code.
-        bypassed: whether the image reaches the output around this layer too, as around the inside of a residual block.
+        has_skip: whether a skip connection leads around this layer, as around the inside of a residual block.
         kept: false once the ReLU layer was removed.
         masked: how many of its elements keep their ReLU, where a mask says which; None where all do.
     """
@@ -56,7 +56,7 @@ class ReluLayer:
     params: int
     after_addition: bool
     source: str
-    bypassed: bool = False
+    has_skip: bool = False
     kept: bool = True
     masked: int | None = None
 
@@ -182,7 +182,7 @@ class Census:
                             "shape": list(layer.shape),
                             "kept": layer.kept,
                             "after_addition": layer.after_addition,
-                            "bypassed": layer.bypassed,
+                            "has_skip": layer.has_skip,
                             "source": layer.source,
                         }
                         for layer in stage.layers
@@ -337,7 +337,7 @@ def _layers(
             params=params[index],
             after_addition=_after_addition(named[site.node], traced, image),
             source=site.source,
-            bypassed=not all_pass(traced.graph, named[site.node]),
+            has_skip=not all_pass(traced.graph, named[site.node]),
             masked=_masked(named[site.node], traced),
         )
         for index, site in enumerate(sites)

@@ -1,5 +1,6 @@
 """Criticality, culling, thinning, reshaping, the algorithm that ties them, its rivals, and the Pareto front."""
 
+from .algorithm import deepreduce
 from .bypassing import add_bypasses
 from .candidate import Candidate, for_each
 from .channel_pruning import channel_pruning, comparison_row
@@ -14,11 +15,11 @@ from .criticality import (
 from .culling import cull
 from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularity, is_slope, watch, with_slopes
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
-from .methods import METHODS, Method, Reducer, deepreduce, method
 from .narrowing import narrowing
 from .nonlinearity import linear_fit, nonlinear_variance
 from .pareto import pareto_front
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
+from .reducers import REDUCERS, Propose, Reducer, find_reducer
 from .relupruner import importance
 from .removal import FadingReLU, finish_fading, remove_relus, replace_relus, set_fade
 from .reshaping import DEFAULT_SCALES, narrow_channels, reshape, scale_channels, scale_resolution
@@ -30,7 +31,7 @@ __all__ = [
     "DEFAULT_EXPONENT",
     "DEFAULT_SCALES",
     "GRANULARITIES",
-    "METHODS",
+    "REDUCERS",
     "Base",
     "Candidate",
     "Criticality",
@@ -40,7 +41,7 @@ __all__ = [
     "MaskFinder",
     "MaskOrder",
     "Masks",
-    "Method",
+    "Propose",
     "Reducer",
     "SlopedReLU",
     "Survey",
@@ -56,6 +57,7 @@ __all__ = [
     "cull",
     "cut",
     "deepreduce",
+    "find_reducer",
     "finish_fading",
     "for_each",
     "head_of",
@@ -67,7 +69,6 @@ __all__ = [
     "make_base",
     "masked_candidate",
     "measure_criticality",
-    "method",
     "narrow_channels",
     "narrowing",
     "nonlinear_variance",

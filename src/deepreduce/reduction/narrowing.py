@@ -115,7 +115,7 @@ def structures(census: Census) -> list[Candidate]:
 
 def _largest_trim(layers: Sequence[ReluLayer]) -> int:
     """Return how many positions may go on each side of a stage's maps: an eighth, at least one where any are left."""
-    sides = [min(layer.shape[1:]) for layer in layers if layer.bypassed and len(layer.shape) == _DIMENSIONS]
+    sides = [min(layer.shape[1:]) for layer in layers if layer.has_skip and len(layer.shape) == _DIMENSIONS]
     side = min(sides, default=0)
     return max(1, int(side * LARGEST_TRIM)) if side >= _SMALLEST_SIDE else 0
 
@@ -133,7 +133,7 @@ def _layers(census: Census, structure: Candidate) -> list[list[ReluLayer]]:
 
 
 def _trimmed(layer: ReluLayer, trim: int) -> ReluLayer:
-    if not layer.bypassed or trim == 0:
+    if not layer.has_skip or trim == 0:
         return layer
     return replace(layer, shape=(layer.shape[0], *(size - 2 * trim for size in layer.shape[1:])))
 

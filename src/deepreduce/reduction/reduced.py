@@ -202,12 +202,12 @@ def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.G
         beta = dict(zip(candidate.keep, candidate.beta, strict=True))
         network, read = narrow_channels(network, {name: beta[stages[name]] for name in kept}, base.spec.input)
     if candidate.bypass:
-        around = [layer.name for layer in base.census.layers if layer.name in kept and layer.bypassed]
+        around = [layer.name for layer in base.census.layers if layer.name in kept and layer.has_skip]
         network = add_bypasses(network, wide, around, base.spec.input, read=read)
     if candidate.trim:
         trim = dict(zip(candidate.keep, candidate.trim, strict=True))
-        bypassed = {stages[layer.name] for layer in base.census.layers if layer.name in kept and layer.bypassed}
-        useless = [name for name, size in trim.items() if size > 0 and name not in bypassed]
+        with_skip = {stages[layer.name] for layer in base.census.layers if layer.name in kept and layer.has_skip}
+        useless = [name for name, size in trim.items() if size > 0 and name not in with_skip]
         if useless:
             raise NetworkError(
                 problem(

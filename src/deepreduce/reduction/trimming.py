@@ -42,7 +42,7 @@ def trim_maps(network: fx.GraphModule, trims: Mapping[str, int], input: tuple[in
     asked = {name: trim for name, trim in trims.items() if trim > 0}
     nodes = relu_nodes(own, asked)
     layers = {layer.name: layer for layer in take_census(own, input).layers} if asked else {}
-    nodes = {name: node for name, node in nodes.items() if layers[name].bypassed}
+    nodes = {name: node for name, node in nodes.items() if layers[name].has_skip}
     if asked and not nodes:
         raise NetworkError(
             problem(

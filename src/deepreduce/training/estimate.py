@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import Interrupted
-from ..reduction import Base, build_candidate, census_of, make_base, method, with_slopes
+from ..reduction import Base, build_candidate, census_of, find_reducer, make_base, with_slopes
 from .batches import DeviceSplit, Normalisation
 from .executors import threads_per_job
 from .jobs import Context, Job
@@ -87,7 +87,7 @@ class Clock:
                 taught = make_base(self._context.spec, self._context.network)
                 network = base.network if job.candidate is None else build_candidate(taught, job.candidate)
                 if job.masks is not None:
-                    kind = method(job.masks.method).finder
+                    kind = find_reducer(job.masks.method).finder
                     assert kind is not None
                     network, _ = with_slopes(network, base.census, job.masks.granularity, draws_lines=kind.draws_lines)
                 config = replace(job.config, epochs=100_000, compile="off", fade=0.0)

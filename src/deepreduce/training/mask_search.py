@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from ..census import Census
 from ..errors import Interrupted, NetworkError, problem
-from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, method, watch, with_slopes
+from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, find_reducer, watch, with_slopes
 from ..reduction.finding import kept, set_masks
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
@@ -99,7 +99,7 @@ class MaskSearch:
             RunError: if the checkpoint cannot be written.
         """
         config, accelerator = self.config, self.accelerator
-        finder_type = method(self.order.method).finder
+        finder_type = find_reducer(self.order.method).finder
         assert finder_type is not None
         sloped = self._sloped(teacher, self.order.granularity, finder_type.draws_lines)
         network, slopes = sloped[:2]

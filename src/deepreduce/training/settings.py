@@ -13,7 +13,7 @@ from ..reduction import (
     MaskOrder,
     Reducer,
     check_granularity,
-    method,
+    find_reducer,
     smallest_budget,
 )
 from .config import TrainingConfig
@@ -77,7 +77,7 @@ class SearchSettings:
         Raises:
             UsageError: naming what is out of range.
         """
-        reducer = method(self.method)
+        reducer = find_reducer(self.method)
         check_granularity(self.resolved_granularity())
         if self.rank_epochs is not None and not reducer.needs_criticality:
             _refuse(
@@ -183,7 +183,7 @@ class SearchSettings:
 
     def reducer(self) -> Reducer:
         """Return the method that finds candidates."""
-        return method(self.method)
+        return find_reducer(self.method)
 
     def resolved_granularity(self) -> str:
         """Return the granularity of masks: the one asked for, or the default."""

@@ -21,7 +21,7 @@ from .selection import choose_in_few_layers
 from .snl import SNL
 
 
-class OneSchedule(SNL):
+class DeepReDuceMasks(SNL):
     """Train a slope for every ReLU under a Lasso penalty, at the beginning of the schedule that trains the network."""
 
     one_schedule: ClassVar[bool] = True
