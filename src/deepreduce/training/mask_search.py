@@ -205,11 +205,11 @@ class MaskSearch:
     def _sloped(self, teacher: fx.GraphModule, granularity: str, draws_lines: bool) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
         network, slopes = with_slopes(teacher, self.census, granularity, draws_lines=draws_lines)
-        asked, asked_slopes = with_slopes(teacher, self.census, "layer")
+        taught, taught_slopes = with_slopes(teacher, self.census, "layer")
         device = self.accelerator.device
         network = laid_out(network, device, torch.channels_last).requires_grad_(True).train()
-        asked = laid_out(asked, device, torch.channels_last).eval().requires_grad_(False)
-        return network, slopes, asked, asked_slopes
+        taught = laid_out(taught, device, torch.channels_last).eval().requires_grad_(False)
+        return network, slopes, taught, taught_slopes
 
     def _survey(self, sloped: _Sloped, data: DeviceSplit, epoch: int, count: int) -> Survey:
         torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout, and labels that a finder draws
