@@ -69,6 +69,13 @@ class Candidate:
         """
         object.__setattr__(self, "keep", tuple(self.keep))
         object.__setattr__(self, "drop", tuple(self.drop))
+        self._check_names()
+        self._check_scales()
+        object.__setattr__(self, "beta", () if all(scale == 1 for scale in self.beta) else tuple(self.beta))
+        object.__setattr__(self, "trim", () if all(trim == 0 for trim in self.trim) else tuple(self.trim))
+        self._check_combination()
+
+    def _check_names(self) -> None:
         for name in self.keep:
             if not _STAGE.fullmatch(name):
                 raise UsageError(
@@ -79,6 +86,17 @@ class Candidate:
                         where="keep",
                     )
                 )
+        if len(set(self.keep)) != len(self.keep) or len(set(self.drop)) != len(self.drop):
+            raise UsageError(
+                problem(
+                    "every stage and call site is named once",
+                    got=", ".join(self.keep + self.drop),
+                    remedy="remove the repetition",
+                    where="keep",
+                )
+            )
+
+    def _check_scales(self) -> None:
         for name, scale in (("alpha", self.alpha), *(("beta", scale) for scale in self.beta)):
             if not isinstance(scale, (int, float)) or not 0 < scale <= 1:
                 raise UsageError(
@@ -94,8 +112,17 @@ class Candidate:
                         where="trim",
                     )
                 )
-        object.__setattr__(self, "beta", () if all(scale == 1 for scale in self.beta) else tuple(self.beta))
-        object.__setattr__(self, "trim", () if all(trim == 0 for trim in self.trim) else tuple(self.trim))
+        if self.rho not in _RHO:
+            raise UsageError(
+                problem(
+                    "rho is 1, 0.5, 0.25 or 0.125, because it becomes a stride of 1/rho",
+                    got=self.rho,
+                    remedy="use 0.5, as the paper does",
+                    where="rho",
+                )
+            )
+
+    def _check_combination(self) -> None:
         for what, values in (("beta", self.beta), ("trim", self.trim)):
             if len(values) not in (0, len(self.keep)):
                 raise UsageError(
@@ -106,24 +133,6 @@ class Candidate:
                         where=what,
                     )
                 )
-        if self.rho not in _RHO:
-            raise UsageError(
-                problem(
-                    "rho is 1, 0.5, 0.25 or 0.125, because it becomes a stride of 1/rho",
-                    got=self.rho,
-                    remedy="use 0.5, as the paper does",
-                    where="rho",
-                )
-            )
-        if len(set(self.keep)) != len(self.keep) or len(set(self.drop)) != len(self.drop):
-            raise UsageError(
-                problem(
-                    "every stage and call site is named once",
-                    got=", ".join(self.keep + self.drop),
-                    remedy="remove the repetition",
-                    where="keep",
-                )
-            )
         shaped = self.thin or self.alpha != 1 or self.beta or self.trim or self.bypass or self.collapse
         if self.masks is not None and shaped:
             raise UsageError(

@@ -79,13 +79,8 @@ class SearchSettings:
         """
         reducer = find_reducer(self.method)
         check_granularity(self.resolved_granularity())
-        if self.rank_epochs is not None and not reducer.needs_criticality:
-            _refuse(
-                "ranking belongs to a method that proposes candidates to choose from",
-                got=f"rank_epochs {self.rank_epochs} for {self.method}, which makes one network for each budget",
-                remedy="leave it out, or use --method deepreduce",
-                where="--rank-epochs",
-            )
+        object.__setattr__(self, "budgets", tuple(self.budgets))
+        self._check_ranking(reducer)
         self.criticality_config()
         self.search_config()
         self.ranking_config()
@@ -96,6 +91,17 @@ class SearchSettings:
             ("budget", self.budget is None or self.budget >= 1, "at least 1"),
             ("finalists", self.finalists is None or self.finalists >= 1, "at least 1"),
         )
+        self._check_budgets(reducer)
+        self._check_masks(reducer)
+
+    def _check_ranking(self, reducer: Reducer) -> None:
+        if self.rank_epochs is not None and not reducer.needs_criticality:
+            _refuse(
+                "ranking belongs to a method that proposes candidates to choose from",
+                got=f"rank_epochs {self.rank_epochs} for {self.method}, which makes one network for each budget",
+                remedy="leave it out, or use --method deepreduce",
+                where="--rank-epochs",
+            )
         if self.finalists is not None and (self.rank_epochs is None or self.budget is None):
             _refuse(
                 "finalists are the best of a ranking within a budget",
@@ -103,7 +109,8 @@ class SearchSettings:
                 remedy="leave it out, or give --rank-epochs and --budget too, with --method deepreduce",
                 where="--finalists",
             )
-        object.__setattr__(self, "budgets", tuple(self.budgets))
+
+    def _check_budgets(self, reducer: Reducer) -> None:
         fits = all(1 <= budget <= (self.budget or 0) for budget in self.budgets)
         if self.budgets and (reducer.needs_criticality or not fits or len(set(self.budgets)) < len(self.budgets)):
             _refuse(
@@ -112,6 +119,9 @@ class SearchSettings:
                 remedy="give one budget: networks below it are found too",
                 where="--budget",
             )
+
+    def _check_masks(self, reducer: Reducer) -> None:
+        """Refuse what belongs to methods that find masks in others, and the other way around."""
         if self.granularity is not None and not reducer.finds_masks:
             _refuse(
                 "a granularity belongs to a method that finds masks",
