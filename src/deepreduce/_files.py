@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ._json import parse_json
 from .errors import RunError, problem
 
 _LARGEST_JSON_BYTES = 64 * 2**20
@@ -87,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
             content = file.read(_LARGEST_JSON_BYTES + 1)
         if len(content) > _LARGEST_JSON_BYTES:
             raise ValueError(f"larger than {_LARGEST_JSON_BYTES:,} bytes")
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+        value = parse_json(content)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}, not an object")
     except (ValueError, RecursionError, OSError) as error:
@@ -195,14 +196,3 @@ def _dumps(value: Any, path: Path, *, indent: int | None = None) -> str:
                 "every number in a file must be finite", got=error, remedy="report this with the command", where=path
             )
         ) from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")

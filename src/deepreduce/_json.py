@@ -1,7 +1,8 @@
-"""Reading fields of JSON that anyone may have written: the right type and finite, or an error that names the field."""
+"""Reading JSON that anyone may have written: no key twice, the right types, finite numbers; or an error says so."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -9,6 +10,17 @@ from typing import Any, TypeVar
 T = TypeVar("T", bool, int, float, str, dict[str, Any])
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", dict: "an object"}
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse a JSON text.
+
+    Raises:
+        ValueError: if it is none, is not UTF-8, holds a NaN or an infinity, or a key twice in one object.
+        RecursionError: if it is nested too deeply.
+    """
+    decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    return json.loads(decoded, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
 
 
 def json_field(value: Any, name: str, kind: type[T]) -> T:
@@ -51,3 +63,14 @@ def _checked(value: Any, name: str, kind: type[T]) -> T:
         text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"
         raise ValueError(f"the field {name!r} must be {_WORDS[kind]}, not {text[:80]}")
     return kind(value)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

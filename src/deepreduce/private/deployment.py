@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from .._files import replacing
-from .._json import json_field, json_list
+from .._json import json_field, json_list, parse_json
 from ..errors import DataError, RecipeError, problem
 from .program import Program, PublicProgram, program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .program.files import MAX_PUBLIC_BYTES, MAX_SECRET_BYTES
@@ -224,7 +224,7 @@ def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
     try:
         if arrays["about"].size > _MAX_ABOUT_BYTES:
             raise ValueError("a description that is too long")
-        value = json.loads(arrays["about"].tobytes().decode())
+        value = parse_json(arrays["about"].tobytes())
         if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (form, VERSION):
             raise ValueError(f"not of format {form!r}, version {VERSION}")
         public = public_from_bytes(arrays["program"].tobytes())

@@ -249,6 +249,21 @@ def test_foreign_bytes_are_refused() -> None:
             public_from_bytes(data)
 
 
+def test_tensors_that_no_step_makes_and_keys_that_stand_twice_are_refused() -> None:
+    blob = public_to_bytes(TINY)
+    text = load(blob)["structure"].tobytes().decode()
+    structure = json.loads(text)
+    many = json.dumps(structure | {"tensors": structure["tensors"] + structure["tensors"][-1:] * 100_000})
+    for other in (
+        many,
+        text.replace('{"format"', '{"format":"x","format"', 1),
+        text.replace('"steps"', '"s":NaN,"steps"'),
+    ):
+        assert other != text
+        with pytest.raises(RecipeError, match="more tensors|stands twice|no number"):
+            public_from_bytes(save({**load(blob), "structure": np.frombuffer(other.encode(), dtype=np.uint8)}))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_flipped_bytes_never_do_anything_but_refuse_or_read(data: st.DataObject) -> None:

@@ -176,6 +176,15 @@ def test_a_description_that_is_none_is_refused(files: tuple[Path, Path]) -> None
         save_model(tiny(), files[1].parent)
 
 
+def test_a_description_with_a_key_twice_or_a_nan_is_refused(files: tuple[Path, Path]) -> None:
+    arrays = load_file(files[1])
+    text = arrays["about"].tobytes().decode()
+    for other in (text.replace('{"format"', '{"network":"evil","format"', 1), text.replace("{", '{"x":NaN,', 1)):
+        save_file({**arrays, "about": np.frombuffer(other.encode(), np.uint8)}, files[1])
+        with pytest.raises(RecipeError, match="stands twice|no number"):
+            load_client(files[1])
+
+
 def test_names_cannot_harm_a_terminal(files: tuple[Path, Path]) -> None:
     names = ["\x1b[2Jant", "b\ne\u202ee", "\x9b31mcat"]
     found = load_client(with_about(files[1], lambda value: value | {"classes": names, "network": "\x1b]0;t\x07net"}))

@@ -77,6 +77,13 @@ def test_four_clients_at_once_with_worker_processes(tmp_path: Path, certificate:
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
+def test_prepared_weights_are_for_their_owner_alone(party: Party) -> None:
+    weights = party.folder / "server" / "weights"
+    paths = [weights, *weights.rglob("*")]
+    assert len(paths) > 2
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o700, 0o600}
+
+
 def test_missing_bundles_are_prepared_by_infer(party: Party) -> None:
     with party.client("missing") as client:
         client.prepare(1)

@@ -45,9 +45,10 @@ the special prime P: (21 + 2 * 21 N) / P + (1 + N) / 2. One more unit covers the
 
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
 semi-honest model; it can get more out of the bracket than (i) and (ii) say. 3.3 sqrt(n) takes the roundings of the
-messages as independent, as they are for independent masks; where elements of a share repeat, because a linear step
-copied them, (ii) can lose log2(1 + 0.08 sqrt(n)) bits in the worst case (2.7 of 40 for n = 4608), unless the parameters
-have them to spare; (i) holds as it is. Running times are not equalised.
+messages as independent, as they are for independent masks. Where elements of a share repeat, because a linear step
+copied them, r copies add (r - 1) / 12 to the variance 10.58 of each term; 3.3^2 = 10.89 leaves room for four. Beyond
+that (ii) can lose bits, unless the parameters have them to spare: log2(1 + 0.08 sqrt(n)) if all n elements of a sum are
+one (2.7 of 40 for n = 4608, 4.5 for n = 73,728); (i) holds as it is. Running times are not equalised.
 
 Sources: flooding for circuit privacy: Gentry, "A fully homomorphic encryption scheme", 2009, section 8.1, and Asharov
 et al., "Multiparty computation with low communication, computation and interaction via threshold FHE", Eurocrypt 2012,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ..._json import parse_json
 from ...errors import RecipeError, problem
 from .check import MAX_STEPS, check_public, check_weights
 from .operations import (
@@ -42,7 +43,7 @@ from .program import Program, PublicProgram, Step, TensorFormat, Weights
 PUBLIC, SECRET, VERSION = "deepreduce.program", "deepreduce.weights", 1
 MAX_PUBLIC_BYTES = 1 << 30
 MAX_SECRET_BYTES = 1 << 32
-MAX_STRUCTURE_BYTES = 1 << 26
+MAX_STRUCTURE_BYTES = 1 << 22
 """Bounds on the two blobs and on the JSON in them."""
 
 _OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], tuple[str, ...]]] = {
@@ -89,8 +90,10 @@ def public_from_bytes(data: bytes) -> PublicProgram:
     """
     structure, arrays = _unpack(data, PUBLIC, MAX_PUBLIC_BYTES)
     try:
-        if set(structure) != {"format", "version", "tensors", "steps"} or len(structure["steps"]) > MAX_STEPS:
-            raise ValueError("other keys, or too many steps")
+        if set(structure) != {"format", "version", "tensors", "steps"}:
+            raise ValueError("other keys")
+        if len(structure["steps"]) > MAX_STEPS or len(structure["tensors"]) != len(structure["steps"]) + 1:
+            raise ValueError("too many steps, or more tensors than they make")
         tensors = tuple(TensorFormat(_numbers(shape), f, k) for shape, f, k in structure["tensors"])
         steps = tuple(_step(value, number, arrays) for number, value in enumerate(structure["steps"]))
         if arrays:
@@ -173,7 +176,7 @@ def _unpack(data: bytes, form: str, limit: int) -> tuple[dict[str, Any], dict[st
         text = arrays.pop("structure", np.zeros(0, dtype=np.uint8))
         if text.dtype != np.uint8 or text.ndim != 1 or text.size > MAX_STRUCTURE_BYTES:
             raise ValueError("a structure that is not text, or too long")
-        structure = json.loads(text.tobytes().decode("utf-8"))
+        structure = parse_json(text.tobytes())
         if not isinstance(structure, dict) or (structure.get("format"), structure.get("version")) != (form, VERSION):
             raise ValueError(f"not of format {form!r}, version {VERSION}")
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:

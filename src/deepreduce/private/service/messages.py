@@ -23,7 +23,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..._json import json_field, json_list
+from ..._json import json_field, json_list, parse_json
 from ...errors import problem
 from ..protocol.online import Reveal
 from ..wire import WireError
@@ -210,7 +210,7 @@ def _write(value: dict[str, Any]) -> bytes:
 
 
 def _read(data: bytes | bytearray) -> dict[str, Any]:
-    value = json.loads(bytes(data).decode("utf-8"))
+    value = parse_json(bytes(data))
     if not isinstance(value, dict):
         raise ValueError("an object belongs there")
     return value

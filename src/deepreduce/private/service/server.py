@@ -53,12 +53,16 @@ from ..wire import (
 )
 from .messages import MAX_IMAGES, MAX_SMALL_BYTES, Hello, Prepare, Ready, Start, Welcome
 from .messages import PROTOCOL as PROTOCOL_VERSION
+from .strangers import Strangers
 
 log = logging.getLogger("deepreduce.server")
 """One line per connection, phase and refusal; never a share, a label or an image."""
 
 _EXPIRE_SECONDS = 3600.0
 """How often a server removes bundles that have become too old."""
+
+_MAKE_ROOM_SECONDS = 1.0
+"""How long a new connection waits for others to end before it is turned away."""
 
 _END_SECONDS = 10.0
 """How long a server that was closed waits for its threads."""
@@ -75,7 +79,7 @@ class ServerLimits:
         images: most images of one online phase.
         deadline_seconds: longest wait for any one message of a client, between requests included.
         handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
-            connection counts among the strangers, of whom there may be `clients` + 8 at once.
+            connection counts among the strangers, of whom there may be `clients` + 8 at once, see `strangers`.
     """
 
     reveal: tuple[Reveal, ...] = ("label",)
@@ -146,7 +150,8 @@ class Server:
         self._weights = _prepare(model, weights_folder, progress)
         self._pool = Pool(workers)
         self._slots = threading.BoundedSemaphore(self.limits.clients)
-        self._greeting = threading.BoundedSemaphore(2 * self.limits.clients + 8)
+        self._strangers = Strangers(self.limits.clients + 8)
+        self._connections = threading.BoundedSemaphore(2 * self.limits.clients + 16)  # some are just ending
         self._stopping = threading.Event()
         self._channels: set[Channel] = set()
         self._lock = threading.Lock()
@@ -194,18 +199,9 @@ class Server:
                     self._stopping.wait(0.1)
                     continue
                 threads = [thread for thread in threads if thread.is_alive()]
-                if not self._greeting.acquire(blocking=False):
-                    raw.close()  # a flood: not even a greeting
-                    continue
-                thread = threading.Thread(target=self._greet, args=(raw, context, str(address[0])), daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # the system gives no more threads
-                    log.warning("%s: not served: %s", address[0], error)
-                    raw.close()
-                    self._greeting.release()
-                    continue
-                threads.append(thread)
+                thread = self._begin(raw, context, str(address[0]))
+                if thread is not None:
+                    threads.append(thread)
         end = time.monotonic() + _END_SECONDS
         for thread in threads:
             thread.join(timeout=max(0.0, end - time.monotonic()))
@@ -219,7 +215,28 @@ class Server:
         if removed:
             log.info("removed %d bundles that were too old", removed)
 
-    def _greet(self, raw: socket.socket, context: SSLContext, peer: str) -> None:
+    def _begin(self, raw: socket.socket, context: SSLContext, peer: str) -> threading.Thread | None:
+        """Start the thread of a connection, or close it where there is no room."""
+        try:
+            stranger = self._strangers.admit(raw, peer)
+        except OSError as error:
+            log.warning("%s: not served: %s", peer, error)
+            raw.close()
+            return None
+        # Whoever was turned out for it needs a moment to end.
+        if self._connections.acquire(timeout=_MAKE_ROOM_SECONDS):
+            thread = threading.Thread(target=self._greet, args=(raw, context, peer, stranger), daemon=True)
+            try:
+                thread.start()
+                return thread
+            except RuntimeError as error:  # the system gives no more threads
+                log.warning("%s: not served: %s", peer, error)
+                self._connections.release()
+        self._strangers.leave(stranger)
+        raw.close()
+        return None
+
+    def _greet(self, raw: socket.socket, context: SSLContext, peer: str, stranger: int) -> None:
         """Handshake with one client and serve it; the body of its thread."""
         try:
             limits = self.limits
@@ -230,18 +247,20 @@ class Server:
                 deadline_seconds=limits.deadline_seconds,
                 name=peer,
             ) as channel:
-                self.handle(channel, peer=peer)
+                self.handle(channel, peer=peer, on_greeting=lambda: self._strangers.leave(stranger))
         except WireError as error:
             log.info("%s: no handshake: %s", peer, type(error).__name__)
         finally:
-            self._greeting.release()
+            self._strangers.leave(stranger)
+            self._connections.release()
 
-    def handle(self, channel: Channel, *, peer: str = "client") -> None:
+    def handle(self, channel: Channel, *, peer: str = "client", on_greeting: Callable[[], None] = lambda: None) -> None:
         """Serve one connected client until it leaves; whatever it sends, this returns.
 
         Args:
             channel: to the client; left closed after an error.
             peer: its name in the log.
+            on_greeting: called once it has said which model it wants, and is served.
         """
         with self._lock:  # `close` aborts what is here, and what comes later sees that it stops
             if self._stopping.is_set():
@@ -249,7 +268,7 @@ class Server:
                 return
             self._channels.add(channel)
         try:
-            _Dialogue(self, channel, peer).run()
+            _Dialogue(self, channel, peer).run(on_greeting)
         except PeerError as error:
             log.info("%s: gave up: %s", peer, error.code)
         except PeerGone:
@@ -297,7 +316,7 @@ class _Dialogue:
         self._identifier = secrets.token_bytes(16)
         self._session: ServerSession | None = None
 
-    def run(self) -> None:
+    def run(self, on_greeting: Callable[[], None]) -> None:
         """Greet, then serve requests until the client says goodbye."""
         server, channel, limits = self._server, self._channel, self._server.limits
         first = min(limits.handshake_seconds, limits.deadline_seconds)
@@ -309,6 +328,7 @@ class _Dialogue:
         if not server._slots.acquire(blocking=False):
             raise _Refused(BUSY, f"this server has {limits.clients} clients; try again later")
         try:
+            on_greeting()
             self._serve()
         finally:
             server._slots.release()
@@ -408,7 +428,8 @@ def _prepare(
     """Transform all weights, or map what an earlier start left in the folder."""
     folder = folder / model.client.digest.hex()[:32]
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for own in (folder.parent, folder):  # `parents` alone would give the first the rights of any folder
+            own.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     except OSError as error:
         raise RunError(

@@ -33,6 +33,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from deepreduce._json import parse_json
 from deepreduce.errors import problem
 
 from ._errors import StoreError
@@ -147,7 +148,7 @@ def encode_meta(meta: Mapping[str, Any]) -> bytes:
         if not isinstance(meta, dict):
             raise TypeError(f"a {type(meta).__name__}, not a dict")
         text = json.dumps(meta, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        if json.loads(text, object_pairs_hook=_distinct) != meta:
+        if parse_json(text) != meta:
             raise ValueError("tuples, or keys that are no texts, or a key that stands twice")
         if len(text) > MAX_META_BYTES:
             raise ValueError(f"{len(text):,} bytes")
@@ -278,7 +279,7 @@ def decode(read: Callable[[int, int], bytes], size: int) -> Header:
     _require(end == size, f"the sections end at byte {end}, the file at {size}")
     _require(len({one.name for one in sections}) == len(sections), "two sections of one name")
     try:
-        meta = json.loads(rest[table_bytes:].decode(), object_pairs_hook=_distinct, parse_constant=_refuse)
+        meta = parse_json(rest[table_bytes:])
     except RecursionError:
         raise ValueError("meta data that nest too deeply") from None
     _require(isinstance(meta, dict), "meta data that are no JSON object")
@@ -315,13 +316,3 @@ def _aligned(offset: int) -> int:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ValueError(otherwise)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    _require(len(value) == len(pairs), "a key stands twice in one JSON object")
-    return value
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepreduce._json import parse_json
 from deepreduce.errors import problem
 
 from .errors import INTERNAL, PeerError, WireError, printable
@@ -167,7 +168,7 @@ def decode_error(body: bytes | bytearray) -> PeerError:
     try:
         if len(body) > MAX_ERROR_BYTES:
             raise ValueError(f"{len(body)} bytes")
-        value = json.loads(body.decode("utf-8"))
+        value = parse_json(bytes(body))
         code, message = value["code"], value["message"]
         if not isinstance(code, str) or not isinstance(message, str):
             raise TypeError("no text")

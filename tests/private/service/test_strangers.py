@@ -1,0 +1,70 @@
+"""Who opens connections and stays silent loses its own; who greets at once comes through."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepreduce.private.service import ServerLimits
+from deepreduce.private.service.strangers import Strangers
+
+from .parties import serving, sure, tiny
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    made = [socket.socketpair() for _ in range(6)]
+    yield made
+    for pair in made:
+        for end in pair:
+            end.close()
+
+
+def is_cut(peer: socket.socket) -> bool:
+    peer.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        return peer.recv(1) == b""
+    return False
+
+
+def test_the_oldest_of_the_address_with_most_connections_goes(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    strangers = Strangers(4)
+    numbers = [
+        strangers.admit(ours, address) for (ours, _), address in zip(pairs, ["b", "a", "a", "a", "a", "c"], strict=True)
+    ]
+    assert [is_cut(peer) for _, peer in pairs] == [False, True, True, False, False, False]
+    assert len(strangers) == 4
+    for number in numbers:
+        strangers.leave(number)
+    assert len(strangers) == 0
+
+
+def test_of_equals_the_oldest_goes_and_who_has_greeted_stays(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    strangers = Strangers(2)
+    first = strangers.admit(pairs[0][0], "a")
+    strangers.admit(pairs[1][0], "b")
+    strangers.leave(first)
+    strangers.leave(first)
+    third = strangers.admit(pairs[2][0], "c")
+    assert len(strangers) == 2 and not any(is_cut(peer) for _, peer in pairs)
+    fourth = strangers.admit(pairs[3][0], "d")
+    assert [is_cut(peer) for _, peer in pairs[:4]] == [False, True, False, False]
+    for number in (third, fourth):
+        strangers.leave(number)
+
+
+def test_silent_connections_keep_nobody_out(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """More of them than the server has room for, from the client's own address, and none of them ever says a word."""
+    images, labels = sure(tiny(), 1, seed=3)
+    limits = ServerLimits(clients=2, deadline_seconds=20.0, handshake_seconds=20.0)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party, contextlib.ExitStack() as stack:
+        host, port = party.address.rsplit(":", 1)
+        silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(40)]
+        with party.client("honest") as client:
+            assert np.array_equal(client.infer(images).labels, labels)
+        assert sum(is_cut(one) for one in silent) >= 40 - 10
