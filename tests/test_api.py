@@ -130,6 +130,12 @@ def test_names_are_checked_before_images_are_read(tmp_path: Path) -> None:
         deepreduce.reduce("resnet18", "digitz", out=tmp_path / "run", options=RunOptions(tracker="tensorbord"))
 
 
+@pytest.mark.parametrize(("network", "data", "where"), [(3, "digits", "network"), ("resnet18", 3, "data")])
+def test_other_types_are_refused(network: Any, data: Any, where: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"Got: 3.*Where: {where}"):
+        deepreduce.reduce(network, data, out=tmp_path / "run")
+
+
 def test_a_plan_writes_nothing(network: nn.Module, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepreduce.training.estimate._MEASURE_SECONDS", 0.02)
     found = deepreduce.plan_reduce(network, data, out=tmp_path / "run", settings=QUICK, options=ONE, workers=3)

@@ -54,6 +54,8 @@ def test_a_budget_or_a_network_is_named(run: deepreduce.Front, tmp_path: Path) -
             deepreduce.export(run, out=tmp_path, network=Net(), **both)
     with pytest.raises(UsageError, match=r"on the front.*'S9'.*teacher"):
         deepreduce.export(run, entry="S9", out=tmp_path, network=Net())
+    with pytest.raises(UsageError, match="Where: network"):
+        deepreduce.export(run, entry="teacher", out=tmp_path, network="nets:Net")  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())
 
 

@@ -221,7 +221,7 @@ class _Order:
         """Return the settings; weights that come along make the network a trained one."""
         if self.settings is None:
             brought = isinstance(self.network, nn.Module) or self.weights is not None
-            named = self.data if isinstance(self.data, str) else self.data.name
+            named = self.data.name if isinstance(self.data, Dataset) else self.data
             return SearchSettings(training=TrainingConfig(flip=named != "digits"), trained=brought)
         return replace(self.settings, trained=self.settings.trained or self.weights is not None)
 
@@ -231,6 +231,7 @@ class _Order:
         Raises:
             UsageError: if the network is said to be trained and brings no weights.
         """
+        _check_types(self.network, self.data)
         options = self.options
         require_tracker(options.tracker)
         if isinstance(self.network, str):
@@ -254,6 +255,20 @@ class _Order:
             threads=options.threads,
             checkpoint_seconds=options.checkpoint_seconds,
         )
+
+
+def _check_types(network: object, data: object) -> None:
+    """Refuse what is neither a name nor the thing itself, before anything is done with it."""
+    for name, value, kind in (("network", network, nn.Module), ("data", data, Dataset)):
+        if not isinstance(value, (str, kind)):
+            raise UsageError(
+                problem(
+                    f"{name} is a name or a {kind.__module__.split('.')[0]} {kind.__name__}",
+                    got=repr(value)[:80],
+                    remedy="pass one of these",
+                    where=name,
+                )
+            )
 
 
 def check_name(network: str) -> None:

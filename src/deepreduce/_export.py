@@ -73,6 +73,15 @@ def export(
     from .private.deployment import About, make_model, save_model
     from .private.program import make_program
 
+    if network is not None and not isinstance(network, nn.Module):
+        raise UsageError(
+            problem(
+                "network is the module that was reduced",
+                got=repr(network),
+                remedy="pass the torch.nn.Module; on the command line --network takes a name",
+                where="network",
+            )
+        )
     if images < 2:
         raise UsageError(problem("at least two images calibrate", got=images, remedy="take some hundreds"))
     front = run if isinstance(run, Front) else Front.read(run)

@@ -56,7 +56,10 @@ def problem(must: str, *, got: object, remedy: str, where: object = None) -> str
         Up to four short sentences.
     """
     place = f" Where: {where}." if where is not None else ""
-    return f"{must[0].upper()}{must[1:]}. Got: {got}. Do: {remedy}.{place}"
+    begins = must.split(" ", 1)[0]
+    if begins.isalpha():  # and no name such as package.module:function
+        must = must[0].upper() + must[1:]
+    return f"{must}. Got: {got}. Do: {remedy}.{place}"
 
 
 def missing_extra(package: str, extra: str, *, purpose: str) -> MissingExtraError:

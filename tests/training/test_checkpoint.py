@@ -103,7 +103,30 @@ def test_anything_else_is_refused_and_kept_aside(written: Checkpoint, damage: Ca
     assert checkpoint.damage
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     checkpoint.move_damaged_aside()
-    assert not written.path.exists() and written.path.with_name("checkpoint.safetensors.damaged").exists()
+    assert not written.path.exists() and written.path.with_name("checkpoint.safetensors.damaged-1").exists()
+
+
+def test_other_settings_are_an_error_and_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    Checkpoint(path, "job", settings={"epochs": 3, "learning_rate": 0.1}).write(*trained(), HISTORY)
+    before = path.read_bytes()
+    other = Checkpoint(path, "other", settings={"epochs": 3, "learning_rate": 0.05})
+    with pytest.raises(RunError, match=r"learning_rate 0\.1 there, 0\.05 here.*Where: .*checkpoint\.safetensors"):
+        other.read(*trained(seed=1), epochs=3)
+    other.move_damaged_aside()
+    assert path.read_bytes() == before
+    again = Checkpoint(path, "job", settings={"epochs": 3, "learning_rate": 0.1})
+    assert again.read(*trained(seed=1), epochs=3) == HISTORY
+
+
+def test_files_moved_aside_do_not_replace_each_other(written: Checkpoint) -> None:
+    for number in (1, 2):
+        written.path.write_bytes(b"%d" % number)
+        checkpoint = Checkpoint(written.path, "job")
+        checkpoint.read(*trained(), epochs=3)
+        checkpoint.move_damaged_aside()
+    kept = sorted(written.path.parent.glob("*.damaged-*"))
+    assert [path.read_bytes() for path in kept] == [b"1", b"2"]
 
 
 def test_the_state_of_another_shape_is_refused(written: Checkpoint) -> None:

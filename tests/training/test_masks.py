@@ -352,7 +352,7 @@ def test_damaged_masks_are_searched_again(context: Context, settings: SearchSett
     value = json.loads((folder / "masks.json").read_text())
     value["candidate"]["masks"]["budget"] = 301
     (folder / "masks.json").write_text(json.dumps(value))
-    with pytest.raises(RunError, match="Masks.json must be complete"):
+    with pytest.raises(RunError, match="masks.json must be complete"):
         mask_jobs.read_masks(folder, MaskOrder("relupruner", "element", 300))
     (folder / "masks.json").write_text(json.dumps({**value, "version": mask_jobs.VERSION - 1}))
     with pytest.raises(RunError, match="remove its folder and run the same command again"):
@@ -427,7 +427,7 @@ def test_the_plan_knows_searches_and_their_students(
         ({"method": "deepreduce", "budget": 200, "budgets": (200, 100)}, "Several budgets"),
         ({"method": "deepreduce", "budget": 200, "granularity": "channel"}, "A granularity belongs"),
         ({"granularity": "pixel"}, "The granularity must be known"),
-        ({"search_epochs": 0}, "Search_epochs"),
+        ({"search_epochs": 0}, "search_epochs"),
         ({"method": "deepreduce-masks", "search_epochs": 2}, "below the 2 epochs of the whole schedule"),
         ({"method": "deepreduce-masks", "training": TrainingConfig(epochs=1)}, "below the 1 epochs"),
         ({"method": "deepreduce-masks", "training": TrainingConfig(warm_start=False)}, "share goes on"),

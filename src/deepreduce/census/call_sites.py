@@ -210,7 +210,7 @@ def _other_module(module: nn.Module) -> str | None:
     if isinstance(module, (FunctionalBatchNorm, FunctionalDropout)) or bases & _LINEAR_MODULES:
         return None
     if isinstance(module, _ACTIVATIONS):
-        return f"{name} is an activation, not a ReLU, and stays"
+        return f"{name} is an activation, not a ReLU, and stays; with it the network cannot run privately"
     if isinstance(module, _POOLINGS):
         return f"{name} compares values and stays"
     if isinstance(module, _NORMS):

@@ -12,6 +12,8 @@ from ..training.config import TrainingConfig
 from ._console import say
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..data import Dataset
     from ..training import RunOptions, SearchSettings
 
@@ -233,3 +235,47 @@ def existing_file(text: str) -> Path:
     if not path.is_file():
         raise UsageError(problem("the file must exist", got=text, remedy="check the path", where="--weights"))
     return path
+
+
+def add_own_network(parser: argparse.ArgumentParser) -> None:
+    """Add `--network`: the user's own network, beside a run folder or recipe that names it."""
+    parser.add_argument(
+        "--network",
+        dest="own_network",
+        metavar="NETWORK",
+        help="the network of the run once more, if it is your own: package.module:function or timm:NAME. A run folder "
+        "may not choose which code runs",
+    )
+
+
+def own_network(network: str, saved: Path) -> nn.Module:
+    """Build the user's own network as a run, or a saved network, had it.
+
+    Args:
+        network: as the user names it.
+        saved: run folder, folder of a network, or its recipe.
+
+    Raises:
+        UsageError: what was saved is of another network.
+        RunError: what was saved is not complete.
+    """
+    from .._files import read_json
+    from .._json import json_field
+    from ..networks import NetworkSpec, build
+    from ..training import Front
+
+    if (saved / "front.json").exists() or not (saved.is_file() or (saved / "recipe.json").exists()):
+        content = Front.read(saved).content
+    else:
+        content = read_json(saved / "recipe.json" if saved.is_dir() else saved)
+    spec = NetworkSpec.from_json(json_field(content, "network", dict))
+    if spec.name != network:
+        raise UsageError(
+            problem(
+                "--network is the network of the run",
+                got=f"{network!r} for a run of {spec.name!r}",
+                remedy=f"--network {spec.name}",
+                where=saved,
+            )
+        )
+    return build(spec)

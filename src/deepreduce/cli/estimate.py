@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from . import _options
 from ._console import console, print_json
@@ -20,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--protocol", choices=_PROTOCOLS, help="default: all, side by side")
     parser.add_argument("--link", choices=_LINKS, help="1 Gbit/s with 1 ms, or 100 Mbit/s with 40 ms (default: both)")
+    _options.add_own_network(parser)
     parser.add_argument("--relus", type=int, metavar="N", help="largest number of ReLUs, for a run folder")
     parser.add_argument(
         "--cores", type=at_least_one, default=2, metavar="N", help="of each party, for our engine (default 2)"
@@ -42,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         classes=options.classes,
         **_options.reduction(options),
         relus=options.relus,
+        full=None if options.own_network is None else _options.own_network(options.own_network, Path(options.network)),
         protocols=_PROTOCOLS if options.protocol is None else (options.protocol,),
         links=_LINKS if options.link is None else (options.link,),
         cores=options.cores,

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..errors import UsageError, problem
+from . import _options
 from ._console import console, print_json
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of a finished reduce")
     parser.add_argument("--relus", type=int, required=True, metavar="N", help="largest number of ReLUs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the two files")
-    parser.add_argument(
-        "--network",
-        metavar="NETWORK",
-        help="the network of the run once more, if it is your own: package.module:function or timm:NAME. A run folder "
-        "may not choose which code runs",
-    )
+    _options.add_own_network(parser)
     parser.add_argument("--data", metavar="DATA", help="images that calibrate (default: those of the run)")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="how many of them (default 512)")
     parser.add_argument(
@@ -50,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     made = export(
         options.run_folder,
-        network=None if options.network is None else _named(options.network, options.run_folder),
+        network=None if options.own_network is None else _options.own_network(options.own_network, options.run_folder),
         relus=options.relus,
         out=options.out,
         data=options.data,
@@ -80,26 +71,3 @@ def run(options: argparse.Namespace) -> int:
     screen.print(f"for the server, secret: {made.server}", soft_wrap=True)
     screen.print(f"for its clients, public: {made.client}", soft_wrap=True)
     return 0
-
-
-def _named(network: str, folder: Path) -> nn.Module:
-    """Build the user's own network as the run had it.
-
-    Raises:
-        UsageError: the run is of another network.
-        RunError: the run folder is not complete.
-    """
-    from ..networks import NetworkSpec, build
-    from ..training import Front
-
-    spec = NetworkSpec.from_json(Front.read(folder).content["network"])
-    if spec.name != network:
-        raise UsageError(
-            problem(
-                "--network is the network of the run",
-                got=f"{network!r} for a run of {spec.name!r}",
-                remedy=f"--network {spec.name}",
-                where=folder,
-            )
-        )
-    return build(spec)

@@ -165,7 +165,7 @@ def load_network(folder: Path | str, network: nn.Module | None = None) -> tuple[
             problem(
                 "a recipe may not choose which code runs, so a network that is not one of ours comes from the caller",
                 got=f"the network {recipe.spec.name!r}",
-                remedy="pass the full network as `network`",
+                remedy="pass the full network: --network, from Python network=",
                 where=path,
             )
         )

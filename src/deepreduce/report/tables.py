@@ -117,7 +117,7 @@ def _method(front: Json) -> str:
     if not settings.get("method"):
         return ""
     said = f"Method: {words.clean(settings['method'])}"
-    if settings.get("granularity") and settings["method"] not in ("deepreduce", "channel-pruning"):
+    if settings.get("granularity") and settings["method"] not in ("deepreduce", "deepreduce-narrow", "channel-pruning"):
         said += f" by {words.clean(settings.get('granularity'))}"
     if settings.get("search_epochs"):
         said += f", {words.epochs(settings['search_epochs'])} of search, counted with the training"
@@ -139,7 +139,7 @@ def _summary(front: Json) -> str:
         return f"{times} fewer ReLUs: the validation images show no loss, the test images do: {name}."
     if not found.holds:
         return "Every reduced network on the front is measurably below the teacher."
-    return f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change reaches 0): {name}."
+    return f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change is not all below 0): {name}."
 
 
 def _state(status: object) -> Text:
@@ -294,6 +294,8 @@ def profile_table(profile: dict[str, Any], *, layers: bool = False) -> Table:
         for layer in rows if layers else []:
             there = bool(layer.get("kept", True))
             site = Text("  ").append(words.clean(layer["name"])).append(" +" if layer.get("after_addition") else "")
+            if layer.get("source"):
+                site.append(f" {words.clean(layer['source'])}", style=_DIM)
             table.add_row(
                 site,
                 words.resolution(layer.get("shape")),

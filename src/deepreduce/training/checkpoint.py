@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .._files import replacing
+from ..errors import RunError, problem
 
-_FORMAT = "deepreduce.checkpoint.2"
+_FORMAT = "deepreduce.checkpoint.3"
 
 
 @dataclass
@@ -26,14 +27,17 @@ class Checkpoint:
 
     Attributes:
         path: of the file.
-        job: what the state belongs to, in any words; the state of another job is refused.
+        job: what the state belongs to, in any words; the state of another job is not used.
         every_seconds: how often it is written, at most after every epoch.
+        settings: how the job trains, by name. A state that was made with others is an error: whoever typed another
+            option by mistake loses nothing.
         damage: why the file that was found could not be used; empty if it could, or if there was none.
     """
 
     path: Path
     job: str
     every_seconds: float = 20.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
     damage: str = ""
     _written_at: float = field(default_factory=time.monotonic)
 
@@ -55,6 +59,7 @@ class Checkpoint:
         metadata = {
             "format": _FORMAT,
             "job": self.job,
+            "settings": json.dumps(dict(self.settings)),
             "history": json.dumps(list(history)),
             "sha256": _digest(tensors),
         }
@@ -73,14 +78,20 @@ class Checkpoint:
         Returns:
             The history up to the state, one value per finished epoch; empty if there is no checkpoint, or one that is
             damaged or of another job (`damage` then says why).
+
+        Raises:
+            RunError: if the state was made with other settings.
         """
         if not self.path.exists():
             return []
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT or metadata.get("job") != self.job:
-                    raise ValueError("it belongs to another job or release")
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError("it belongs to another release")
+                self._check_settings(json.loads(metadata["settings"]))
+                if metadata.get("job") != self.job:
+                    raise ValueError("it belongs to another job, or to another teacher")
                 history = json.loads(metadata["history"])
                 if [line["epoch"] for line in history] != list(range(1, len(history) + 1)):
                     raise ValueError("its history has gaps")
@@ -100,7 +111,7 @@ class Checkpoint:
             }
             if any(parameter.shape != momentum.shape for parameter, momentum in momenta.items()):
                 raise ValueError("it belongs to another network")
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             self.damage = f"{type(error).__name__}: {error}"
             return []
         network.load_state_dict(state)
@@ -111,10 +122,26 @@ class Checkpoint:
             optimizer.state[parameter]["momentum_buffer"] = kept
         return list(history)
 
+    def _check_settings(self, theirs: Mapping[str, Any]) -> None:
+        names = [name for name in self.settings if theirs.get(name, self.settings[name]) != self.settings[name]]
+        if names:
+            raise RunError(
+                problem(
+                    "a network that was stopped goes on with the settings it began with",
+                    got=", ".join(f"{name} {theirs[name]} there, {self.settings[name]} here" for name in names),
+                    remedy="repeat the settings of the first command, use another folder for --out, or remove this "
+                    "file to begin anew",
+                    where=self.path,
+                )
+            )
+
     def move_damaged_aside(self) -> None:
-        """Keep a file that could not be used under `NAME.damaged`."""
+        """Keep a file that could not be used under `NAME.damaged-N`, beside earlier ones."""
         if self.damage and self.path.exists():
-            self.path.replace(self.path.with_name(self.path.name + ".damaged"))
+            number = 1
+            while (aside := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
+                number += 1
+            self.path.replace(aside)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

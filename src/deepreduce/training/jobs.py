@@ -167,7 +167,9 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
     base = make_base(context.spec, context.network)
     census = base.census if job.candidate is None else census_of(base, job.candidate)
     network, teacher = _networks(job, base, context)
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds)
+    checkpoint = Checkpoint(
+        folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds, job.config.to_json()
+    )
     with job_accelerator(job, context) as accelerator:
         validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
         history: list[Epoch] = []
@@ -199,7 +201,7 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
             _write_result(job, context, network.cpu(), census, correct, history)
             checkpoint.path.unlink(missing_ok=True)
     if checkpoint.damage:
-        return f"{job.place} began anew; its checkpoint could not be used (kept as .damaged): {checkpoint.damage}"
+        return f"{job.place} began anew; its checkpoint could not be used (kept beside it): {checkpoint.damage}"
     return ""
 
 

@@ -54,7 +54,10 @@ def _search(
     """Carry out the search, and write what it found; see `run_mask_job`."""
     order, folder, accelerator = search.order, context.folder / job.place, search.accelerator
     checkpoint = Checkpoint(
-        folder / "checkpoint.safetensors", f"{identity(job, context)}-{VERSION}", context.checkpoint_seconds
+        folder / "checkpoint.safetensors",
+        f"{identity(job, context)}-{VERSION}",
+        context.checkpoint_seconds,
+        job.config.to_json(),
     )
     history: list[dict[str, Any]] = []
     if accelerator.is_main_process:
@@ -88,7 +91,7 @@ def _search(
         write_metrics(job, context, correct, epochs=len(history), seconds=seconds, images_per_second=images / seconds)
         checkpoint.path.unlink(missing_ok=True)
     if checkpoint.damage:
-        return f"{job.place} began anew; its checkpoint could not be used (kept as .damaged): {checkpoint.damage}"
+        return f"{job.place} began anew; its checkpoint could not be used (kept beside it): {checkpoint.damage}"
     return ""
 
 
