@@ -179,6 +179,19 @@ def test_export_says_what_it_wrote(home: Home, capsys: pytest.CaptureFixture[str
     assert "secret: again/server.safetensors" in shown and "public: again/client.safetensors" in shown
 
 
+def test_a_run_of_ones_own_network_is_estimated(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    run = home.folder / "run"
+    network = next(path.parent for path in run.glob("candidate/*/*/recipe.json"))
+    typed = ["estimate", "--network", "tiny_private_network:Net", "--protocol", "delphi", "--json"]
+    for subject in ([str(run), "--relus", "100000"], [str(network)], [str(network / "recipe.json")]):
+        assert main([*typed, *subject]) == 0
+        assert json.loads(capsys.readouterr().out)["protocols"].keys() == {"delphi"}
+    assert main(["estimate", str(run), "--relus", "100000", "--protocol", "delphi"]) == 1
+    assert "--network" in capsys.readouterr().err
+    assert main([*typed[:2], "resnet18", str(network)]) == 2
+    assert "for a run of 'tiny_private_network:Net'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
