@@ -18,7 +18,7 @@ from deepreduce._files import read_json, sha256_of, write_json
 from deepreduce.errors import DataError, problem
 
 FORMAT, VERSION = "deepreduce.pieces", 1
-MOST_BYTES = 60 * 2**20
+MOST_BYTES = 53 * 2**20
 """Of a piece, unless told otherwise: below the 64 MiB that a transfer takes."""
 
 _BLOCK = 2**20

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from throughput import OurLoop, PlainLoop
 import deepreduce
 from deepreduce._files import read_json, write_json
 from deepreduce.cli._console import Watcher
-from deepreduce.errors import DeepReduceError, Interrupted
+from deepreduce.errors import DeepReduceError, Interrupted, UsageError, problem
 from deepreduce.reduction import REDUCERS, Candidate, Reducer
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig, make_accelerator
 from deepreduce.training.batches import DeviceSplit, Normalisation
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     packing = commands.add_parser("pack", help="cut a folder into pieces that can travel")
     packing.add_argument("--data", type=Path, required=True, help="folder of images, or of anything else")
     packing.add_argument("--out", type=Path, required=True, help="folder for the pieces")
-    packing.add_argument("--most-mib", type=float, default=MOST_BYTES / 2**20, help="of one piece (default 60)")
+    packing.add_argument("--most-mib", type=float, default=MOST_BYTES / 2**20, help="of one piece (default 53)")
     joining = commands.add_parser("join", help="put a packed folder together again (`run --pieces` does it itself)")
     joining.add_argument("--pieces", type=Path, required=True)
     joining.add_argument("--out", type=Path, required=True)
@@ -82,6 +83,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search-share", type=float, default=0.4, help="of the epochs, for finding masks")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16", "fp16"])
+    parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="default auto: on a GPU")
     parser.add_argument("--classes", type=int, help="use the first N classes alone")
     parser.add_argument("--per-class", type=int, help="use N training images of each class")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that chooses")
@@ -120,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
     if options.minutes is not None:
         limit.start()
     failures: list[str] = []
+    _require_packages()
     try:
         source = options.data if options.pieces is None else str(join(options.pieces, options.runs / "data"))
         data = deepreduce.load_data(
@@ -144,6 +147,20 @@ def run(options: argparse.Namespace) -> int:
         options.runs = [options.runs]
         table_of(options)
     return 1 if failures else 0
+
+
+def _require_packages() -> None:
+    """Refuse to begin on a machine that lacks what a later network will need."""
+    missing = [name for name in ("torch_pruning", "safetensors", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            problem(
+                "the packages of deepreduce are installed",
+                got=f"no {', '.join(missing)}",
+                remedy="carry their wheels here and pip install --no-index them",
+                where="this machine's Python",
+            )
+        )
 
 
 def train_all(
@@ -206,7 +223,11 @@ def settings_of(
     """Return the settings of a network's teacher, and of every method that has something to do."""
     relus = deepreduce.profile(network, input=data.input, classes=len(data.classes), width=options.width)["relus"]
     training = TrainingConfig(
-        epochs=options.epochs, batch_size=options.batch_size, precision=options.precision, flip=data.name != "digits"
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        compile=options.compile,
+        flip=data.name != "digits",
     )
     settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds, test_all=True)
     teaching = replace(settings, training=replace(training, epochs=options.teacher_epochs or options.epochs))
@@ -274,7 +295,9 @@ def epoch_times(
     path = options.runs / "times" / f"{network}.json"
     if path.exists():
         return
-    config = TrainingConfig(epochs=100_000, batch_size=options.batch_size, precision=options.precision)
+    config = TrainingConfig(
+        epochs=100_000, batch_size=options.batch_size, precision=options.precision, compile=options.compile
+    )
     accelerator = make_accelerator(config)
     device = accelerator.device
     spec = deepreduce.NetworkSpec(network, data.input, len(data.classes), options.width)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +56,15 @@ def test_functions_are_not_hidden_by_modules_of_the_same_name() -> None:
     for package in (deepreduce, deepreduce.training):
         for name in package.__all__:
             assert type(getattr(package, name)).__name__ != "module", name
+
+
+def test_jaxtyping_is_given_classes_and_no_aliases() -> None:
+    """From Python 3.12 and numpy 2.5 on `NDArray[...]` is no class, and jaxtyping fails on it when it is imported."""
+    package = Path(deepreduce.__file__).parent
+    wrong = [
+        path.name for path in package.rglob("*.py") if re.search(r"\b[A-Z]\w+\[NDArray\[.*?\], ?", path.read_text())
+    ]
+    assert wrong == []
 
 
 def test_the_version_is_one_string() -> None:

@@ -151,6 +151,18 @@ def test_the_penalty_alone_brings_every_slope_down_at_the_same_pace() -> None:
     assert again.state() == finder.state() and again.is_finished()
 
 
+def test_an_overflow_in_the_first_step_does_not_spoil_the_scale() -> None:
+    """With fp16 the first gradients may be infinite: the step is then not taken."""
+    slopes = {"a": SlopedReLU("relu", (3, 2, 2), "element", "a")}
+    finder = SNL(slopes, MaskOrder("snl", "element", 8), steps=10, epochs=5)
+    slopes["a"].alpha.requires_grad_(True).grad = torch.full_like(slopes["a"].alpha, torch.inf)
+    finder.before_step()
+    assert finder.scale == 0
+    slopes["a"].alpha.grad = torch.full_like(slopes["a"].alpha, 4.0)
+    finder.before_step()
+    assert finder.scale == 4 and bool(slopes["a"].alpha.grad.isfinite().all())
+
+
 def test_ours_passes_over_a_layer_that_would_keep_few() -> None:
     slopes = {"a": SlopedReLU("relu", (8, 2, 2), "element", "a"), "b": SlopedReLU("relu", (32,), "element", "b")}
     with torch.no_grad():

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from numpy.typing import NDArray
 
 from .._json import json_field, json_list
 from ..errors import UsageError, problem
@@ -26,7 +25,7 @@ MOST_ELEMENTS = 2**26
 _METHOD = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _MOST_DIMENSIONS = 8
 
-Mask = Bool[NDArray[np.bool_], "..."]
+Mask = Bool[np.ndarray, "..."]
 
 
 @dataclass(frozen=True)

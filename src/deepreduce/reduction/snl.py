@@ -19,6 +19,7 @@ What is our own, because the paper's settings are not known here or do not fit a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,8 @@ class SNL(MaskFinder):
         gradients = [(slope.group, slope.alpha.grad) for slope in self.slopes.values() if slope.alpha.grad is not None]
         if self.scale == 0:
             squares = sum(float((gradient.double() / group).square().sum()) for group, gradient in gradients)
+            if not math.isfinite(squares):
+                return  # fp16 has overflowed; this step is not taken, and the next one may do
             self.scale = (squares / sum(gradient.numel() for _, gradient in gradients)) ** 0.5 or 1.0
         for group, gradient in gradients:
             gradient.div_(group * self.scale).add_(self.strength)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...census import trace
@@ -61,7 +60,7 @@ def make_program(
     images: Float[Tensor, "n channels height width"],
     *,
     settings: FormatSettings | None = None,
-    masks: Mapping[str, Bool[NDArray[np.bool_], ...]] | None = None,
+    masks: Mapping[str, Bool[np.ndarray, ...]] | None = None,
 ) -> Program:
     """Turn a network into a program for private inference.
 

@@ -47,9 +47,9 @@ class Answers:
             the twin can see this; in a secure run nobody can.
     """
 
-    labels: Int[NDArray[np.int64], " n"]
-    logits: Float[NDArray[np.float64], "n classes"]
-    outside: Int[NDArray[np.int64], " n"]
+    labels: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"]
+    outside: Int[np.ndarray, " n"]
 
 
 class Twin:
@@ -68,7 +68,7 @@ class Twin:
         self.program = program
         self._linear = LinearEvaluator(program.public, program.weights)
 
-    def encode(self, images: Float[NDArray[np.floating], "n channels height width"]) -> Words:
+    def encode(self, images: Float[np.ndarray, "n channels height width"]) -> Words:
         """Return images as elements of the ring of the input.
 
         Raises:
@@ -87,7 +87,7 @@ class Twin:
 
     def run(
         self,
-        images: Float[NDArray[np.floating], "n channels height width"],
+        images: Float[np.ndarray, "n channels height width"],
         *,
         client_shares: Mapping[int, Words] | None = None,
     ) -> Answers:
@@ -198,7 +198,7 @@ class Twin:
         return out.reshape(batch, *after.shape), entered.sum(axis=1)
 
 
-def compare(answers: Answers, logits: Float[NDArray[np.float64], "n classes"], *, margin: float) -> Agreement:
+def compare(answers: Answers, logits: Float[np.ndarray, "n classes"], *, margin: float) -> Agreement:
     """Compare a program's answers with the float network's logits.
 
     Args:
