@@ -122,7 +122,7 @@ def test_the_plan_counts_short_trainings_and_says_what_it_does_not_know(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rank_epochs": 0}, "Rank_epochs must be at least 1"),
+        ({"rank_epochs": 0}, "rank_epochs must be at least 1"),
         ({"rank_epochs": 3}, "below the full schedule"),
         ({"rank_epochs": 1, "method": "snl"}, "proposes candidates to choose from"),
         ({"rank_epochs": 1, "method": "channel-pruning"}, "proposes candidates to choose from"),
