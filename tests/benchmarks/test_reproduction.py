@@ -229,6 +229,15 @@ def test_digits_end_to_end_packing_included(tmp_path: Path, capsys: pytest.Captu
     assert [path.name.split("-")[0] for path in sorted((tmp_path / "r").iterdir())] == ["small"] * 3
 
 
+def test_missing_packages_are_named_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = reproduce.find_spec
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: None if name == "torch_pruning" else honest(name))
+    assert reproduce.main(["run", "--data", "digits", "--runs", str(tmp_path / "runs")]) == 1
+    assert "Got: no torch_pruning" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 def test_with_budgets_the_largest_released_network_within_each_is_trained() -> None:
     options = argparse.Namespace(budgets=(28_672, 7_168), width=0.25)
     found = reproduce.published_candidates(load_published(), "resnet18", "cifar100", options)
