@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from deepreduce.census import take_census, trace
 from deepreduce.errors import DataError, NetworkError, UsageError
 from deepreduce.private.program import FormatSettings, convert, make_program
 
@@ -116,3 +117,14 @@ def test_an_accuracy_out_of_reach() -> None:
 def test_settings_out_of_range(setting: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(setting))):
         FormatSettings(**setting)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.GELU(), nn.SiLU(), nn.LeakyReLU(), nn.Tanh(), nn.Hardtanh(), nn.Softmax(1)], ids=repr
+)
+def test_what_a_census_says_cannot_run_privately_does_not_convert(activation: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), activation)
+    (note,) = take_census(network, (1, 4, 4)).notes
+    assert "cannot run privately" in note
+    with pytest.raises(NetworkError, match=type(activation).__name__):
+        convert(trace(network), (1, 4, 4))
