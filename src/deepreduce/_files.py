@@ -130,6 +130,14 @@ def check_format(
         )
 
 
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `NAME.damaged-N`, beside earlier ones, and return its new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:

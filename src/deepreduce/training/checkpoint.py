@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .._files import replacing
+from .._files import move_aside, replacing
 from ..errors import RunError, problem
 
 _FORMAT = "deepreduce.checkpoint.3"
@@ -138,10 +138,7 @@ class Checkpoint:
     def move_damaged_aside(self) -> None:
         """Keep a file that could not be used under `NAME.damaged-N`, beside earlier ones."""
         if self.damage and self.path.exists():
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
-                number += 1
-            self.path.replace(aside)
+            move_aside(self.path)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .._files import check_format, read_json, read_lines, sha256_of, write_json
+from .._files import check_format, move_aside, read_json, read_lines, sha256_of, write_json
 from ..census import Census
 from ..errors import DeepReduceError, RunError, problem
 from ..reduction import Base
@@ -150,7 +150,7 @@ class RunFolder:
                     raise ValueError(f"{name} has another hash")
         except (DeepReduceError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             if self._lock is not None:
-                aside = self._aside(folder)
+                aside = move_aside(folder)
                 self._note(f"{job.place} is damaged and is trained again (kept as {aside.name}): {error}")
             return None
         self._check_settings(job, metrics, folder)
@@ -233,13 +233,6 @@ class RunFolder:
         if text not in self._noted:  # a job is looked at several times
             self._noted.add(text)
             self._on_note(text)
-
-    def _aside(self, folder: Path) -> Path:
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        return aside
 
     def _ownerless(self, got: str) -> RunError:
         return RunError(
