@@ -172,7 +172,7 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
     program = make_program(network.eval(), images)
     public = program.public
     model = make_model(program, replace(about, relus=public.relus))
-    save_model(model, folder)
+    save_model(model, folder, replace=True)
     weights = weights_of(options.saved[name]) if name in options.saved else None
     write_about(folder, model, program, label, weights, time.perf_counter() - begin)
     return folder

@@ -78,7 +78,7 @@ def main() -> int:
 def measure(front: Front, name: str, data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
     """Classify the images three times."""
     folder = options.work / name
-    files = deepreduce.export(front, entry=name, out=folder, data=data)
+    files = deepreduce.export(front, entry=name, out=folder, data=data, replace=True)
     network, recipe = front.load(files.entry)
     chosen = first_of_each_class(data.test.labels.numpy(), options.images)
     pixels, truth = data.test.images.numpy()[chosen], data.test.labels.numpy()[chosen]

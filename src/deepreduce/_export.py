@@ -47,6 +47,7 @@ def export(
     images: int = 512,
     settings: FormatSettings | None = None,
     network: nn.Module | None = None,
+    replace: bool = False,
 ) -> Exported:
     """Write the best network within a budget as a server's file and a clients' file.
 
@@ -60,6 +61,7 @@ def export(
         images: how many of them, at least 2; the more, the surer that no value leaves its range.
         settings: of the formats; None takes the defaults.
         network: the full network, where it is not a reference network.
+        replace: put the files in the place of those of another network; see `private.deployment.save_model`.
 
     Returns:
         The files and what they hold.
@@ -68,7 +70,7 @@ def export(
         UsageError: no network of the front is within the budget or has this id, or `images` is out of range.
         NetworkError: the network does not convert, with its place and the remedy.
         DataError: the images are not those of the network.
-        RunError, RecipeError: the run folder is not complete.
+        RunError, RecipeError: the run folder is not complete, or `out` holds another network.
     """
     from .private.deployment import About, make_model, save_model
     from .private.program import make_program
@@ -83,7 +85,9 @@ def export(
             )
         )
     if images < 2:
-        raise UsageError(problem("at least two images calibrate", got=images, remedy="take some hundreds"))
+        raise UsageError(
+            problem("at least two images calibrate", got=images, remedy="take some hundreds", where="images")
+        )
     front = run if isinstance(run, Front) else Front.read(run)
     chosen = _chosen(front, relus, entry)
     reduced, recipe = front.load(chosen, network=network)
@@ -108,7 +112,7 @@ def export(
         mean=recipe.mean,
         std=recipe.std,
     )
-    server, client = save_model(make_model(program, about), Path(out))
+    server, client = save_model(make_model(program, about), Path(out), replace=replace)
     assert program.report is not None
     report = program.report.to_json()
     return Exported(server, client, chosen, report["agreement"], report)

@@ -141,7 +141,15 @@ def test_env_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "resnet81", "--data", "digits", "--out", "run"], "did you mean resnet18"),
         (["reduce", "resnet18", "--data", "digitz", "--out", "run"], "did you mean digits"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs", "0"], "--epochs"),
-        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs", "x"], "invalid int"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs", "x"], "Got: 'x'. Do: write a whole number. Where: --epochs."),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--width", "x"], "Do: write a number. Where: --width."),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--epochs"], "Got: expected one argument"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--precision", "bf17"], "did you mean bf16"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "more"], "Got: 'more'"),
+        (["reduce", "resnet18", "--dta", "digits"], "'--dta' (did you mean --data"),
+        (["--versoin"], "did you mean --version"),
+        (["profile"], "needs NETWORK and --input. Got: a call without them. Do: deepreduce profile --help"),
+        (["serve", "f", "--listen", "h:1", "--cert", "c", "--key", "k", "--store-limit", "-1"], "Where: --store-limit"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--fade", "1"], "--fade"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl2"], "did you mean snl"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl", "--granularity", "pixel"], "--granularity"),
@@ -169,6 +177,7 @@ def test_wrong_usage_ends_with_2_and_names_the_place(
     assert main(typed) == 2
     shown = capsys.readouterr()
     assert words in shown.err and "Traceback" not in shown.err and shown.out == ""
+    assert not typed or ("Got: " in shown.err and "Do: " in shown.err and "usage" not in shown.err)
     assert list(tmp_path.iterdir()) == []
 
 

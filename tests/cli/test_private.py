@@ -177,6 +177,11 @@ def test_export_says_what_it_wrote(home: Home, capsys: pytest.CaptureFixture[str
     assert main(["export", "run", "--relus", "100000", "--out", "again"]) == 1
     assert "a run folder" not in shown and "comes from the caller" in capsys.readouterr().err
     assert "secret: again/server.safetensors" in shown and "public: again/client.safetensors" in shown
+    kept = (home.folder / told["server"]).read_bytes()
+    assert main([*EXPORT, "again", "--images", "32", "--margin", "9"]) == 1
+    assert "--replace" in capsys.readouterr().err and (home.folder / told["server"]).read_bytes() == kept
+    assert main([*EXPORT, "again", "--images", "32", "--margin", "9", "--replace"]) == 0
+    assert (home.folder / told["server"]).read_bytes() != kept
 
 
 def test_a_run_of_ones_own_network_is_estimated(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +259,7 @@ def test_what_fails_ends_with_1_and_spends_nothing(
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "colour.png")
     (tmp_path / "text.png").write_text("no image")
     for name in ("tall.png", "colour.png"):
-        assert "[n, 1, 8, 8]" in failing(["infer", client, str(tmp_path / name), *there], capsys)
+        assert "takes images of 1x8x8" in failing(["infer", client, str(tmp_path / name), *there], capsys)
     for name in ("text.png", "missing.png"):
         assert name in failing(["infer", client, image, str(tmp_path / name), *there], capsys)
     told = failing(["infer", str(home.server), image, *there], capsys)

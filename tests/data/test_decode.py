@@ -48,6 +48,16 @@ def test_lossless_webp_as_in_cifar() -> None:
     assert np.array_equal(run(items), images.transpose(0, 3, 1, 2))
 
 
+def test_the_odd_one_is_blamed_though_it_comes_first() -> None:
+    small, large = (encoded(image) for image in (noise(1, shape=(2, 3))[0], noise(1, shape=(4, 5))[0]))
+    with pytest.raises(DataError) as caught:
+        run([small, large, large, b"no image", large])
+    assert "2 of 5 images that do not: row 0 is 1x2x3 (greyscale), while 3 of 5 images are 1x4x5" in str(caught.value)
+    assert "row 3 cannot be decoded" in str(caught.value) and "row 1 " not in str(caught.value)
+    with pytest.raises(DataError, match=r"row 0 is 1x2x3 \(greyscale\), as are 1 more, while 3 of 5"):
+        run([small, large, large, small, large])
+
+
 def test_order_does_not_depend_on_threads_or_batches() -> None:
     images = noise(700, shape=(2, 3))
     items = [encoded(image) for image in images]

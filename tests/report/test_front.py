@@ -55,6 +55,13 @@ def test_test_images_take_the_claim_back_and_choose_nothing(front, measure):
     assert not other.refuted
 
 
+def test_a_teacher_that_guesses_is_named(front, measure):
+    assert front["network"]["classes"] == 100 and not headline(front).guessing
+    for accuracy, guessing in ((0.005, True), (0.012, True), (0.015, False)):  # about 0.3 points either way
+        front["teacher"]["validation"] = measure(accuracy, 5000)
+        assert headline(front).guessing == guessing
+
+
 def test_where_all_lose_the_most_accurate_is_named(front, measure):
     front["teacher"]["validation"] = measure(0.99, 5000)
     found = headline(front)

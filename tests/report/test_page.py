@@ -70,6 +70,13 @@ def test_headline_where_every_network_loses(front, measure, read):
     assert "no measurable loss" not in text
 
 
+def test_headline_where_the_teacher_guesses(front, measure, read):
+    front["teacher"]["validation"] = measure(0.011, 5000)
+    text = visible(read(without_library(render_page(front))))
+    assert "the teacher is not measurably better than guessing, so nothing is claimed" in text
+    assert "Train the teacher longer" in text and "no measurable loss" not in text
+
+
 def test_headline_that_the_test_images_refute(front, measure, read):
     chosen = next(entry for entry in front["candidates"] if entry["relus"] == 114_688)
     chosen["test"] = measure(0.60, 10000)

@@ -66,6 +66,12 @@ def test_summary_that_the_test_images_refute(front, measure):
     assert "with no measurable loss" not in text
 
 
+def test_summary_where_the_teacher_guesses(front, measure):
+    front["teacher"]["validation"] = measure(0.01, 5000)
+    text = " ".join("\n".join(shown(front_table(front), 160)).split())
+    assert "not measurably better than guessing" in text and "with no measurable loss" not in text
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_criticality_table(front, width):
     lines = shown(criticality_table(front), width)

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from .._version import __version__
-from ..errors import DeepReduceError, Interrupted, UsageError, near_misses
+from ..errors import DeepReduceError, Interrupted, UsageError, near_misses, problem
+from ._parser import Parser
 
 _COMMANDS = {
     "profile": "count the ReLUs of a network, before and after a reduction",
@@ -41,10 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, 1 if it failed or was stopped, 2 if it was called wrongly.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    # Only the command that was typed is imported, so that help and errors come at once.
+    wanted = next((word for word in typed if not word.startswith("-")), None)
     try:
-        options = _parse(typed)
-    except SystemExit as end:  # argparse has printed the help or what is wrong
+        options = _parse(typed, wanted)
+    except SystemExit as end:  # the help or the version was asked for, and is printed
         return int(end.code or 0)
+    except UsageError as error:
+        print(f"deepreduce{f' {wanted}' if wanted in _COMMANDS else ''}: {error}", file=sys.stderr)
+        return 2
     try:
         with _stopping_on_request(), _only_first_speaks():
             code = int(options.run(options))
@@ -73,16 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
 
 
-def _parse(typed: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def _parse(typed: Sequence[str], wanted: str | None) -> argparse.Namespace:
+    parser = Parser(
         prog="deepreduce",
         description="Find out which ReLUs of a network matter, and remove the rest.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"deepreduce {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    # Only the command that was typed is imported, so that help and errors come at once.
-    wanted = next((word for word in typed if not word.startswith("-")), None)
+    if wanted is not None and wanted not in _COMMANDS:
+        raise UsageError(
+            problem(
+                f"the command must be one of {', '.join(_COMMANDS)}",
+                got=f"{wanted!r}{near_misses(wanted, list(_COMMANDS))}",
+                remedy="deepreduce --help says what each does",
+            )
+        )
+    asked = parser
     for name, summary in _COMMANDS.items():
         about = f"{summary[0].upper()}{summary[1:]}."
         command = commands.add_parser(name, help=summary, description=about, allow_abbrev=False)
@@ -90,11 +103,19 @@ def _parse(typed: Sequence[str]) -> argparse.Namespace:
             module = importlib.import_module(f".{name}", __name__)
             module.add_options(command)
             command.set_defaults(run=module.run)
-    if wanted is not None and wanted not in _COMMANDS:
-        parser.error(
-            f"unknown command {wanted!r}{near_misses(wanted, list(_COMMANDS))}; choose one of {', '.join(_COMMANDS)}"
-        )
-    return parser.parse_args(typed)
+            asked = command
+    if not typed:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    # A misspelt option is told before what is then missing.
+    known = {*parser.names(), *asked.names()}
+    misspelt = [word for word in typed if word.startswith("--") and word != "--" and word.split("=")[0] not in known]
+    if misspelt:
+        asked.refuse(misspelt)
+    options, unknown = parser.parse_known_args(typed)
+    if unknown:
+        asked.refuse(unknown)
+    return options
 
 
 def _end_at_once() -> NoReturn:

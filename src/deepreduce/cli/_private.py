@@ -28,7 +28,7 @@ def gigabytes(text: str) -> int:
     except ValueError:
         raise argparse.ArgumentTypeError(f"write a number of gigabytes, not {text!r}") from None
     if not 0 < size < 1e9:
-        raise argparse.ArgumentTypeError(f"a size in gigabytes lies above 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"write a number of gigabytes above 0, not {text!r}")
     return int(size * 1e9)
 
 

@@ -75,7 +75,8 @@ def _privately(front: Front, data: Dataset, folder: Path, images: int) -> dict[s
             continue
         say(f"Two parties classify {len(pixels)} test digits with {entry['label']}: {entry['relus']:,} ReLUs.")
         place = folder / "private" / str(entry["id"])
-        run = rehearse(export(front, entry=str(entry["id"]), out=place, data=data), pixels, folder=place)
+        files = export(front, entry=str(entry["id"]), out=place, data=data, replace=True)
+        run = rehearse(files, pixels, folder=place)
         found[str(entry["label"])] = run.to_json()
     write_json(folder / "private" / "rehearsal.json", found)
     return found

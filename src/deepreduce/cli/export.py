@@ -31,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers are shortened without a circuit where that spoils one image in 2^N at most, 8 to 40 (default 16)",
     )
+    parser.add_argument("--replace", action="store_true", help="put the files in the place of another network's")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         data=options.data,
         images=options.images,
         settings=FormatSettings(margin=options.margin, failure_bits=options.failure_bits),
+        replace=options.replace,
     )
     relus, agreement, failures = made.entry["relus"], made.agreement, made.formats["failures"]
     if options.json:

@@ -33,8 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from ..private.deployment import load_client
 
     model = load_client(options.file)
-    pixels = read_images(options.images)
-    model.normalise(pixels)  # a wrong size is told before anything is spent
+    pixels = read_images(options.images, model.public.input.shape)  # told before anything is spent
     with connected(options, model) as client:
         before = client.traffic
         answer = client.infer(pixels, reveal=options.reveal)
@@ -71,12 +70,28 @@ def _logits(logits: NDArray[np.float64] | None, index: int) -> dict[str, Any]:
     return {} if logits is None else {"logits": logits[index].tolist()}
 
 
-def read_images(paths: list[Path]) -> NDArray[np.uint8]:
+def read_images(paths: list[Path], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Read image files: uint8 [images, channels, height, width].
 
+    Args:
+        paths: of the files, at least one.
+        shape: channels, height and width that the network takes.
+
     Raises:
-        DataError: a file cannot be read, or they differ in size.
+        DataError: a file cannot be read, or they are of another size.
     """
     from ..data.decode import Batch, decode
+    from ..errors import DataError, problem
 
-    return decode([Batch(list(paths), lambda index: str(paths[index]))], len(paths), split="images")[0]
+    pixels = decode([Batch(list(paths), lambda index: str(paths[index]))], len(paths), split="images")[0]
+    if pixels.shape[1:] != shape:
+        wanted, came = (f"{'x'.join(map(str, size))} (channels x height x width)" for size in (shape, pixels.shape[1:]))
+        raise DataError(
+            problem(
+                f"the network takes images of {wanted}",
+                got=came,
+                remedy="resize the images, and save them as greyscale for 1 channel or RGB for 3",
+                where=paths[0],
+            )
+        )
+    return pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,12 +41,13 @@ class Batch:
 
 
 class _RefusedError(Exception):
-    """One image that cannot be taken: what is wrong with it, and what mends it."""
+    """One image that cannot be taken: what is wrong with it, and what mends it; its size if that is all."""
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    def __init__(self, reason: str, remedy: str, *, size: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.remedy = remedy
+        self.size = size
 
 
 @dataclass
@@ -119,7 +121,7 @@ def decode(
         pool.shutdown(wait=True, cancel_futures=True)
     refused = [entry for report in reports for entry in report.refused]
     if refused or pixels is None:
-        raise _refusal(refused, count, split)
+        raise _refusal(_blamed(refused, count, first, pixels), count, split)
     return pixels, sum(report.palettes for report in reports)
 
 
@@ -146,6 +148,7 @@ def _decode_chunk(batch: Batch, pixels: np.ndarray, offset: int, start: int, fir
                 raise _RefusedError(
                     f"is {_size(image.shape)}, while {first} is {_size(pixels.shape[1:])}",
                     "bring all images to one size and one channel count",
+                    size=_size(image.shape),
                 )
         except _RefusedError as error:
             report.refused.append((batch.where(item), error))
@@ -191,6 +194,25 @@ def _pixels(item: bytes | Path | None) -> tuple[UInt8[np.ndarray, "channels heig
 def _size(shape: tuple[int, ...]) -> str:
     """Return 'channels x height x width' as a person reads it."""
     return f"{'x'.join(map(str, shape))} ({'greyscale' if shape[0] == 1 else 'RGB'})"
+
+
+def _blamed(
+    refused: list[tuple[str, _RefusedError]], count: int, first: str, pixels: np.ndarray | None
+) -> list[tuple[str, _RefusedError]]:
+    """Blame the first image where most others have one other size: it is then the odd one, not they."""
+    sizes = Counter(error.size for _, error in refused if error.size is not None)
+    if pixels is None or not sizes:
+        return refused
+    usual, others = sizes.most_common(1)[0]
+    like_the_first = count - len(refused)
+    if others <= like_the_first:
+        return refused
+    more = f", as are {like_the_first - 1} more" if like_the_first > 1 else ""
+    odd = _RefusedError(
+        f"is {_size(pixels.shape[1:])}{more}, while {others} of {count} images are {usual}",
+        "bring all images to one size and one channel count",
+    )
+    return [(first, odd), *(entry for entry in refused if entry[1].size != usual)]
 
 
 def _refusal(refused: list[tuple[str, _RefusedError]], count: int, split: str) -> DataError:

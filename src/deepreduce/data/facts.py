@@ -59,6 +59,7 @@ def given(values: Sequence[float] | None, what: str, train: Split) -> tuple[floa
                 f"in {'[0, 1]' if what == 'mean' else '(0, 1]'} as pixels are",
                 got=values,
                 remedy="divide values of the scale 0..255 by 255, or leave the option out to have it measured",
+                where=f"--{what}",
             )
         )
     return numbers

@@ -45,7 +45,8 @@ def check_fraction(fraction: float) -> float:
             problem(
                 "the validation fraction must lie in (0, 0.5]",
                 got=repr(fraction),
-                remedy="hold out a tenth of the training images with validation=0.1",
+                remedy="hold out a tenth of the training images with 0.1",
+                where="--validation",
             )
         )
     return float(fraction)

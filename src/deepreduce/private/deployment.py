@@ -26,7 +26,7 @@ from safetensors.numpy import load, save
 
 from .._files import replacing
 from .._json import json_field, json_list, parse_json
-from ..errors import DataError, RecipeError, problem
+from ..errors import DataError, RecipeError, RunError, problem
 from .program import Program, PublicProgram, program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .program.files import MAX_PUBLIC_BYTES, MAX_SECRET_BYTES
 from .protocol.layout import Layout, make_layout
@@ -134,28 +134,52 @@ def _bits_of(weight: NDArray[np.int64]) -> int:
     return 1 + max((-1 - low).bit_length() if low < 0 else 0, high.bit_length())
 
 
-def save_model(model: ServerModel, folder: Path) -> tuple[Path, Path]:
+def save_model(model: ServerModel, folder: Path, *, replace: bool = False) -> tuple[Path, Path]:
     """Write both files, each whole or not at all; only the owner can read the server's.
 
     Args:
         model: what to write.
         folder: made if missing.
+        replace: put these files in the place of others. A server that runs keeps the network that it read; clients
+            with the old file are refused once it starts again, and bundles that were prepared are of no more use.
 
     Returns:
         The server's and the client's file.
 
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be written, or holds another network and `replace` is not given.
     """
     server, client = folder / SERVER_FILE, folder / CLIENT_FILE
     public = np.frombuffer(public_to_bytes(model.client.public), np.uint8)
     secret = np.frombuffer(weights_to_bytes(model.program), np.uint8)
-    with replacing(client) as temporary:
-        temporary.write_bytes(save({"program": public, "about": _about_bytes(model.client, CLIENT)}))
-    with replacing(server) as temporary:
-        temporary.chmod(0o600)
-        temporary.write_bytes(save({"program": public, "about": _about_bytes(model.client, SERVER), "weights": secret}))
+    contents = {
+        client: save({"program": public, "about": _about_bytes(model.client, CLIENT)}),
+        server: save({"program": public, "about": _about_bytes(model.client, SERVER), "weights": secret}),
+    }
+    if not replace:
+        for path, content in contents.items():
+            if path.exists() and not _holds(path, content):
+                raise RunError(
+                    problem(
+                        "a folder holds the two files of one network",
+                        got="files of another",
+                        remedy="give another folder, or --replace if the old network is served no more",
+                        where=path,
+                    )
+                )
+    for path, content in contents.items():
+        with replacing(path) as temporary:
+            if path == server:
+                temporary.chmod(0o600)
+            temporary.write_bytes(content)
     return server, client
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def load_client(path: Path) -> ClientModel:

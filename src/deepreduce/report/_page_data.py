@@ -7,7 +7,7 @@ from typing import Any
 
 from deepreduce.report import _words as words
 from deepreduce.report._stages import Scale, Stage, full_network, map_rows, stages_of
-from deepreduce.report.front import Json, candidates, change, headline, holds, latency, shared_split
+from deepreduce.report.front import Json, candidates, change, guesses, headline, holds, latency, shared_split
 
 BAR_HEIGHT = 34  # pixels of the highest bar
 
@@ -153,7 +153,7 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "shown": _measured(entry[split]) or _measured(entry["validation"]),
         "change": None if step is None else words.points(step[0]),
         "change_interval": None if step is None else f"{words.points(step[1], 1)} to {words.points(step[2], 1)}",
-        "holds": role == "front" and bool(entry["validation"]) and holds(teacher, entry),
+        "holds": role == "front" and bool(entry["validation"]) and holds(teacher, entry) and not guesses(front),
         "latency": words.duration(latency(entry)),
         "trained": words.duration(entry.get("seconds")),
         "epochs": words.count(entry.get("epochs")),
@@ -212,7 +212,10 @@ def _headline(front: Json) -> dict[str, Any]:
         f"{words.clean(entry['label'])} keeps {words.count(entry['relus'])} of {words.count(teacher['relus'])} ReLUs. "
         + _compared(teacher[found.split], entry[found.split], found.split)
     ]
-    if found.holds and found.change:
+    if found.guessing:
+        title = f"{times} fewer ReLUs; the teacher is not measurably better than guessing, so nothing is claimed"
+        lines.append("Train the teacher longer, or look whether images and labels belong together.")
+    elif found.holds and found.change:
         title = f"{times} fewer ReLUs at {words.points(found.change[0])} points of accuracy"
         both = "validation and test" if found.split == "test" else "validation"
         lines.append(

@@ -205,6 +205,7 @@ class Headline:
         refuted: whether it holds on the validation images, and not on the test images.
         split: the images whose figures are reported: 'test' where both networks have them, else 'validation'.
         change: change of accuracy against the teacher on `split`, in points, with the ends of its 95 % interval.
+        guessing: whether `guesses(front)`; then "no loss" would say nothing.
     """
 
     entry: Json | None
@@ -212,6 +213,7 @@ class Headline:
     refuted: bool
     split: str
     change: tuple[float, float, float] | None
+    guessing: bool = False
 
 
 def headline(front: Json) -> Headline:
@@ -231,7 +233,17 @@ def headline(front: Json) -> Headline:
         entry = max(measured, key=lambda each: each["validation"]["accuracy"])
     split = "test" if teacher["test"] and entry["test"] else "validation"
     stands = holds(teacher, entry)
-    return Headline(entry, stands, bool(holding) and not stands, split, change(teacher[split], entry[split]))
+    refuted = bool(holding) and not stands
+    return Headline(entry, stands, refuted, split, change(teacher[split], entry[split]), guesses(front))
+
+
+def guesses(front: Json) -> bool:
+    """Return whether the validation images cannot tell the teacher from one that guesses.
+
+    That is where the interval of its accuracy reaches down to one in as many as there are classes.
+    """
+    classes, measured = front["network"].get("classes"), front["teacher"]["validation"]
+    return bool(isinstance(classes, int) and classes > 0 and measured and measured["low"] <= 1 / classes)
 
 
 def _reaches_zero(step: tuple[float, float, float] | None) -> bool:

@@ -135,6 +135,8 @@ def _summary(front: Json) -> str:
     if front["teacher"]["validation"] is None:
         return "The teacher has no validation accuracy: nothing is compared."
     name, times = words.clean(found.entry["label"]), words.factor(front["teacher"]["relus"], found.entry["relus"])
+    if found.guessing:
+        return "The teacher is not measurably better than guessing: train it longer before anything is compared."
     if found.refuted:
         return f"{times} fewer ReLUs: the validation images show no loss, the test images do: {name}."
     if not found.holds:

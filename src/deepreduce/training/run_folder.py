@@ -61,14 +61,7 @@ class RunFolder:
                 )
             ) from None
         except (OSError, NotImplementedError) as error:
-            raise RunError(
-                problem(
-                    "the run folder must be a folder that can be written",
-                    got=error,
-                    remedy="give another one",
-                    where=self.path,
-                )
-            ) from error
+            raise self._unusable(error) from error
         return self
 
     def __exit__(
@@ -88,8 +81,10 @@ class RunFolder:
             weights: their hash, where the network comes trained.
 
         Raises:
-            RunError: if it belongs to another network or data set, naming what differs.
+            RunError: if it is no folder, or belongs to another network or data set, naming what differs.
         """
+        if not self.path.is_dir():
+            raise self._unusable("a file of that name")
         mine = {
             "network": context.spec.to_json(),
             "layers": _layers_hash(census),
@@ -233,6 +228,16 @@ class RunFolder:
         if text not in self._noted:  # a job is looked at several times
             self._noted.add(text)
             self._on_note(text)
+
+    def _unusable(self, got: object) -> RunError:
+        return RunError(
+            problem(
+                "the run folder must be a folder that can be written",
+                got=got,
+                remedy="give another one",
+                where=self.path,
+            )
+        )
 
     def _ownerless(self, got: str) -> RunError:
         return RunError(

@@ -169,11 +169,11 @@ def test_a_description_that_is_none_is_refused(files: tuple[Path, Path]) -> None
     for value in ([], "text", None, 3):
         with pytest.raises(RecipeError):
             load_client(with_about(files[1], lambda _, value=value: value))
-        save_model(tiny(), files[1].parent)
+        save_model(tiny(), files[1].parent, replace=True)
     for name in about_of(files[1]):
         with pytest.raises(RecipeError):
             load_client(with_about(files[1], lambda value, name=name: {k: v for k, v in value.items() if k != name}))
-        save_model(tiny(), files[1].parent)
+        save_model(tiny(), files[1].parent, replace=True)
 
 
 def test_a_description_with_a_key_twice_or_a_nan_is_refused(files: tuple[Path, Path]) -> None:
@@ -221,6 +221,21 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError):
         save_model(tiny(), tmp_path / "file" / "out")
+
+
+def test_another_network_in_the_folder_is_replaced_only_on_request(files: tuple[Path, Path]) -> None:
+    before = [path.read_bytes() for path in files]
+    save_model(tiny(), files[0].parent)  # the same network once more is no loss
+    for missing in files:  # either file is enough to refuse
+        missing.unlink()
+        with pytest.raises(RunError, match=r"one network. Got: files of another. Do: .*--replace.* Where: "):
+            save_model(small(), files[0].parent)
+        assert not missing.exists()
+        save_model(tiny(), files[0].parent)
+    assert [path.read_bytes() for path in files] == before
+    save_model(small(), files[0].parent, replace=True)
+    assert load_server(files[0]).client.digest == load_client(files[1]).digest == small().client.digest
+    assert files[0].stat().st_mode & 0o777 == 0o600
 
 
 def test_a_model_is_made_from_any_program() -> None:

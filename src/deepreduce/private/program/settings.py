@@ -67,6 +67,7 @@ class FormatSettings:
                         f"the setting {name} lies between {low:g} and {high:g}",
                         got=value,
                         remedy="leave it at its default",
+                        where=name,
                     )
                 )
 
