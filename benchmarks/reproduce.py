@@ -171,22 +171,37 @@ def train_all(
     watcher: Watcher,
     failures: list[str],
 ) -> None:
-    """Train the teacher and then every method's candidates of one network; a method that fails is passed over."""
+    """Train the teacher and then every method's candidates of one network; a method that fails is passed over.
+
+    What is finished is written budget by budget, so that a machine that goes away takes the rest alone.
+    """
     teaching, methods = settings_of(network, data, options, published)
     place, running = options.runs / network, RunOptions(workers=options.workers, threads=options.threads)
     more = {"out": place, "width": options.width, "options": running, "progress": watcher}
     deepreduce.train(network, data, settings=teaching, **more)
     for name, settings in methods.items():
         print(f"{network}: {name}", file=sys.stderr, flush=True)
-        try:
-            front = deepreduce.reduce(network, data, settings=settings, **more)
-        except Interrupted:
-            raise
-        except DeepReduceError as error:
-            failures.append(name)
-            print(f"{network}: {name} failed: {error}", file=sys.stderr, flush=True)
-            continue
-        write_json(options.runs / "fronts" / f"{network}-{name}.json", front.content)
+        finished = options.runs / "fronts" / f"{network}-{name}.json"
+        partial = finished.with_suffix(".part.json")  # an earlier front of fewer seeds stays until all are trained
+        for part in parts_of(settings, options.workers):
+            try:
+                front = deepreduce.reduce(network, data, settings=part, **more)
+            except Interrupted:
+                raise
+            except DeepReduceError as error:
+                failures.append(name)
+                print(f"{network}: {name} failed: {error}", file=sys.stderr, flush=True)
+                break
+            write_json(partial, front.content)
+        else:
+            partial.replace(finished)
+
+
+def parts_of(settings: SearchSettings, workers: int) -> list[SearchSettings]:
+    """Return the same settings with the first budgets, with some more, and so on to all; as many at once as workers."""
+    budgets = settings.budgets
+    ends = [*range(workers, len(budgets), workers), len(budgets)] if budgets else []
+    return [replace(settings, budget=max(budgets[:end]), budgets=budgets[:end]) for end in ends] or [settings]
 
 
 def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespace, published: dict[str, Any]) -> None:

@@ -11,10 +11,13 @@ import pytest
 import reproduce
 from reproduction import load_published, public, reproduction
 
-from deepreduce.errors import RunError
+import deepreduce
+from deepreduce import Front
+from deepreduce.errors import Interrupted, RunError
 from deepreduce.networks import NetworkSpec
 from deepreduce.reduction import REDUCERS, Candidate, census_of
 from deepreduce.reduction.reduced import make_reference_base
+from deepreduce.training import SearchSettings
 
 WHOLE = {"keep": ["S2", "S3", "S4"], "thin": False, "alpha": 1.0, "rho": 1.0, "drop": []}
 
@@ -227,6 +230,33 @@ def test_digits_end_to_end_packing_included(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.split("Everything")[1] == first.split("Everything")[1]
     assert reproduce.main(["table", str(tmp_path / "runs"), "--results", str(tmp_path / "r"), "--name", "small"]) == 0
     assert [path.name.split("-")[0] for path in sorted((tmp_path / "r").iterdir())] == ["small"] * 3
+
+
+def test_what_is_finished_of_a_method_is_written_though_the_rest_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width", "0.125", "--budgets", "800,400,200",
+        "--methods", "deepreduce-narrow", "--epochs", "1", "--batch-size", "32", "--threads", "1", "--no-times",
+    ]  # fmt: skip
+    honest, asked = deepreduce.reduce, []
+
+    def reduce(*arguments: Any, settings: SearchSettings, **more: Any) -> Front:
+        asked.append(settings.budgets)
+        if len(asked) == 3:
+            raise Interrupted("the machine goes away")
+        return honest(*arguments, settings=settings, **more)
+
+    monkeypatch.setattr(deepreduce, "reduce", reduce)
+    assert reproduce.main([*command, "--minutes", "9"]) == 0
+    assert asked == [(800,), (800, 400), (800, 400, 200)]
+    (results,) = (tmp_path / "runs").glob("reproduce-*.json")
+    (kept,) = json.loads(results.read_text())["fronts"]
+    assert kept["settings"]["budgets"] == [800, 400] and len(kept["candidates"]) == 2
+    assert [path.name for path in (tmp_path / "runs" / "fronts").iterdir()] == ["resnet18-deepreduce-narrow.part.json"]
+    assert reproduce.main([*command, "--workers", "2"]) == 0
+    assert asked[3:] == [(800, 400), (800, 400, 200)]
+    assert [path.name for path in (tmp_path / "runs" / "fronts").iterdir()] == ["resnet18-deepreduce-narrow.json"]
 
 
 def test_missing_packages_are_named_before_anything_is_trained(
