@@ -34,7 +34,7 @@ from deepreduce.private.store import store as store_module
 from deepreduce.private.wire import Channel
 from deepreduce.private.wire.frames import encode_header, flat_view
 
-DEADLINE_SECONDS = 4.0
+DEADLINE_SECONDS = 20.0
 
 
 class Bomb:

@@ -14,7 +14,7 @@ from deepreduce.private.wire.frames import encode_header, flat_view
 
 from ..private.service.parties import tiny
 
-DEADLINE, SLACK = 5.0, 5.0
+DEADLINE, SLACK = 30.0, 30.0
 """Seconds that a party waits for one message, and what a busy machine may add."""
 
 Attack = Callable[["Tampering", Kind, bytes], None]

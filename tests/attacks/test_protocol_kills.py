@@ -28,7 +28,7 @@ def killed_everywhere(folder: Path, victim: str) -> tuple[list[dict[str, Any]], 
     np.save(folder / "image.npy", images)
     script = Path(__file__).with_name("protocol_victim.py")
     command = [sys.executable, str(script), str(folder), victim, "1", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), int(labels[0])
 

@@ -147,4 +147,4 @@ def test_a_server_that_hangs_up_is_gone(tmp_path: Path) -> None:
     theirs.close()
     store = BundleStore(tmp_path / "client", program=tiny().client.digest, role="client")
     with pytest.raises(PeerGone):
-        Client(Channel(ours, deadline_seconds=1), tiny().client, store, workers=0)
+        Client(Channel(ours, deadline_seconds=DEADLINE), tiny().client, store, workers=0)

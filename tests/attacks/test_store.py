@@ -26,7 +26,7 @@ READS = {"pread", "preadv", "mmap"}
 def killed_everywhere(folder: Path, work: str) -> list[dict[str, Any]]:
     victim = Path(__file__).with_name("store_victim.py")
     command = [sys.executable, str(victim), str(folder), work]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     # The work ended by itself once for each way of dying, and nothing ended in another way than the two.

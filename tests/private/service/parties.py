@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,6 +72,14 @@ def sure(model: ServerModel, count: int, *, seed: int = 0) -> tuple[np.ndarray, 
     return drawn[chosen], answers.labels[chosen]
 
 
+def wait_for(what: Callable[[], object], seconds: float = 120.0) -> None:
+    """Wait until something is so; only a defect takes that long."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 class InProcess:
     """Stands where a server's worker processes are, whose start takes seconds."""
 
@@ -101,7 +110,7 @@ class Party:
     def client_store(self, name: str = "client") -> BundleStore:
         return BundleStore(self.folder / name, program=self.model.client.digest, role="client")
 
-    def client(self, name: str = "client", *, deadline_seconds: float = 20.0, **options: Any) -> Client:
+    def client(self, name: str = "client", *, deadline_seconds: float = 120.0, **options: Any) -> Client:
         """Connect; the client is closed with the server if the test does not do it."""
         context = client_context(self.certificate[0])
         options = {"workers": 0, "store": self.client_store(name), "model": self.model.client, **options}
@@ -131,7 +140,7 @@ def serving(
         limit_bytes: of the server's store.
     """
     store = BundleStore(folder / "server", program=model.client.digest, role="server", limit_bytes=limit_bytes)
-    limits = ServerLimits(deadline_seconds=20.0) if limits is None else limits
+    limits = ServerLimits(deadline_seconds=120.0) if limits is None else limits
     server = Server(model, store, weights_folder=folder / "server" / "weights", limits=limits)
     if workers is not Pool:
         server._pool.close()
@@ -147,7 +156,7 @@ def serving(
         for client in party.opened:
             client.close()
         server.close()
-        thread.join(timeout=30)
+        thread.join(timeout=120)
         assert not thread.is_alive()
 
 

