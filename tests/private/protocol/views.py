@@ -39,8 +39,8 @@ from deepreduce.private.wire.frames import flat_view
 from ..program.small import Lambda, images, settle
 from .harness import Memory, both, prepared
 
-CERTAIN, CHANCE = 1e-12, 1e-6
-"""Below the first a test has seen a difference; above the second it has not, but for one run in a million."""
+CERTAIN, CHANCE = 1e-30, 1e-18
+"""Below the first a test has seen a difference; above the second it has not, but for one run in 10^12 or fewer."""
 
 WEIGHT_BITS = 12
 SIZE = 8
@@ -177,7 +177,7 @@ def uniform(values: Any, bits: int) -> float:
     """The chance that uniform elements of a ring are as uneven as these, by their size or by their low bits."""
     flat = np.asarray(values, np.uint64).reshape(-1)
     size = float(kstest(flat / 2.0**bits, "uniform").pvalue)
-    low = min(8, bits)
+    low = min(8, bits, max(1, (flat.size // 8).bit_length() - 1))  # of fewer values in a class the test knows little
     counts = np.bincount((flat & np.uint64((1 << low) - 1)).astype(np.int64), minlength=1 << low)
     return min(size, float(chisquare(counts).pvalue))
 

@@ -22,6 +22,7 @@ from deepreduce.private.program import (
 )
 from deepreduce.private.ring import random_words, signed, unsigned
 from deepreduce.private.twin import Twin, play
+from deepreduce.private.twin.play import Draw
 from deepreduce.reduction import Candidate, build_candidate, make_base
 
 from ..program.small import Lambda, images, photographs, reference, settle
@@ -120,7 +121,7 @@ def test_play_gives_shares_that_look_uniform(trained: Program) -> None:
             top = (run.server[number] >> np.uint64(k - 4)).reshape(-1)
             counts = np.bincount(top.astype(np.int64), minlength=16)
             expected = len(top) / 16
-            assert ((counts - expected) ** 2 / expected).sum() < 60  # chi squared, 15 degrees: 2e-7
+            assert ((counts - expected) ** 2 / expected).sum() < 100  # chi squared, 15 degrees: 1e-14
 
 
 def test_a_missing_share_is_named(trained: Program) -> None:
@@ -189,9 +190,15 @@ def stretch(**settings: float) -> tuple[Program, np.ndarray]:
     return program, Twin(program).encode(photographs(8, 8, seed=1).double().numpy())
 
 
+def drawn(seed: int = 0) -> Draw:
+    """Masks that come again: truncations fail for some, once in tens of thousands of images."""
+    random = np.random.default_rng(seed)
+    return lambda shape, bits: random.integers(0, 1 << bits, shape, dtype=np.uint64)
+
+
 def test_truncated_shares_replay_bit_by_bit() -> None:
     program, values = stretch()
-    run, twin = play(program, values), Twin(program)
+    run, twin = play(program, values, draw=drawn()), Twin(program)
     tensors, outside = twin.trace(values, client_shares=run.client)
     nearest, _ = twin.trace(values)
     assert not outside.any()
@@ -211,7 +218,7 @@ def test_a_truncation_that_fails_replays_too_and_is_grossly_wrong() -> None:
     form = program.public.tensors[first.inputs[0]]
     right, _ = Twin(program).trace(values)
     positive = int(np.argmax(signed(right[first.inputs[0]], form.ring_bits)))
-    run = play(program, values)
+    run = play(program, values, draw=drawn())
     run.client[first.inputs[0]].reshape(-1)[positive] = 1  # the replay looks at shares alone
     wrong, _ = Twin(program).trace(values, client_shares=run.client)
     bits = program.public.tensors[first.output].ring_bits
