@@ -16,7 +16,7 @@ import deepreduce.training
 def loaded_after(code: str) -> set[str]:
     """Run code in a fresh interpreter; return the modules it has loaded."""
     program = f"{code}\nimport sys\nprint(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     return set(done.stdout.splitlines()[-1].split())
 
 

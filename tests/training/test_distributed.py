@@ -69,7 +69,7 @@ def run(tmp_path: Path) -> Run:
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
         )
 
     return run

@@ -34,7 +34,7 @@ def test_stopping_ends_the_running_job_and_drops_the_waiting_ones(context: Conte
     first = executor.submit(Job("teacher", None, 0, False, endless))
     second = executor.submit(Job("teacher", None, 1, False, endless))
     history = context.folder / "teacher" / "seed0" / "history.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not history.exists() and not first.done() and time.monotonic() < deadline:
         time.sleep(0.02)
     executor.stop()
@@ -168,7 +168,11 @@ def test_ray_runs_jobs_with_an_absolute_folder_and_at_most_so_many_at_once(
 ) -> None:
     from dataclasses import replace
 
+    both = threading.Barrier(2)
+
     def job(job: Job, context: Context) -> str:
+        if job.seed < 2:
+            both.wait(60)  # the first two are there at the same time, however late their threads begin
         threading.Event().wait(0.05)
         return f"{job.seed}"
 

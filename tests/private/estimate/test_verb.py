@@ -197,4 +197,4 @@ def test_only_our_engine_needs_the_extra() -> None:
         "except deepreduce.DeepReduceError as error:\n    assert \"pip install 'deepreduce[private]'\" in str(error)\n"
         "else:\n    raise SystemExit('no error')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
