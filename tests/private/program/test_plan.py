@@ -252,7 +252,7 @@ def test_shares_that_are_no_masks_are_never_truncated(run: Any) -> None:
     assert not outside.any()
     logits = program.public.logits
     form = program.public.tensors[logits]
-    random = np.random.default_rng(0)  # or a truncation would fail by chance, once in tens of thousands of images
+    random = np.random.default_rng(0)  # or a truncation would fail by chance, once in tens of thousands of runs
     got = play(program, values, draw=lambda shape, bits: random.integers(0, 1 << bits, shape, dtype=np.uint64))
     total = (got.server[logits] + got.client[logits]) & np.uint64((1 << form.ring_bits) - 1)
     off = signed((total - right[logits]) & np.uint64((1 << form.ring_bits) - 1), form.ring_bits)

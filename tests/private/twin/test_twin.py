@@ -191,7 +191,7 @@ def stretch(**settings: float) -> tuple[Program, np.ndarray]:
 
 
 def drawn(seed: int = 0) -> Draw:
-    """Masks that come again: truncations fail for some, once in tens of thousands of images."""
+    """Masks that come again: truncations fail for some, once in tens of thousands of runs."""
     random = np.random.default_rng(seed)
     return lambda shape, bits: random.integers(0, 1 << bits, shape, dtype=np.uint64)
 
