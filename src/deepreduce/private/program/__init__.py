@@ -43,7 +43,7 @@ rewrite it; `plan` chooses where rings are refreshed (`refreshes`), by what `for
 from .build import make_program
 from .check import check_public, check_weights
 from .convert import convert
-from .evaluate import LinearEvaluator, circuit_function
+from .evaluate import LinearEvaluator, circuit_function, working_bytes
 from .files import program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .operations import (
     Circuit,
@@ -101,4 +101,5 @@ __all__ = [
     "public_from_bytes",
     "public_to_bytes",
     "weights_to_bytes",
+    "working_bytes",
 ]

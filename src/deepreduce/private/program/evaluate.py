@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -43,11 +44,15 @@ Side = Literal["values", "server", "client"]
 
 _LOWEST = np.iinfo(np.int64).min
 
+_WORD_BYTES = 8
+"""Of a ring element, an int64 and a float64."""
+
 
 class LinearEvaluator:
     """Computes linear steps mod 2^k on batches: values, or one party's shares.
 
-    Weights are prepared once, so keep the object for as long as the program is used.
+    Weights are prepared once, so keep the object for as long as the program is used. Its memory grows with the batch,
+    see `working_bytes`: cut large ones.
 
     Args:
         public: the program.
@@ -122,6 +127,22 @@ class LinearEvaluator:
                 return reduce(flat[:, op.index].reshape(batch, *shape), bits)
             case _:
                 raise AssertionError(f"{op} is not linear")
+
+
+def working_bytes(public: PublicProgram, step: Step) -> int:
+    """Return how much memory `LinearEvaluator` takes at most for a linear step, in bytes per image of the batch.
+
+    The output is counted, the inputs are not. Of a convolution most are PyTorch's columns: a copy of the input for
+    every tap of the kernel, of the whole batch at once.
+    """
+    inputs = sum(public.tensors[tensor].size for tensor in step.inputs)
+    output, columns = public.tensors[step.output].size, 0
+    if isinstance(step.op, Convolution):
+        outputs, *taps = step.op.weight_shape
+        columns = output // outputs * math.prod(taps)  # of one group
+    # The reduced input and the sum of the limbs stay. Beside them a limb is cut, or padded and multiplied, or its
+    # product joins the sum. Steps without weights take less.
+    return _WORD_BYTES * (inputs + output + max(3 * inputs, 2 * inputs + columns + output, inputs + 4 * output))
 
 
 def _truncated(x: Words, bits: int, dropped: int, to: int, side: Side) -> Words:

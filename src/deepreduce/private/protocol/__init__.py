@@ -4,6 +4,7 @@
     session.py   the set-up of a connection: base transfers, offset, keys
     offline.py   prepare_client, prepare_server: one bundle at each party
     online.py    infer_client, infer_server: images to labels, a bundle per image
+    memory.py    what the server holds of a batch online, and the pieces in which it works on it
     packing.py   ring elements as bytes
 
 Nothing here knows of files, sockets or clocks beyond a `wire.Channel`, and a place to which bundles are written.

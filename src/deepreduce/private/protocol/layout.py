@@ -26,6 +26,7 @@ from ..program import Circuit as CircuitOp
 from ..program import Convolution, Matrix, PublicProgram, Step, is_argmax
 from ..program.operations import MAX, MAX_RELU, RELU, RELU6, RESCALE
 from ..transfer import corrections_bytes
+from .memory import ServerMemory, server_memory
 from .packing import packed_bytes, word_type
 
 Indices = NDArray[np.int32]
@@ -175,16 +176,9 @@ class Layout:
         return (*(unit for one in self.rounds for unit in one.units), self.ending)
 
     @functools.cached_property
-    def last_read(self) -> tuple[frozenset[int], ...]:
-        """Per round the tensors that are read there for the last time: the server forgets its shares of them."""
-        last: dict[int, int] = {}
-        for number, one in enumerate(self.rounds):
-            last |= {tensor: number for step in (*one.linear, *one.circuits) for tensor in step.inputs}
-        last |= {tensor: len(self.rounds) for step in (*self.tail, self.public.steps[-1]) for tensor in step.inputs}
-        return tuple(
-            frozenset(tensor for tensor, round_number in last.items() if round_number == number)
-            for number in range(len(self.rounds))
-        )
+    def memory(self) -> ServerMemory:
+        """What the server holds online, and in which pieces it works."""
+        return server_memory(self.public, self.rounds, self.tail, max(unit.labels_bytes for unit in self.units))
 
     def compile(self) -> None:
         """Translate all circuits for the kernel now, and not when an image waits: the arg-max takes a while."""

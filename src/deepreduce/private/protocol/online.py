@@ -16,9 +16,10 @@ per wire, which shows nothing of its value, and the result. The masks are those 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,11 +29,12 @@ from ...errors import DeepReduceError, problem
 from ..circuits import from_bits
 from ..garbling import Tweak, decode_bits, decode_words, evaluate, garbler_labels, mask_words
 from ..garbling.types import LABEL_BYTES
-from ..program import LinearEvaluator
+from ..program import LinearEvaluator, Step
 from ..ring import Words, decode, drop_server, reconstruct, reduce, split
 from ..wire import Channel, Kind
 from .layout import Layout, OnlineRound, Unit
-from .packing import pack, packed_bytes, unpack
+from .memory import RoundMemory, hold
+from .packing import pack, packed_bytes, unpack, word_type
 
 Reveal = Literal["label", "logits"]
 
@@ -169,7 +171,7 @@ def infer_server(
     *,
     reveal: Reveal = "label",
 ) -> Seconds:
-    """Run the server's side.
+    """Run the server's side. It takes at most `layout.memory.of(images)` bytes, see `memory`.
 
     Args:
         channel: to the client, which took its halves of the same bundles in the same order.
@@ -184,35 +186,15 @@ def infer_server(
     Raises:
         DeepReduceError: the client does not follow the protocol. The bundles are spent nevertheless.
     """
-    seconds, public, count = Seconds(), layout.public, len(materials)
-    with seconds.on("channel"):
-        message = channel.receive(Kind.INPUT, count * layout.input_bytes)
-    shares: dict[int, Words] = {0: unpack(message, (count, *public.input.shape), public.input.ring_bits)}
-    for one, done in zip(layout.rounds, layout.last_read, strict=True):
-        with seconds.on("linear"):
-            _linear(layout, linear, one.linear, materials, shares)
-        for index, material in enumerate(materials):
-            for unit in one.units:
-                _send_labels(channel, layout, material, unit, shares, index, seconds)
-        with seconds.on("channel"):
-            message = channel.receive(Kind.WORDS, count * sum(unit.words_bytes for unit in one.units))
-        with seconds.on("circuits"):
-            _take_words(layout, one, materials, shares, message)
-        for tensor in done:
-            del shares[tensor]
-    with seconds.on("linear"):
-        _linear(layout, linear, layout.tail, materials, shares)
-    if reveal == "logits":
-        form = public.tensors[public.logits]
-        with seconds.on("channel"):
-            channel.send(Kind.RESULT, pack(shares[public.logits].reshape(count, -1), form.ring_bits))
-        return seconds
-    for index, material in enumerate(materials):
-        _send_labels(channel, layout, material, layout.ending, shares, index, seconds)
-    decoding = [material.source.array(f"decoding.{layout.ending.number}") for material in materials]
-    with seconds.on("channel"):
-        channel.send(Kind.RESULT, np.concatenate(decoding))
-    return seconds
+    batch = _Batch(channel, layout, linear, materials)
+    batch.take_input()
+    for one, memory in zip(layout.rounds, layout.memory.rounds, strict=True):
+        for piece in memory.pieces(len(materials)):
+            batch.send_labels(one, memory, piece)
+        batch.forget(memory)
+        batch.take_words(one)
+    batch.end(layout.memory.tail, reveal)
+    return batch.seconds
 
 
 def _evaluate(
@@ -239,71 +221,140 @@ def _evaluate(
         return [pack(mask_words(got.words, masks, unit.circuit), unit.circuit.words[0].bits)]
 
 
-def _linear(
-    layout: Layout,
-    linear: LinearEvaluator,
-    steps: Sequence[Any],
-    materials: Sequence[Material],
-    shares: dict[int, Words],
-) -> None:
-    """Compute the server's shares of some linear steps; with weights: W x_S + s + bias."""
-    for step in steps:
-        out = linear(step, [shares[tensor] for tensor in step.inputs], side="server")
-        if step.weighted:
-            own = np.stack([material.source.array(f"share.{step.output}") for material in materials])
-            out = reconstruct(out, own.astype(np.uint64), layout.public.tensors[step.output].ring_bits)
-        shares[step.output] = out
+class _Batch:
+    """The server's side of one online phase; `memory` says what it holds and why it works on pieces of the batch."""
 
+    def __init__(
+        self, channel: Channel, layout: Layout, linear: LinearEvaluator, materials: Sequence[Material]
+    ) -> None:
+        self.seconds = Seconds()
+        self._channel, self._layout, self._linear, self._materials = channel, layout, linear, materials
+        self._tensors = layout.public.tensors
+        self._shares: dict[int, NDArray[Any]] = {}
 
-def _send_labels(
-    channel: Channel,
-    layout: Layout,
-    material: Material,
-    unit: Unit,
-    shares: Mapping[int, Words],
-    index: int,
-    seconds: Seconds,
-) -> None:
-    """Send the labels of the server's share for one unit of one image."""
-    with seconds.on("circuits"):
-        op, tensor = unit.step.circuit, unit.step.inputs[0]
+    def take_input(self) -> None:
+        """Receive the masked images: they are the server's share of them."""
+        layout, form = self._layout, self._layout.public.input
+        message = self._receive(Kind.INPUT, layout.input_bytes)
+        held = self._hold(0)
+        for image, data in zip(held, message, strict=True):
+            image[...] = unpack(data, form.shape, form.ring_bits)
+
+    def send_labels(self, one: OnlineRound, memory: RoundMemory, piece: slice) -> None:
+        """Compute a round's linear steps for a piece of the batch, and send the labels of its circuits."""
+        own = self._compute(memory, piece)
+        with self.seconds.on("circuits"):
+            for step in memory.rest:
+                self._keep_rest(step, own[step.inputs[0]], piece)
+        for index, material in enumerate(self._materials[piece]):
+            for step, units in groupby(one.units, key=lambda unit: unit.step):
+                self._send(material, list(units), own[step.inputs[0]][index])
+
+    def forget(self, memory: RoundMemory) -> None:
+        """Free the shares that nothing reads after a round."""
+        for tensor in memory.forgets:
+            self._shares.pop(tensor, None)  # outputs that this round alone reads were never held
+
+    def take_words(self, one: OnlineRound) -> None:
+        """Receive the client's words, and turn them into the server's shares of the round's outputs."""
+        message = self._receive(Kind.WORDS, sum(unit.words_bytes for unit in one.units))
+        with self.seconds.on("circuits"):
+            held = {step.output: self._hold(step.output) for step in one.circuits}
+            for index, (material, data) in enumerate(zip(self._materials, message, strict=True)):
+                place = 0
+                for unit in one.units:
+                    bits = unit.circuit.words[0].bits
+                    end = place + packed_bytes(unit.instances, bits)
+                    words = unpack(data[place:end], (unit.instances, 1), bits)
+                    offsets = material.source.array(f"offsets.{unit.number}").astype(np.uint64)[:, None]
+                    out = held[unit.step.output][index].reshape(-1)  # a view of what is held
+                    out[unit.writes] = decode_words(words, offsets, unit.circuit)[:, 0].astype(out.dtype)
+                    place = end
+
+    def end(self, memory: RoundMemory, reveal: Reveal) -> None:
+        """Compute the logits; send the labels of the arg-max and its decoding, or the server's share of the logits."""
+        ending, public = self._layout.ending, self._layout.public
+        results: list[NDArray[np.uint8]] = []
+        for piece in memory.pieces(len(self._materials)):
+            logits = self._compute(memory, piece)[public.logits]
+            for share, material in zip(logits, self._materials[piece], strict=True):
+                if reveal == "logits":
+                    results.append(pack(share, self._tensors[public.logits].ring_bits))
+                else:
+                    self._send(material, [ending], share)
+                    results.append(material.source.array(f"decoding.{ending.number}"))
+        with self.seconds.on("channel"):
+            self._channel.send(Kind.RESULT, *results)
+
+    def _receive(self, kind: Kind, size: int) -> NDArray[np.uint8]:
+        """Receive a message with `size` bytes for each image, [images, size]."""
+        message = hold((len(self._materials), size), np.dtype(np.uint8))
+        with self.seconds.on("channel"):
+            self._channel.receive_into(kind, message)
+        return message
+
+    def _hold(self, tensor: int) -> NDArray[Any]:
+        """Return the memory of a tensor's shares between two messages, [images, *shape]; zeros at first."""
+        if tensor not in self._shares:
+            form = self._tensors[tensor]
+            self._shares[tensor] = hold((len(self._materials), *form.shape), word_type(form.ring_bits))
+        return self._shares[tensor]
+
+    def _compute(self, memory: RoundMemory, piece: slice) -> dict[int, Words]:
+        """Compute a round's linear steps on a piece; with weights: W x_S + s + bias.
+
+        Returns:
+            What the round's circuits read, by tensor, [images of the piece, *shape]. What later rounds read is held.
+        """
+        own: dict[int, Words] = {}
+        with self.seconds.on("linear"):
+            for step, dropped in zip(memory.linear, memory.drops, strict=True):
+                inputs = [self._read(tensor, own, piece) for tensor in step.inputs]
+                out = own[step.output] = self._linear(step, inputs, side="server")
+                if step.weighted:
+                    self._add_shares(step, out, piece)
+                if step.output in memory.keeps:
+                    self._hold(step.output)[piece] = out
+                for tensor in dropped:
+                    del own[tensor]
+                del inputs, out  # they would live on beside the next step
+            for tensor in memory.reads:
+                self._read(tensor, own, piece)
+        return own
+
+    def _read(self, tensor: int, own: dict[int, Words], piece: slice) -> Words:
+        """Return the shares of a tensor for a piece; those that are held are widened once."""
+        if tensor not in own:
+            own[tensor] = self._shares[tensor][piece].astype(np.uint64)
+        return own[tensor]
+
+    def _add_shares(self, step: Step, out: Words, piece: slice) -> None:
+        """Add the bundles' shares to W x_S, in place."""
+        for image, material in zip(out, self._materials[piece], strict=True):
+            image += material.source.array(f"share.{step.output}")
+        out &= np.uint64((1 << self._tensors[step.output].ring_bits) - 1)
+
+    def _keep_rest(self, step: Step, share: Words, piece: slice) -> None:
+        """Hold what a circuit leaves out: the server's shares without their low bits."""
+        op, form = step.circuit, self._tensors[step.output]
         assert op is not None
-        dropped = drop_server(shares[tensor][index], layout.public.tensors[tensor].ring_bits, op.dropped)
-        labels = garbler_labels(
-            unit.circuit,
-            unit.garbler_values(reduce(dropped, op.width).reshape(-1)),
-            seed=material.source.array(f"seed.{unit.number}").tobytes(),
-            delta=material.source.array("delta").tobytes(),
-        )
-    with seconds.on("channel"):
-        channel.send(Kind.LABELS, labels)
+        dropped = drop_server(share, self._tensors[step.inputs[0]].ring_bits, op.dropped)
+        self._hold(step.output)[piece] = reduce(dropped, form.ring_bits).reshape(-1, *form.shape)
 
-
-def _take_words(
-    layout: Layout,
-    one: OnlineRound,
-    materials: Sequence[Material],
-    shares: dict[int, Words],
-    message: bytearray,
-) -> None:
-    """Turn the client's words into the server's shares of the round's outputs."""
-    for step in one.circuits:
-        op, form, tensor = step.circuit, layout.public.tensors[step.output], step.inputs[0]
-        assert op is not None
-        out = np.zeros((len(materials), form.size), np.uint64)
-        if op.kept is not None and not op.rest_in_circuit:
-            before = layout.public.tensors[tensor].ring_bits
-            out[:] = reduce(drop_server(shares[tensor], before, op.dropped), form.ring_bits).reshape(out.shape)
-        shares[step.output] = out
-    data, place = memoryview(message), 0
-    for index, material in enumerate(materials):
-        for unit in one.units:
-            bits = unit.circuit.words[0].bits
-            size = packed_bytes(unit.instances, bits)
-            words = unpack(data[place : place + size], (unit.instances, 1), bits)
-            offsets = material.source.array(f"offsets.{unit.number}").astype(np.uint64)[:, None]
-            shares[unit.step.output][index, unit.writes] = decode_words(words, offsets, unit.circuit)[:, 0]
-            place += size
-    for step in one.circuits:
-        shape = layout.public.tensors[step.output].shape
-        shares[step.output] = shares[step.output].reshape(len(materials), *shape)
+    def _send(self, material: Material, units: Sequence[Unit], share: Words) -> None:
+        """Send the labels of one image for the units of a step; `share` is the server's of what the step reads."""
+        step = units[0].step
+        assert step.circuit is not None
+        with self.seconds.on("circuits"):
+            dropped = drop_server(share, self._tensors[step.inputs[0]].ring_bits, step.circuit.dropped)
+            entering = reduce(dropped, step.circuit.width).reshape(-1)
+        for unit in units:
+            with self.seconds.on("circuits"):
+                labels = garbler_labels(
+                    unit.circuit,
+                    unit.garbler_values(entering),
+                    seed=material.source.array(f"seed.{unit.number}").tobytes(),
+                    delta=material.source.array("delta").tobytes(),
+                )
+            with self.seconds.on("channel"):
+                self._channel.send(Kind.LABELS, labels)

@@ -44,23 +44,19 @@ class _Exact:
                 )
             )
 
-    def _limbs(self, x: Words, bits: int) -> list[tuple[int, NDArray[np.float64]]]:
-        """Cut k-bit elements into float64 limbs (shift, values), each within ±2^limb_bits."""
-        check_bits(bits)
-        if bits <= self.limb_bits + 1:
-            return [(0, signed(x, bits).astype(np.float64))]
-        limbs, shift = [], 0
-        while bits - shift > self.limb_bits + 1:
-            low = reduce(x >> np.uint64(shift), self.limb_bits)
-            limbs.append((shift, low.astype(np.float64)))
-            shift += self.limb_bits
-        limbs.append((shift, signed(reduce(x, bits) >> np.uint64(shift), bits - shift).astype(np.float64)))
-        return limbs
+    def _limb(self, x: Words, bits: int, shift: int) -> NDArray[np.float64]:
+        """Return the limb of k-bit elements that begins at bit `shift`, float64 within ±2^limb_bits."""
+        rest = x >> np.uint64(shift) if shift else x
+        if bits - shift <= self.limb_bits + 1:
+            return signed(rest, bits - shift).astype(np.float64)
+        return reduce(rest, self.limb_bits).astype(np.float64)
 
     def _apply(self, x: Words, bits: int, product: Callable[[Tensor], Tensor]) -> Words:
+        check_bits(bits)
         total: Words | None = None
-        for shift, limb in self._limbs(x, bits):
-            part = product(torch.from_numpy(limb)).to(torch.int64).numpy().view(np.uint64) << np.uint64(shift)
+        for shift in range(0, max(1, bits - 1), self.limb_bits):  # one limb at a time is in memory
+            part = product(torch.from_numpy(self._limb(x, bits, shift))).to(torch.int64).numpy().view(np.uint64)
+            part <<= np.uint64(shift)
             total = part if total is None else total + part
         assert total is not None
         return reduce(total, bits)

@@ -76,7 +76,10 @@ class ServerLimits:
         reveal: what clients may learn; the logits tell more of the weights than the label does.
         clients: connections at once; further ones are told to come again.
         bundles: most bundles of one request.
-        images: most images of one online phase.
+        images: most images of one online phase; clients send larger batches in turns.
+        batch_bytes: memory of one online phase, so `clients` times as much in all, beside program and weights. Where
+            `images` would take more, fewer go at once, at least one: `ServerMemory` says how many. It is what is in
+            use; Python's allocator keeps some tens of MB more for each client.
         deadline_seconds: longest wait for any one message of a client, between requests included.
         handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
             connection counts among the strangers, of whom there may be `clients` + 8 at once, see `strangers`.
@@ -86,6 +89,7 @@ class ServerLimits:
     clients: int = 8
     bundles: int = 1000
     images: int = 64
+    batch_bytes: int = 256 << 20
     deadline_seconds: float = 120.0
     handshake_seconds: float = 10.0
 
@@ -99,6 +103,7 @@ class ServerLimits:
             ("clients", 1, 10_000),
             ("bundles", 1, 1 << 31),
             ("images", 1, MAX_IMAGES),
+            ("batch_bytes", 1, 1 << 50),
             ("deadline_seconds", 0.05, 86_400),
             ("handshake_seconds", 0.05, 3_600),
         ):
@@ -145,6 +150,7 @@ class Server:
         self.limits = ServerLimits() if limits is None else limits
         self._layout = model.client.layout
         self._layout.compile()
+        self._images = self._most_images()
         self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
         self._linear = LinearEvaluator(model.client.public, model.program.weights)
         self._weights = _prepare(model, weights_folder, progress)
@@ -155,6 +161,15 @@ class Server:
         self._stopping = threading.Event()
         self._channels: set[Channel] = set()
         self._lock = threading.Lock()
+
+    def _most_images(self) -> int:
+        """Return how many images of one online phase clients are told."""
+        limits, memory = self.limits, self._layout.memory
+        images = min(limits.images, memory.images(limits.batch_bytes))
+        if images < limits.images:
+            size = memory.of(images) / 2**20
+            log.warning("%d images at once, not %d: these take %.0f MiB for each client", images, limits.images, size)
+        return images
 
     def __enter__(self) -> Server:
         return self
@@ -335,8 +350,8 @@ class _Dialogue:
 
     def _serve(self) -> None:
         """Serve a client that holds a slot."""
-        channel, limits = self._channel, self._server.limits
-        channel.send(Kind.WELCOME, Welcome(self._identifier, limits.reveal, limits.images, limits.bundles).encode())
+        channel, limits, images = self._channel, self._server.limits, self._server._images
+        channel.send(Kind.WELCOME, Welcome(self._identifier, limits.reveal, images, limits.bundles).encode())
         while True:
             kind, message = channel.receive_any(
                 {Kind.PREPARE: MAX_SMALL_BYTES, Kind.START: MAX_SMALL_BYTES, Kind.BYE: 0}
@@ -383,8 +398,8 @@ class _Dialogue:
         server, channel = self._server, self._channel
         if start.reveal not in server.limits.reveal:
             raise _Refused(POLICY, f"this server reveals {' or '.join(server.limits.reveal)}")
-        if len(start.bundles) > server.limits.images:
-            raise _Refused(LIMIT, f"at most {server.limits.images} images go at once")
+        if len(start.bundles) > server._images:
+            raise _Refused(LIMIT, f"at most {server._images} images go at once")
         with contextlib.ExitStack() as stack:
             materials = [self._take(stack, *named) for named in start.bundles]
             channel.send(Kind.GO)
