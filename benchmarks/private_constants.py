@@ -1,12 +1,17 @@
 """The constants of `deepreduce estimate` for our engine: what a hash, a label, a ciphertext or a byte takes here.
 
+Beside these there is what takes time whatever the size: `layer_seconds`, `round_seconds` and `inference_seconds`.
+
 Every constant is the median over some repetitions of the engine's own functions, on one core and one party at a time,
 at the sizes that a ResNet18 at 32x32 has. It takes about a minute; run it on a quiet machine.
 
     python benchmarks/private_constants.py --write
+    python benchmarks/private_constants.py --write --only fixed
 
 The result is a data file in results/, named by processor and date; with --write also the packaged file, which the
-estimates of everybody who installs this release use.
+estimates of everybody who installs this release use. With --only some of the constants are measured anew, on the same
+kind of machine, and all others stay as they are in the packaged file: the new ones then say when they were measured
+and at which load.
 """
 
 from __future__ import annotations
@@ -20,18 +25,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from machine import results_path
+from reproduction import public
+from torch import nn
 
 import deepreduce
 from deepreduce.private import transfer, wire
 from deepreduce.private.circuits import input_bits, relu
 from deepreduce.private.circuits.functions import CLIENT_SHARE, SERVER_SHARE
+from deepreduce.private.deployment import About, make_model
 from deepreduce.private.garbling import (
     Tweak,
     decode_words,
@@ -58,18 +69,33 @@ from deepreduce.private.homomorphic import (
 from deepreduce.private.homomorphic.scheme import scheme
 from deepreduce.private.homomorphic.server import blind, multiply
 from deepreduce.private.homomorphic.wire import read_ciphertext, write_answer
+from deepreduce.private.program import LinearEvaluator, Program, make_program
+from deepreduce.private.protocol import (
+    Layout,
+    Material,
+    infer_client,
+    infer_server,
+    prepare_client,
+    prepare_server,
+    setup_client,
+    setup_server,
+)
 from deepreduce.private.protocol.packing import pack, unpack
 from deepreduce.private.ring import ExactConvolution, drop_server, random_words, reduce
 from deepreduce.private.store import BundleName, BundleStore
 
 PACKAGED = Path(__file__).resolve().parent.parent / "src/deepreduce/private/estimate/constants/ours.json"
 INSTANCES, WIDTH, RING = 16_384, 16, 32
+SHORT, LONG = 1, 17
+"""ReLU layers of the two networks whose times differ by that of `LONG - SHORT` layers without work."""
 
 NOT_ACCOUNTED = [
     "greetings and the naming of bundles: some hundred bytes, and a round trip before each phase",
     "TCP's slow start, TLS records (0.13 %) and its handshake, packet headers",
     "reading the bundle from the disk before the image is sent",
     "transforming the weights, which the server does once per model",
+    "waiting for a core that others want, and waking up for a message: a round of circuits with next to nothing to "
+    "compute took 1 to 2 ms beside two other programs on two cores",
 ]
 
 Samples = dict[str, list[float]]
@@ -80,12 +106,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--write", action="store_true", help="replace the packaged constants")
+    parser.add_argument("--only", choices=GROUPS, nargs="+", help="measure these again; the others stay as packaged")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[str, dict[str, Any]] = {}
-    for measured in (base_transfers, circuits, homomorphic, linear, store, tls):
-        for name, (unit, how, values) in measured(options.repeats).items():
+    environment = deepreduce.environment(command=["python", *map(public, sys.argv)])
+    before: dict[str, Any] = json.loads(PACKAGED.read_text(encoding="utf-8")) if options.only else {}
+    hardware = f"one core of {environment['processor']}, {environment['kernels'].get('garbling')} kernel"
+    if before and before["hardware"] != hardware:
+        parser.error(f"--only adds to constants of {before['hardware']}, and this is {hardware}: measure all of them")
+    rows: dict[str, dict[str, Any]] = before.get("constants", {})
+    for group in options.only or GROUPS:
+        for name, (unit, how, values) in GROUPS[group](options.repeats).items():
             rows[name] = {
                 "value": float(f"{statistics.median(values):.4g}"),
                 "unit": unit,
@@ -94,27 +126,34 @@ def main() -> int:
                 "highest": float(f"{max(values):.4g}"),
                 "n": len(values),
             }
+            if before:
+                rows[name] |= {"date": environment["date"], "load_average": load(), "command": environment["command"]}
             print(f"{name:40} {rows[name]['value']:10.3g} {unit}", flush=True)
-    environment = deepreduce.environment(command=["python", *sys.argv])
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     content = {
         "protocol": "ours",
         "title": "DeepReduce",
         "source": "layout of the program, exact; seconds from benchmarks/private_constants.py",
-        "hardware": f"one core of {environment['processor']}, {environment['kernels'].get('garbling')} kernel",
+        "hardware": hardware,
         "date": environment["date"],
-        "load_average": load,
+        "load_average": load(),
         "command": environment["command"],
+        **{name: before[name] for name in ("date", "load_average", "command") if before},
         "constants": rows,
         "not_accounted": NOT_ACCOUNTED,
     }
     path = results_path(options.results, "private_constants", environment["processor"], date=environment["date"])
-    path.write_text(json.dumps({**content, "environment": environment}, indent=1) + "\n", encoding="utf-8")
+    anew = {"measured_anew": options.only} if before else {}  # the environment is that of these
+    path.write_text(json.dumps({**content, **anew, "environment": environment}, indent=1) + "\n", encoding="utf-8")
     print(path)
     if options.write:
         PACKAGED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(PACKAGED)
     return 0
+
+
+def load() -> str:
+    """Return the load averages over 1, 5 and 15 minutes."""
+    return ", ".join(f"{value:.1f}" for value in os.getloadavg())
 
 
 Measured = dict[str, tuple[str, str, list[float]]]
@@ -314,6 +353,146 @@ def _answer(listener: Any, context: Any, size: int, count: int) -> None:
         for _ in range(count):
             channel.receive(wire.Kind.TABLES, size)
             channel.send(wire.Kind.GO)
+
+
+def fixed(repeats: int) -> Measured:
+    """What an inference takes that has next to nothing to compute: Python, system calls, TLS records.
+
+    Both parties over TLS on loopback, as two threads; the processor time of both, so that it does not matter who else
+    wants the cores; the faster half, because a core that is shared is slower. Two chains of layers of eight elements
+    are run in turns: a layer is their difference, divided by how many more the longer one has.
+    """
+    count = 10 * repeats + 1
+    chains = {layers: chain(layers) for layers in (SHORT, LONG)}
+    seconds: dict[int, list[float]] = {layers: [] for layers in chains}
+    prepared = {layers: bundles(program, count) for layers, program in chains.items()}
+    with ThreadPoolExecutor(2) as threads, channels() as (client, server):
+        for number in range(count):
+            for layers, (layout, evaluator, materials) in prepared.items():
+                own, other = materials[number]
+                image = random_words((1, *layout.public.input.shape), layout.public.input.ring_bits)
+                seconds[layers].append(
+                    both(
+                        threads,
+                        partial(infer_client, client, layout, [own], image),
+                        partial(infer_server, server, layout, evaluator, [other]),
+                    )
+                )
+    short, long = faster(seconds[SHORT]), faster(seconds[LONG])
+    layer = [(more - less) / (LONG - SHORT) for less, more in zip(short, long, strict=True)]
+    layout, evaluator, _ = prepared[LONG]
+    step = next(step for step in layout.public.steps if step.weighted)
+    values = random_words((1, *layout.public.input.shape), layout.public.input.ring_bits)
+    alone = faster(
+        [clocked(lambda: [evaluator(step, [values], side="server") for _ in range(20)])[0] / 20 for _ in range(count)]
+    )
+    product, middle = statistics.median(alone), statistics.median(layer)
+    how = (
+        f"processor time of both parties over TLS on loopback, the faster half; {SHORT} and {LONG} layers of 8 elements"
+    )
+    rounds = [one - product for one in layer]
+    rest = [one - SHORT * middle - product for one in short]
+    return {
+        "layer_seconds": (
+            "s per linear layer with weights",
+            "one of 8 elements at the server, online, the faster half",
+            alone,
+        ),
+        "round_seconds": ("s per round of circuits", f"{how}, without the linear layers", rounds),
+        "inference_seconds": ("s per inference", f"{how}: what is left for image, arg-max and answer", rest),
+    }
+
+
+def faster(values: list[float]) -> list[float]:
+    """Return the faster half, sorted."""
+    return sorted(values)[: (len(values) + 1) // 2]
+
+
+def chain(layers: int) -> Program:
+    """Return a network of so many convolutions of 2x2x2 with ReLUs."""
+    parts: list[nn.Module] = []
+    for _ in range(layers):
+        convolution = nn.Conv2d(2, 2, 1, bias=False)
+        nn.init.dirac_(convolution.weight)
+        parts += [convolution, nn.ReLU()]
+    network = nn.Sequential(*parts, nn.Flatten(), nn.Linear(8, 2)).eval()
+    return make_program(network, torch.rand(64, 2, 2, 2, generator=torch.Generator().manual_seed(0)))
+
+
+class Bundle(dict[str, Any]):
+    """A bundle in memory; every section comes whole."""
+
+    def write(self, section: str, offset: int, data: Any) -> None:
+        """Keep a section."""
+        assert offset == 0
+        self[section] = np.array(data)
+
+    def array(self, section: str) -> Any:
+        """Return a section."""
+        return self[section]
+
+
+def bundles(program: Program, count: int) -> tuple[Layout, LinearEvaluator, list[tuple[Material, Material]]]:
+    """Return a program's layout and evaluator, and so many bundles of client and server, each good for one image."""
+    model = make_model(program, About("chain", program.public.relus, ("no", "yes"), (0.0, 0.0), (1.0, 1.0)))
+    layout = model.client.layout
+    weights = {}
+    for job in layout.jobs:
+        weight = program.weights[job.step.output].weight
+        assert weight is not None
+        weights[job.step.output] = prepare_weights(
+            job.parameters, job.plan.plan, job.plan.fit_weights(weight), weight_bits=layout.weight_bits
+        )
+    owns, others = [[Bundle() for _ in range(count)] for _ in range(2)]
+    starts: list[bytes] = []
+
+    def prepare(channel: wire.Channel) -> None:
+        session = setup_client(channel, layout, bytes(16))
+        starts.append(session.start)
+        for own in owns:
+            prepare_client(channel, layout, session, own)
+
+    def answer(channel: wire.Channel) -> None:
+        session = setup_server(channel, layout, bytes(16))
+        for other in others:
+            prepare_server(channel, layout, session, session.numbers.take(), weights, other)
+
+    with ThreadPoolExecutor(2) as threads, channels() as (client, server):
+        both(threads, partial(prepare, client), partial(answer, server))
+    materials = [
+        (Material(number, starts[0], own), Material(number, starts[0], other))
+        for number, (own, other) in enumerate(zip(owns, others, strict=True))
+    ]
+    return layout, LinearEvaluator(program.public, program.weights), materials
+
+
+def both(threads: ThreadPoolExecutor, client: Callable[[], Any], server: Callable[[], Any]) -> float:
+    """Run both parties in two threads; the seconds of a processor that they took together."""
+
+    def timed(work: Callable[[], Any]) -> float:
+        begun = time.thread_time()
+        work()
+        return time.thread_time() - begun
+
+    return sum(threads.map(timed, (client, server)))
+
+
+@contextmanager
+def channels() -> Iterator[tuple[wire.Channel, wire.Channel]]:
+    """Connect client and server over TLS on loopback."""
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+        cert, key = wire.self_signed(Path(folder), ["127.0.0.1"])
+        with ThreadPoolExecutor(1) as pool:
+            accepted = pool.submit(lambda: wire.accept(listener.accept()[0], wire.server_context(cert, key)))
+            client = wire.connect(f"127.0.0.1:{listener.getsockname()[1]}", wire.client_context(cert))
+            with client, accepted.result() as server:
+                yield client, server
+
+
+GROUPS: dict[str, Callable[[int], Measured]] = {
+    one.__name__: one for one in (base_transfers, circuits, homomorphic, linear, store, tls, fixed)
+}
+"""What is measured, by name."""
 
 
 if __name__ == "__main__":

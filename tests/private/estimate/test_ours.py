@@ -112,6 +112,11 @@ def test_each_constant_is_multiplied_by_its_number() -> None:
     words = sum(unit.instances for one in layout.rounds for unit in one.units)
     assert seconds("online", word_seconds=1.0) == pytest.approx(words)
     assert seconds("online", mac_seconds=1.0) == pytest.approx(program.public.macs)  # one limb each: small sums
+    weighted = sum(step.weighted for step in program.public.steps)
+    for name, count in (("layer", weighted), ("round", len(layout.rounds)), ("inference", 1)):
+        fixed = {f"{name}_seconds": 1.0}
+        assert seconds("online", **fixed) == seconds("online", cores=8, **fixed) == count
+        assert seconds("offline", **fixed) == seconds("setup", **fixed) == 0
     transfers = sum(unit.transfers for unit in layout.units)
     assert seconds("offline", transfer_client_seconds=1.0) == pytest.approx(transfers)
     assert seconds("offline", transfer_server_seconds=1.0) == pytest.approx(transfers)
@@ -121,6 +126,21 @@ def test_each_constant_is_multiplied_by_its_number() -> None:
     requests = sum(job.plan.plan.requests for job in layout.jobs)
     assert seconds("offline", **{f"encrypt_{primes}_primes_seconds": 1.0}) == pytest.approx(requests)
     assert seconds("setup", keys_seconds=1.0) == len(layout.parameters)
+
+
+def test_a_network_with_next_to_nothing_to_compute_takes_time_nevertheless() -> None:
+    """Per round of circuits between 0.1 ms and 10 ms, on whatever machine the constants were measured."""
+    program = residual()
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    online = our_cost(layout, BOTH).online
+    rounds = len(layout.rounds)
+    assert rounds * 1e-4 < online.compute_seconds < rounds * 1e-2
+    known = constants_of("ours")
+    fixed = {name: known[f"{name}_seconds"] for name in ("layer", "round", "inference")}
+    assert all(value > 0 for value in fixed.values())
+    without = replace(known, values=known.values | {f"{name}_seconds": 0.0 for name in fixed})
+    least = rounds * fixed["round"] + fixed["inference"]
+    assert our_cost(layout, BOTH, constants=without).online.compute_seconds <= online.compute_seconds - least
 
 
 def test_the_client_encrypts_while_the_server_answers() -> None:

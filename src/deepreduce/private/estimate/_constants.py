@@ -1,7 +1,8 @@
 """The measured constants: one data file per protocol, in `constants/`.
 
 A file has `protocol`, `title`, `source`, `hardware` and `date` of all its numbers, `not_accounted` (what an estimate
-leaves out, a sentence each) and `constants`: by name a `value`, its `unit`, and `how` it came about.
+leaves out, a sentence each) and `constants`: by name a `value`, its `unit`, and `how` it came about. One that was
+measured later than the others has a `date`, a `load_average` and a `command` of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Our engine: both phases of the protocol, played on a clock from the layout alone.
 
 Gates, bytes and round trips are exact, because the layout decides every message. Seconds come from measured constants
-(`constants/ours.json`), each party on a machine of its own; the messages are those of `protocol.session`,
-`protocol.offline` and `protocol.online` in the same order, so that work of both parties overlaps here as it does there.
+(`constants/ours.json`), each party on a machine of its own: per hash, label, ciphertext, product or byte, and online
+for every linear layer, round of circuits and inference, whatever their size. The messages are those of
+`protocol.session`, `protocol.offline` and `protocol.online` in the same order, so that work of both parties overlaps
+here as it does there.
 """
 
 from __future__ import annotations
@@ -177,9 +179,13 @@ class _Play:
     def online(self, line: Timeline) -> None:
         """See `protocol.online`."""
         layout = self._layout
+        constants = self._constants
+        # What there is to do for no element at all, of both parties: it is one after the other, and counted at once.
+        line.work("client", constants["inference_seconds"])
         line.send("client", layout.input_bytes)
         line.receive("server")
         for one in layout.rounds:
+            line.work("server", constants["round_seconds"])
             line.work("server", sum(self._linear(step) for step in one.linear))
             self._labels(line, one.units)
             self._words(line, one)
@@ -216,4 +222,5 @@ class _Play:
         heaviest = max(1.0, fan_in * 2.0 ** (self._layout.weight_bits - 6))
         limb_bits = 53 - math.ceil(math.log2(heaviest))
         limbs = 1 if form.ring_bits <= limb_bits + 1 else math.ceil((form.ring_bits - 1) / limb_bits)
-        return elements + limbs * form.size * fan_in * self._constants["mac_seconds"] / self._cores
+        products = limbs * form.size * fan_in * self._constants["mac_seconds"] / self._cores
+        return self._constants["layer_seconds"] + elements + products
