@@ -12,9 +12,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from deepreduce.private.program import LinearEvaluator, Program, make_program, working_bytes
+from deepreduce.private.program import (
+    Convolution,
+    LinearEvaluator,
+    Program,
+    PublicProgram,
+    Step,
+    make_program,
+    working_bytes,
+)
+from deepreduce.private.program.program import TensorFormat
 from deepreduce.private.protocol import Layout, Material, Reveal, infer_server, make_layout, server_sections
 from deepreduce.private.protocol import memory as memory_module
+from deepreduce.private.protocol import online as online_module
 from deepreduce.private.ring import decode, signed
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Kind
@@ -195,6 +205,49 @@ def test_the_memory_of_64_images_stays_within_what_is_stated() -> None:
     most, kept_by_the_allocator = layout.memory.of(64), 64 << 20
     assert most < 80 << 20
     assert after - before < most + kept_by_the_allocator
+
+
+@pytest.mark.parametrize("reveal", ["label", "logits"])
+def test_freed_memory_goes_back_after_every_so_much_work(reveal: Reveal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the gaps that pieces leave in the heap add up to what the whole batch would take."""
+    program = residual()
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    monkeypatch.setattr(memory_module.RoundMemory, "piece_images", 2)
+    stretches = [*layout.memory.rounds, layout.memory.tail]
+    for limit in (1, stretches[0].image_bytes * 3, sum(one.image_bytes for one in stretches) * 5 + 1):
+        calls: list[int] = []
+        monkeypatch.setattr(online_module, "give_back", lambda calls=calls: calls.append(1))
+        monkeypatch.setattr(online_module, "KEPT_BYTES", limit)
+        play(program, layout, 5, reveal)
+        expected = freed = 0
+        for one in stretches:
+            for count in (2, 2, 1):
+                freed += count * one.image_bytes
+                if freed >= limit:
+                    expected, freed = expected + 1, 0
+        assert len(calls) == expected
+    assert expected == 0
+
+
+@pytest.mark.skipif(memory_module._trim() is None, reason="the allocator keeps what it likes")
+def test_gaps_in_the_heap_go_back_to_the_system() -> None:
+    blocks = [np.ones(100_000, np.uint8) for _ in range(400)]  # from the heap, whatever was freed before
+    for number in range(0, 400, 2):
+        blocks[number] = np.ones(1, np.uint8)
+    _, before = peak_bytes()
+    memory_module.give_back()
+    _, after = peak_bytes()
+    assert before - after > 10 << 20
+    assert all(block.all() for block in blocks)
+
+
+def test_the_working_memory_counts_padding_and_groups() -> None:
+    """A layer that is padded unevenly is copied; PyTorch makes one output per group, then joins them."""
+    op = Convolution((64, 1, 4, 4), padding=(2, 1, 2, 1), groups=64)
+    image = TensorFormat((64, 4, 4), 0, 30)
+    public = PublicProgram((image, image), (Step(op, (0,), 1, "depthwise"),))
+    words = 64 * 16
+    assert working_bytes(public, public.steps[0]) >= 8 * (3 * words + 64 * 7 * 7 + 2 * words)
 
 
 def test_the_working_memory_of_a_convolution_counts_its_columns() -> None:

@@ -39,13 +39,23 @@ def test_example_fewer_images_go_at_once_where_they_take_too_much(
             assert refused.value.code == "limit"
 
 
-def test_one_image_is_always_served(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("most", [1, 64])
+def test_one_image_is_always_served(
+    most: int, tmp_path: Path, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     images, labels = sure(tiny(), 2)
     with (
-        serving(tiny(), tmp_path, certificate, limits=ServerLimits(batch_bytes=1)) as party,
+        caplog.at_level(logging.INFO, logger="deepreduce.server"),
+        serving(tiny(), tmp_path, certificate, limits=ServerLimits(images=most, batch_bytes=1)) as party,
         party.client("one") as client,
     ):
+        assert any("one image takes more than" in line for line in caplog.messages)
         assert np.array_equal(client.infer(images).labels, labels)
+
+
+def test_a_limit_that_is_no_integer_gives_whole_images() -> None:
+    memory = tiny().client.layout.memory
+    assert isinstance(memory.images(1e6), int) and memory.images(1e6) == memory.images(10**6)  # type: ignore[arg-type]
 
 
 def test_the_default_takes_64_images_of_a_small_network() -> None:

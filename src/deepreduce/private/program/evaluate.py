@@ -136,13 +136,18 @@ def working_bytes(public: PublicProgram, step: Step) -> int:
     every tap of the kernel, of the whole batch at once.
     """
     inputs = sum(public.tensors[tensor].size for tensor in step.inputs)
-    output, columns = public.tensors[step.output].size, 0
+    output, columns, padded = public.tensors[step.output].size, 0, inputs
+    if isinstance(step.op, (Convolution, SumPool)):
+        channels, height, width = public.tensors[step.inputs[0]].shape
+        top, bottom, left, right = step.op.padding
+        padded = max(inputs, channels * (height + top + bottom) * (width + left + right))
     if isinstance(step.op, Convolution):
         outputs, *taps = step.op.weight_shape
-        columns = output // outputs * math.prod(taps)  # of one group
+        columns = output // outputs * math.prod(taps)  # of one group; the outputs of all of them are then joined
     # The reduced input and the sum of the limbs stay. Beside them a limb is cut, or padded and multiplied, or its
     # product joins the sum. Steps without weights take less.
-    return _WORD_BYTES * (inputs + output + max(3 * inputs, 2 * inputs + columns + output, inputs + 4 * output))
+    multiplied = inputs + padded + output + max(columns, output)
+    return _WORD_BYTES * (inputs + output + max(3 * inputs, multiplied, inputs + 4 * output))
 
 
 def _truncated(x: Words, bits: int, dropped: int, to: int, side: Side) -> Words:

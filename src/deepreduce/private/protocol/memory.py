@@ -9,15 +9,21 @@ images, which leave before the next piece is begun.
     WORDS   per image: the message of one round
     piece   as many images as `PIECE_BYTES` hold, at least one
 
+The allocator need not use what one piece freed for the next one: small arrays go into the gap, the columns no longer
+fit, and gap after gap the server would take as much as for the whole batch at once. So freed memory goes back to the
+system whenever pieces have freed `KEPT_BYTES` (`give_back`): more than that the allocator does not keep of them.
+
 Cutting changes no message. Images go in their order as they would without it, the online phase of the server draws
 nothing at random, and what it reads of a bundle is read in the piece of its image.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +39,9 @@ if TYPE_CHECKING:
 PIECE_BYTES = 32 << 20
 """Memory for the linear layers of one piece. Four images of a ResNet's first stage at 32x32: with more of them, the
 columns of a convolution fall out of the processor's cache, and it takes up to three times as long."""
+
+KEPT_BYTES = 64 << 20
+"""What pieces may free before it goes back to the system, which costs about as much as to write all of it once more."""
 
 _WORD_BYTES = 8
 
@@ -100,7 +109,7 @@ class ServerMemory:
 
     def images(self, limit_bytes: int) -> int:
         """Return how many images of one online phase go into some memory: the largest number, at least 1."""
-        low, high = 1, max(1, limit_bytes // max(1, self.held_bytes)) + 1
+        low, high = 1, max(1, int(limit_bytes) // max(1, self.held_bytes)) + 1
         while high - low > 1:  # `of` only grows
             middle = (low + high) // 2
             low, high = (middle, high) if self.of(middle) <= limit_bytes else (low, middle)
@@ -144,6 +153,23 @@ def hold(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
         return np.zeros(shape, kind)
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # unmapped with the last view of it
     return np.frombuffer(pages, kind).reshape(shape)
+
+
+def give_back() -> None:
+    """Return memory that was freed to the system, if the allocator can be told to: glibc's, in the arenas of all
+    threads. Gaps between what is in use go back, too.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim.argtypes = [ctypes.c_size_t]
+    return trim
 
 
 def _leaves_rest(step: Step) -> bool:

@@ -33,7 +33,7 @@ from ..program import LinearEvaluator, Step
 from ..ring import Words, decode, drop_server, reconstruct, reduce, split
 from ..wire import Channel, Kind
 from .layout import Layout, OnlineRound, Unit
-from .memory import RoundMemory, hold
+from .memory import KEPT_BYTES, RoundMemory, give_back, hold
 from .packing import pack, packed_bytes, unpack, word_type
 
 Reveal = Literal["label", "logits"]
@@ -231,6 +231,7 @@ class _Batch:
         self._channel, self._layout, self._linear, self._materials = channel, layout, linear, materials
         self._tensors = layout.public.tensors
         self._shares: dict[int, NDArray[Any]] = {}
+        self._freed_bytes = 0
 
     def take_input(self) -> None:
         """Receive the masked images: they are the server's share of them."""
@@ -249,6 +250,8 @@ class _Batch:
         for index, material in enumerate(self._materials[piece]):
             for step, units in groupby(one.units, key=lambda unit: unit.step):
                 self._send(material, list(units), own[step.inputs[0]][index])
+        del own
+        self._freed(memory, piece)
 
     def forget(self, memory: RoundMemory) -> None:
         """Free the shares that nothing reads after a round."""
@@ -283,8 +286,18 @@ class _Batch:
                 else:
                     self._send(material, [ending], share)
                     results.append(material.source.array(f"decoding.{ending.number}"))
+            del logits, share
+            self._freed(memory, piece)
         with self.seconds.on("channel"):
             self._channel.send(Kind.RESULT, *results)
+
+    def _freed(self, memory: RoundMemory, piece: slice) -> None:
+        """Count what a piece took and gave to the allocator, which gives it to the system from time to time."""
+        self._freed_bytes += memory.image_bytes * (piece.stop - piece.start)
+        if self._freed_bytes >= KEPT_BYTES:
+            with self.seconds.on("linear"):
+                give_back()
+            self._freed_bytes = 0
 
     def _receive(self, kind: Kind, size: int) -> NDArray[np.uint8]:
         """Receive a message with `size` bytes for each image, [images, size]."""

@@ -79,7 +79,7 @@ class ServerLimits:
         images: most images of one online phase; clients send larger batches in turns.
         batch_bytes: memory of one online phase, so `clients` times as much in all, beside program and weights. Where
             `images` would take more, fewer go at once, at least one: `ServerMemory` says how many. It is what is in
-            use; Python's allocator keeps some tens of MB more for each client.
+            use; the allocator keeps up to about 64 MiB of what was freed for each client.
         deadline_seconds: longest wait for any one message of a client, between requests included.
         handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
             connection counts among the strangers, of whom there may be `clients` + 8 at once, see `strangers`.
@@ -169,6 +169,8 @@ class Server:
         if images < limits.images:
             size = memory.of(images) / 2**20
             log.warning("%d images at once, not %d: these take %.0f MiB for each client", images, limits.images, size)
+        if memory.of(images) > limits.batch_bytes:  # one image is always served
+            log.warning("one image takes more than the %.0f MiB of batch_bytes", limits.batch_bytes / 2**20)
         return images
 
     def __enter__(self) -> Server:
