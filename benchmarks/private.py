@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from garbling import measure, random_ands
 from link import Relay
-from machine import summary
+from machine import results_path, summary
 from reproduction import public
 
 import deepreduce
