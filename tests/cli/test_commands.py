@@ -181,6 +181,11 @@ def test_wrong_usage_ends_with_2_and_names_the_place(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_comes_behind_two_dashes_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--", "--nowhere"]) == 1
+    assert "Where: --nowhere" in capsys.readouterr().err
+
+
 def test_failure_ends_with_1(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 1
     assert "no such folder" in capsys.readouterr().err

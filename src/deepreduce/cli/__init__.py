@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -109,7 +110,8 @@ def _parse(typed: Sequence[str], wanted: str | None) -> argparse.Namespace:
         parser.exit(2)
     # A misspelt option is told before what is then missing.
     known = {*parser.names(), *asked.names()}
-    misspelt = [word for word in typed if word.startswith("--") and word != "--" and word.split("=")[0] not in known]
+    before = itertools.takewhile(lambda word: word != "--", typed)  # what comes behind it is no option
+    misspelt = [word for word in before if word.startswith("--") and word.split("=")[0] not in known]
     if misspelt:
         asked.refuse(misspelt)
     options, unknown = parser.parse_known_args(typed)
