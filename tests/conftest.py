@@ -21,3 +21,9 @@ def seeded_module() -> None:
 @pytest.fixture(autouse=True)
 def seeded(seeded_module: None) -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other programs do changes no note of a run."""
+    monkeypatch.setattr("deepreduce.training.phases.busy_share", lambda: 0.0)

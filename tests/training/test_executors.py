@@ -68,6 +68,30 @@ def test_defaults_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_workers() == 1
 
 
+@pytest.mark.parametrize(
+    ("lines", "share"),
+    [
+        (["cpu  100 0 0 100 0 0 0 0 0 0\ncpu0 9 9", "cpu  130 0 10 150 10 0 0 0 7 7\n"], 0.4),  # waiting is idle
+        (["cpu  1 0 0 1 0 0 0 0", "cpu  1 0 0 1 0 0 0 0"], None),  # no time went by
+        (["cpu  1 0 0 9 0 0 0 0", "cpu  11 0 0 8 0 0 0 0"], 1.0),  # idle time that went backwards
+        (["cpu  1 0", "cpu  2 0"], None),
+        (["", ""], None),
+        (["cpu  a b c d e f g h"], None),
+    ],
+)
+def test_example_how_busy_the_processor_is(
+    lines: list[str], share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(lines)
+    monkeypatch.setattr(Path, "read_text", lambda path: next(left))
+    assert executors.busy_share(0) == (share if share is None else pytest.approx(share))
+
+
+def test_how_busy_this_machine_is() -> None:
+    busy = executors.busy_share(0.1)
+    assert busy is None or 0 <= busy <= 1
+
+
 def test_workers_under_torchrun_are_refused(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -257,6 +257,24 @@ def test_seeds_give_mean_and_spread(context: Context, settings: SearchSettings) 
     assert front.place(entry).name == f"seed{best}"
 
 
+@pytest.mark.parametrize(
+    ("busy", "threads", "told"), [(0.6, 2, True), (0.1, 2, False), (None, 2, False), (0.6, 1, False)]
+)
+def test_threads_that_would_stall_are_told_once(
+    busy: float | None,
+    threads: int,
+    told: bool,
+    context: Context,
+    settings: SearchSettings,
+    watch: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deepreduce.training.phases.busy_share", lambda: busy)
+    train_teacher(replace(context, threads=threads), settings, progress=watch)
+    notes = [note for note in watch.notes if "--threads 1" in note]
+    assert len(notes) == told and all("use 60% of the processor" in note for note in notes)
+
+
 def test_a_budget_skips_what_is_above_it(context: Context, settings: SearchSettings) -> None:
     front = front_of(context, replace(settings, budget=100))
     for entry in front.content["candidates"]:

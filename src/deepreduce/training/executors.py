@@ -11,10 +11,12 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -183,6 +185,24 @@ class RayCluster:
 def available_cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_share(seconds: float = 0.3) -> float | None:
+    """Return which share of the processor all programs use, from 0 to 1, watched for so long; None off Linux."""
+    try:
+        before = _ticks()
+        time.sleep(seconds)
+        after = _ticks()
+    except (OSError, ValueError, IndexError):
+        return None
+    idle, total = (later - earlier for earlier, later in zip(before, after, strict=True))
+    return min(1.0, max(0.0, 1 - idle / total)) if total > 0 else None
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the idle and all ticks of all cores since the machine started (proc(5), /proc/stat)."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def default_workers() -> int:

@@ -7,10 +7,12 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..errors import Interrupted, NetworkError, RunError, TrainingError, problem
 from ..reduction import make_base
 from .distributed import agree, is_first
-from .executors import JobExecutor, make_executor, threads_per_job
+from .executors import JobExecutor, busy_share, make_executor, threads_per_job
 from .jobs import Context, Job
 from .loop import crop_of, precision_of
 from .outcome import Result
@@ -18,6 +20,8 @@ from .progress import Progress, Silent
 from .proposals import job_work
 from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
+
+_BUSY = 0.25  # share of the processor in use, from which on threads that wait for each other are said to stall
 
 
 class Phases:
@@ -36,6 +40,7 @@ class Phases:
         self.base = make_base(context.spec, context.network)
         self.folder = RunFolder(context.folder, on_note=self.watcher.note)
         self.seen: dict[str, dict[str, Any]] = {}
+        self._others_asked = False
 
     def claim(self) -> None:
         """See `RunFolder.claim`."""
@@ -50,12 +55,26 @@ class Phases:
         todo = agree(lambda: {job.place for job in jobs if self.folder.metrics(job) is None})
         self.watcher.begin([(job, job_work(job, self.base, images), job.place not in todo) for job in jobs])
         if todo:
-            context = replace(self.context, threads=self.context.threads or threads_per_job(self.options, len(jobs)))
+            threads = self.context.threads or threads_per_job(self.options, len(jobs))
+            self._warn_of_stalls(threads)
+            context = replace(self.context, threads=threads)
             executor = make_executor(self.options.executor, context, min(self.options.workers, len(todo)))
             self._watch(executor, [job for job in jobs if job.place in todo])
         results = agree(lambda: [self._result(job) for job in jobs])
         self.seen.update({job.place: metrics for job, metrics, _ in results if metrics is not None})
         return results
+
+    def _warn_of_stalls(self, threads: int) -> None:
+        """Say, before this run is what keeps them busy, that other programs use the cores."""
+        if self._others_asked or threads == 1 or torch.cuda.is_available():
+            return
+        self._others_asked = True
+        busy = busy_share()
+        if busy is not None and busy > _BUSY:
+            self.watcher.note(
+                f"other programs use {busy:.0%} of the processor. The threads of one training step wait for each "
+                f"other: {threads} can then be several times slower than one. --threads 1 helps"
+            )
 
     def _result(self, job: Job) -> Result:
         metrics = self.folder.metrics(job)
