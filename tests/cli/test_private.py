@@ -241,6 +241,19 @@ def test_a_port_that_is_taken_is_told_at_once(home: Home, capsys: pytest.Capture
     assert "in use" in told and "choose a free port" in told and "preparing the weights" not in told
 
 
+def test_a_request_takes_no_more_memory_than_allowed(home: Home, tmp_path: Path) -> None:
+    server = start(home, "--batch-memory", "0.000001", store=tmp_path)
+    try:
+        address_of(server)
+        server.send_signal(signal.SIGINT)
+        told = server.communicate(timeout=300)[1]
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.communicate(timeout=300)
+    assert "1 image at once, not 64" in told and "more than the limit of 0.0 MiB" in told
+
+
 def failing(typed: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(typed) == 1

@@ -41,6 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="connections at once (default 8)")
     parser.add_argument("--images", type=int, default=64, metavar="N", help="most images of one request (default 64)")
     parser.add_argument(
+        "--batch-memory",
+        type=gigabytes,
+        metavar="GB",
+        help="most memory of one request's images (default 0.27); where they need more, clients send them in turns",
+    )
+    parser.add_argument(
         "--bundles", type=int, default=1000, metavar="N", help="most bundles of one request (default 1000)"
     )
     parser.add_argument(
@@ -70,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
         images=options.images,
         bundles=options.bundles,
         deadline_seconds=options.deadline,
+        **({} if options.batch_memory is None else {"batch_bytes": options.batch_memory}),
     )
     context = server_context(options.cert, options.key, client_ca=options.client_ca)
     host, port = parse_address(options.listen, listening=True)

@@ -168,9 +168,10 @@ class Server:
         images = min(limits.images, memory.images(limits.batch_bytes))
         if images < limits.images:
             size = memory.of(images) / 2**20
-            log.warning("%d images at once, not %d: these take %.0f MiB for each client", images, limits.images, size)
+            these = "1 image" if images == 1 else f"{images} images"
+            log.warning("%s at once, not %d: that takes %.1f MiB for each client", these, limits.images, size)
         if memory.of(images) > limits.batch_bytes:  # one image is always served
-            log.warning("one image takes more than the %.0f MiB of batch_bytes", limits.batch_bytes / 2**20)
+            log.warning("one image takes more than the limit of %.1f MiB", limits.batch_bytes / 2**20)
         return images
 
     def __enter__(self) -> Server:
