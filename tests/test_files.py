@@ -89,6 +89,13 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "run.json").is_symlink()
 
 
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "deploy").write_text("mine")
+    with pytest.raises(RunError, match=r"Got: .*deploy is a file and no folder\. Do: name another place"):
+        write_json(tmp_path / "deploy" / "inner" / "file.json", {})
+    assert (tmp_path / "deploy").read_text() == "mine"
+
+
 def test_a_folder_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="written whole"):

@@ -50,18 +50,17 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         # safetensors reports a failed write as its own type, with the system's words in it
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full or isinstance(error, OSError):
-            raise RunError(
-                problem(
-                    "the file must be written whole",
-                    got="no space is left on the disk" if full else f"{type(error).__name__}: {error}",
-                    remedy="free some space and run the same command again; what was finished is kept"
-                    if full
-                    else "make the folder writable and run the same command again",
-                    where=path,
-                )
-            ) from error
-        raise
+        if not full and not isinstance(error, OSError):
+            raise
+        file = next((above for above in path.parents if above.is_file()), None)
+        if full:
+            got, remedy = "no space is left on the disk", "free some space; what was finished is kept"
+        elif file is not None:
+            got, remedy = f"{file} is a file and no folder", "name another place, or move that file away"
+        else:
+            got, remedy = f"{type(error).__name__}: {error}", "make the folder writable"
+        remedy += ", and run the same command again"
+        raise RunError(problem("the file must be written whole", got=got, remedy=remedy, where=path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
