@@ -26,7 +26,15 @@ from typing import Any
 
 import torch
 from pieces import MOST_BYTES, join, pack
-from reproduction import PUBLISHED, load_published, load_results, reproduction, same_data, write_results
+from reproduction import (
+    PUBLISHED,
+    load_private,
+    load_published,
+    load_results,
+    reproduction,
+    same_data,
+    write_results,
+)
 from throughput import OurLoop, PlainLoop
 
 import deepreduce
@@ -78,6 +86,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--budgets", type=_counts, help="ReLUs of masks (default: the published ones, times the width)")
     parser.add_argument("--granularity", choices=["element", "channel", "layer"], help="default: element")
+    parser.add_argument("--most-layers", type=int, help="layers in which deepreduce-masks may keep ReLUs")
     parser.add_argument("--epochs", type=int, default=200, help="of each reduced network, its search included")
     parser.add_argument("--teacher-epochs", type=int, help="default: those of --epochs")
     parser.add_argument("--search-share", type=float, default=0.4, help="of the epochs, for finding masks")
@@ -99,6 +108,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, help="folder for results file and plot (default: the run's)")
     parser.add_argument("--name", default="reproduce", help="what their names begin with")
+    parser.add_argument("--private", type=Path, help="results file of private.py, for networks that it has run")
     parser.add_argument("--published", type=Path, default=PUBLISHED, help="the published figures")
 
 
@@ -285,7 +295,8 @@ def settings_for(
     if not reducer.finds_masks:
         return own
     if reducer.finder is not None and reducer.finder.one_schedule:  # its epochs are those of the training
-        return replace(own, granularity=options.granularity)
+        limit = options.most_layers if reducer.finder.limits_layers else None
+        return replace(own, granularity=options.granularity, most_layers=limit)
     search = min(options.epochs - 1, max(1, round(options.search_share * options.epochs)))
     training = replace(settings.training, epochs=options.epochs - search)
     return replace(own, training=training, search_epochs=search, granularity=options.granularity)
@@ -342,7 +353,7 @@ def epoch_times(
 
 def table_of(options: argparse.Namespace) -> int:
     """Print the tables of run folders and results files, and write the results file and the plot."""
-    fronts, times = [], []
+    fronts, times, private = [], [], None
     for place in options.runs:
         if place.is_dir():
             fronts += [read_json(path) for path in sorted(place.glob("fronts/*.json"))]
@@ -351,7 +362,10 @@ def table_of(options: argparse.Namespace) -> int:
             earlier = load_results(place)
             fronts += earlier["fronts"]
             times += earlier["epoch_times"]
-    content, text = reproduction(load_published(options.published), fronts, times)
+            private = earlier.get("private") or private
+    if options.private is not None:
+        private = load_private(options.private)
+    content, text = reproduction(load_published(options.published), fronts, times, private)
     print(text)
     folder = options.results or next((place for place in options.runs if place.is_dir()), Path())
     for path in write_results(content, folder, options.name):

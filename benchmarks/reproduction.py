@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import device_of, results_path
-from reproduction_text import as_text
+from reproduction_text import LINKS, as_text
 from scipy import stats
 
 from deepreduce._files import read_json, write_json
@@ -67,13 +67,56 @@ def load_results(path: Path) -> Json:
     return content
 
 
-def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tuple[Json, str]:
+def load_private(path: Path) -> Json:
+    """Read what a table needs of a results file of `private.py`.
+
+    Returns:
+        `environment`, and `cases[]{label, relus, links{online_seconds, online_bytes, round_trips}}`.
+
+    Raises:
+        RunError: if it is none.
+    """
+    content = read_json(path)
+    try:
+        cases = [
+            {
+                "label": "teacher" if case["network"]["candidate"] == "full" else case["network"]["candidate"],
+                "relus": case["network"]["relus"],
+                "links": {
+                    link: {
+                        "online_seconds": case[link]["online_seconds"]["median"],
+                        "online_bytes": case[link]["online_sent_bytes"] + case[link]["online_received_bytes"],
+                        "round_trips": case[link]["online_round_trips"],
+                    }
+                    for link in LINKS
+                    if link in case
+                },
+            }
+            for case in content["cases"].values()
+        ]
+        return {"environment": _public_environment(content["environment"]), "cases": cases}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            problem(
+                "what networks cost privately comes from private.py",
+                got=f"a file that lacks {error}",
+                remedy="name a results file of `private.py --saved`",
+                where=path,
+            )
+        ) from error
+
+
+def reproduction(
+    published: Json, fronts: list[Json], times: list[Json], private: Json | None = None
+) -> tuple[Json, str]:
     """Put published and measured figures side by side.
 
     Args:
         published: content of `published.json`.
         fronts: content of the `front.json` of every network and method, and the `fronts` of earlier results files.
         times: what `reproduce.py` measured of epochs.
+        private: what networks of these fronts cost privately, as `load_private` gives it: the figures join the
+            network of the same label and number of ReLUs.
 
     Returns:
         The content of the results file, and the tables as text.
@@ -93,6 +136,8 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
         for front, entry in shown
         if (measured := _measured(front, entry)) is not None
     }
+    for measured in trained.values():
+        measured["private"] = {} if private is None else _privately(measured, private["cases"])
     seconds = {(run, name): measured["seconds"] for (run, _, name), measured in trained.items()}
     ran = list({str(environment): environment for front in fronts for environment in front["environments"]}.values())
     content = {
@@ -108,6 +153,7 @@ def reproduction(published: Json, fronts: list[Json], times: list[Json]) -> tupl
         "comparison": comparison,
         "claims": claims,
         "versus": versus(fronts),
+        "private": private,
         "measured": list(trained.values()),
         "epoch_times": list({str(time): time for time in times}.values()),
         "fronts": fronts,
@@ -214,7 +260,7 @@ def versus(fronts: list[Json]) -> list[Json]:
     """Hold our methods against every other one of the same run, network by network of the same size.
 
     Of each method's networks those are compared whose number of ReLUs was a budget of ours, give or take 3 %; ours is
-    the largest one with no more ReLUs.
+    the largest one with no more ReLUs. Networks in a limited number of layers are left out.
 
     Returns:
         For each base network, method of ours and other method (`ours`, `method`): `rows[]{relus, our_relus, ours,
@@ -232,7 +278,8 @@ def versus(fronts: list[Json]) -> list[Json]:
         for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
             relus = theirs["relus"]
             asked = any(0.97 * relus <= budget <= 1.03 * relus for budget in _budgets(own))
-            fitting = [e for e in filter(_tested, own["candidates"]) if e["relus"] <= relus]
+            unlimited = [e for e in filter(_tested, own["candidates"]) if not _is_limited(e)]
+            fitting = [e for e in unlimited if e["relus"] <= relus]
             if asked and fitting:
                 mine = max(fitting, key=lambda e: e["relus"])
                 ours, other = ([100 * accuracy for accuracy in entry["test"]["runs"]] for entry in (mine, theirs))
@@ -277,6 +324,10 @@ def _same_run(front: Json, other: Json) -> bool:
 
 def _tested(entry: Json) -> bool:
     return entry["status"] == "done" and entry["test"] is not None
+
+
+def _is_limited(entry: Json) -> bool:
+    return "most_layers" in (entry["recipe"] or {}).get("masks", {})
 
 
 def _measured(front: Json, entry: Json) -> Json | None:
@@ -392,6 +443,12 @@ def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:
             if other["recipe"]["keep"] == recipe["keep"] and before == {name: other["recipe"][name] for name in whole}
         ]
     return factors
+
+
+def _privately(measured: Json, cases: list[Json]) -> Json:
+    """Return what a network costs in private, by link; nothing for one that was not run."""
+    wanted = measured["label"], measured["relus"]
+    return next((case["links"] for case in cases if (case["label"], case["relus"]) == wanted), {})
 
 
 def write_results(content: Json, folder: Path, name: str) -> list[Path]:

@@ -1,8 +1,9 @@
 """One picture of accuracy against ReLUs: every method as run here (solid) and as published (dashed, hollow).
 
-Each base network has a panel. A line joins the networks that the held-out images put on the method's front; its other
-networks are the faint markers. Published curves are drawn beside runs of the papers' size alone: a small task has other
-accuracies.
+Each base network has a panel, and one more for every link over which its networks were run privately: accuracy against
+seconds online, from the image to the label. A line joins the networks that the held-out images put on the method's
+front; its other networks are the faint markers. Published curves are drawn beside runs of the papers' size alone: a
+small task has other accuracies.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from reproduction_text import LINKS
 
 from deepreduce.reduction import pareto_front
 
@@ -44,11 +46,16 @@ def draw(content: dict[str, Any], stem: Path) -> list[Path]:
     """
     networks = content["networks"]
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(2.2 + 5.0 * len(networks), 4.6), layout="constrained", facecolor="white")
+        wanted: list[tuple[dict[str, Any], str | None]] = []
+        for network in networks:
+            own = [m for m in content["measured"] if m["network"] == network["name"]]
+            links = [link for link in LINKS if any(link in m["private"] for m in own)]
+            wanted += [(network, link) for link in (None, *links)]
+        figure = Figure(figsize=(2.2 + 5.0 * len(wanted), 4.6), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(networks), squeeze=False)[0]
-        for axes, network in zip(panels, networks, strict=True):
-            _panel(axes, network, content)
+        panels = figure.subplots(1, len(wanted), squeeze=False, sharey="row" if len(networks) == 1 else "none")[0]
+        for axes, (network, link) in zip(panels, wanted, strict=True):
+            _panel(axes, network, link, content)
         labelled: dict[str, Any] = {}
         for axes in panels:
             handles, labels = axes.get_legend_handles_labels()
@@ -68,8 +75,14 @@ def draw(content: dict[str, Any], stem: Path) -> list[Path]:
     return written
 
 
-def _panel(axes: Axes, network: dict[str, Any], content: dict[str, Any]) -> None:
+def _panel(axes: Axes, network: dict[str, Any], link: str | None, content: dict[str, Any]) -> None:
+    """Draw accuracy against ReLUs, or against the seconds that private inference takes over a link."""
     here = [measured for measured in content["measured"] if measured["network"] == network["name"]]
+    shown = [measured for measured in here if link is None or link in measured["private"]]
+
+    def across(measured: dict[str, Any]) -> float:
+        return float(measured["relus"] if link is None else measured["private"][link]["online_seconds"])
+
     for method, (name, colour, marker) in _LOOKS.items():
         known = sorted(
             (row["relus"], row["accuracy"])
@@ -77,36 +90,41 @@ def _panel(axes: Axes, network: dict[str, Any], content: dict[str, Any]) -> None
             if (row["method"], row["data"], row["network"]) == (method, "cifar100", network["name"])
             and row["accuracy"] is not None
         )
-        if known and content["comparable_with_the_papers"]:
+        if known and link is None and content["comparable_with_the_papers"]:
             axes.plot(
                 *zip(*known, strict=True), ls="--", lw=1, marker=marker, mfc="white", ms=5, color=colour, alpha=0.8,
                 label=f"{name}, published",
             )  # fmt: skip
-        own = [measured for measured in here if _SAME.get(measured["method"], measured["method"]) == method]
-        front = pareto_front(own, relus=lambda m: m["relus"], accuracy=lambda m: m["validation"])
+        own = [measured for measured in shown if _SAME.get(measured["method"], measured["method"]) == method]
+        front = pareto_front(own, relus=across, accuracy=lambda m: m["validation"])
         others = [measured for measured in own if measured not in front]
         if others:
-            points = [(measured["relus"], measured["accuracy"]) for measured in others]
+            points = [(across(measured), measured["accuracy"]) for measured in others]
             axes.plot(*zip(*points, strict=True), ls="", marker=marker, ms=4, color=colour, alpha=0.3)
         if front:
             line = sorted(
-                (m["relus"], m["accuracy"], m["accuracy"] - m["low"], m["high"] - m["accuracy"]) for m in front
+                (across(m), m["accuracy"], m["accuracy"] - m["low"], m["high"] - m["accuracy"]) for m in front
             )
-            relus, accuracy, down, up = zip(*line, strict=True)
+            place, accuracy, down, up = zip(*line, strict=True)
             axes.errorbar(
-                relus, accuracy, yerr=[down, up], fmt=f"{marker}-", color=colour, lw=1.4, ms=5, capsize=2.5,
+                place, accuracy, yerr=[down, up], fmt=f"{marker}-", color=colour, lw=1.4, ms=5, capsize=2.5,
                 label=f"{name}, here",
             )  # fmt: skip
     teacher = next((measured for measured in here if measured["method"] == "teacher"), None)
     if teacher:
         axes.axhline(teacher["accuracy"], color="#222826", lw=0.9, ls=":", label="teacher, here")
+        if link is not None and link in teacher["private"]:
+            axes.plot([across(teacher)], [teacher["accuracy"]], marker="*", ms=8, color="#222826", ls="")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda relus, _: f"{relus:,.0f}"))
+    form = "{:,.0f}" if link is None else "{:g}"
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("ReLUs for one image (log scale)")
-    splits = "/".join(sorted({measured["split"] for measured in here})) or "no"
-    axes.set_ylabel(f"{splits} accuracy, % (bars: 95 % interval)")
+    what = "ReLUs for one image" if link is None else f"seconds online, {LINKS[link]}"
+    axes.set_xlabel(f"{what} (log scale)")
+    if link is None:
+        splits = "/".join(sorted({measured["split"] for measured in here})) or "no"
+        axes.set_ylabel(f"{splits} accuracy, % (bars: 95 % interval)")
     data = content["data"]["name"]
     axes.set_title(f"{network['name']}, width {network['width']:g}, {data}, {network['classes']} classes", fontsize=9)
     axes.grid(True, color="#e3e7e4", lw=0.7)

@@ -7,6 +7,9 @@ from typing import Any
 
 Json = dict[str, Any]
 
+LINKS = {"loopback": "no limit", "lan": "1 Gbit/s", "wan": "100 Mbit/s, 40 ms"}
+"""The links of `private.py`, and what a person reads."""
+
 
 def as_text(content: Json) -> str:
     """Lay everything out as text."""
@@ -58,6 +61,8 @@ def as_text(content: Json) -> str:
             f"{m['network']:<17}{m['method']:<17}{m['relus']:>9,}  {m['validation']:>8.2f}  {_interval(m):>24}  "
             f"{m['epochs']:>8} ({m['search_epochs']:>4})  {m['seeds']:>5}  {m['seconds']:>8.1f}  {m['split']}"
         )
+    if content["private"] is not None:
+        lines += _private(content)
     for time in content["epoch_times"]:
         lines.append(
             f"epoch of {time['network']['name']}, width {time['network']['width']:g}, {time['images']:,} images, on "
@@ -65,6 +70,28 @@ def as_text(content: Json) -> str:
             f"({time['ratio']:.1f} times)"
         )
     return "\n".join(lines)
+
+
+def _private(content: Json) -> list[str]:
+    """Lay out what networks cost privately: seconds from the image to the label, over every link."""
+    ran = sorted(
+        (m for m in content["measured"] if m["private"]), key=lambda m: (m["network"], m["method"], -m["relus"])
+    )
+    links = [link for link in LINKS if any(link in m["private"] for m in ran)]
+    lines = ["", "What they cost privately, online", ""]
+    lines.append(
+        f"{'network':<17}{'method':<17}{'ReLUs':>9}  {'accuracy':>8}  {'sent':>9}  {'round trips':>11}"
+        + "".join(f"  {LINKS[link]:>18}" for link in links)
+    )
+    for m in ran:
+        first = next(iter(m["private"].values()))
+        seconds = (f"{m['private'][link]['online_seconds']:.3f} s" if link in m["private"] else "-" for link in links)
+        lines.append(
+            f"{m['network']:<17}{m['method']:<17}{m['relus']:>9,}  {m['accuracy']:>8.2f}  "
+            f"{first['online_bytes'] / 1e6:>6.2f} MB  {first['round_trips']:>11}"
+            + "".join(f"  {s:>18}" for s in seconds)
+        )
+    return lines
 
 
 def _interval(m: Json) -> str:

@@ -288,6 +288,62 @@ def test_a_collapsed_network_is_not_the_released_one() -> None:
     assert rows_of(content, row["relus"], "deepreduce")["here"] is None
 
 
+def privately(candidate: str, relus: int, **links: float) -> dict[str, Any]:
+    return {
+        "network": {"candidate": candidate, "relus": relus},
+        **{
+            link: {"online_seconds": {"median": seconds}, "online_sent_bytes": 1_000, "online_received_bytes": 999_000,
+                   "online_round_trips": 7}
+            for link, seconds in links.items()
+        },
+    }  # fmt: skip
+
+
+def test_what_networks_cost_privately_stands_beside_their_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        "all": privately("full", 557_056, lan=0.9),
+        "one": privately("a", 24_900, lan=0.25, wan=1.5),
+        "of another run": privately("a", 24_901, lan=9.0),
+    }
+    environment = {"command": "private.py --work /home/me/w", "date": "2026-01-02"}
+    path = tmp_path / "private.json"
+    path.write_text(json.dumps({"cases": cases, "environment": environment}))
+    (tmp_path / "fronts").mkdir()
+    own = front("snl", entry("a", 24_900, 0.7, 0.71), entry("b", 12_000, 0.6, 0.61))
+    (tmp_path / "fronts" / "resnet18-snl.json").write_text(json.dumps(own))
+    asked = ["table", str(tmp_path), "--results", str(tmp_path), "--name", "timed"]
+    assert reproduce.main([*asked, "--private", str(path)]) == 0
+    text = capsys.readouterr().out
+    written = next(line for line in text.splitlines() if line.endswith(".json"))
+    for _ in range(2):  # the results file alone gives the same again
+        content = json.loads(Path(written).read_text())
+        found = {m["label"]: m["private"] for m in content["measured"]}
+        assert found["a"]["wan"] == {"online_seconds": 1.5, "online_bytes": 1_000_000, "round_trips": 7}
+        assert found["teacher"].keys() == {"lan"} and found["b"] == {}
+        assert "/home" not in json.dumps(content["private"])
+        (line,) = [line for line in text.splitlines() if "1.500 s" in line]
+        assert line.split() == ["resnet18", "snl", "24,900", "71.00", "1.00", "MB", "7", "0.250", "s", "1.500", "s"]
+        assert reproduce.main(["table", written, "--results", str(tmp_path), "--name", "again"]) == 0
+        text = capsys.readouterr().out
+        written = next(line for line in text.splitlines() if line.endswith(".json"))
+    path.write_text('{"cases": {"x": {"network": {}}}}')
+    assert reproduce.main([*asked, "--private", str(path)]) == 1
+    assert "results file of `private.py --saved`" in capsys.readouterr().err
+
+
+def test_networks_in_a_limited_number_of_layers_stand_for_no_budget() -> None:
+    masks = {"method": "deepreduce-masks", "granularity": "element", "budget": 25_000, "layers": []}
+    asked = {"method": "deepreduce-masks", "budget": 25_000, "budgets": []}
+    free = entry("free", 24_900, 0.7, 0.71, recipe={**WHOLE, "masks": masks})
+    few = entry("few", 25_000, 0.7, 0.60, recipe={**WHOLE, "masks": {**masks, "most_layers": 4}})
+    ours, theirs = front("deepreduce-masks", free, few, settings=asked), front("snl", entry("s", 25_000, 0.6, 0.61))
+    content, _ = reproduction(load_published(), [ours, theirs], [])
+    (against,) = content["versus"]
+    assert against["difference"] == pytest.approx(10)
+
+
 def test_a_table_grows_over_runs_of_which_only_results_files_are_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_names() -> None:
     assert candidate.label == "snl by element, budget 500"
     assert candidate.id.startswith("S1S2S3S4-m")
     assert candidate.id != example(seed=1)[1].id != example(499)[1].id
+    limited = replace(candidate.masks, most_layers=6)
+    assert limited.label == "snl by element, budget 500, at most 6 layers" and limited.digest != candidate.masks.digest
+    assert replace(limited, most_layers=1).label.endswith(", at most 1 layer")
+    assert Masks.from_json(json.loads(json.dumps(limited.to_json()))) == limited
+    assert "most_layers" not in candidate.masks.to_json()
+    with pytest.raises(UsageError, match="most_layers of masks must be at least 1"):
+        replace(limited, most_layers=0)
     assert Candidate(keep=("S1",)).to_json().keys() == {"keep", "thin", "alpha", "rho", "drop"}
 
 
@@ -270,6 +278,43 @@ def test_layers_that_would_keep_few_give_theirs_to_the_others() -> None:
     assert choose(by_channel, 13, "channel")["b"].any()
     alone = choose_in_few_layers({name: scores[name] for name in "ad"}, 7)
     assert {name: int(mask.sum()) for name, mask in alone.items()} == {"a": 6, "d": 1}
+
+
+def test_example_a_limited_number_of_layers() -> None:
+    scores = {"a": np.linspace(0.9, 0.8, 10), "b": np.linspace(0.7, 0.6, 4), "c": np.linspace(0.59, 0.5, 4)}
+    assert all(mask.any() for mask in choose_in_few_layers(scores, 17).values())
+    two = choose_in_few_layers(scores, 17, most_layers=2)
+    assert {name: int(mask.sum()) for name, mask in two.items()} == {"a": 10, "b": 4, "c": 0}
+    one = choose_in_few_layers(scores, 17, most_layers=1)
+    assert {name: int(mask.sum()) for name, mask in one.items()} == {"a": 10, "b": 0, "c": 0}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=5),
+    st.floats(0.01, 0.99),
+    st.sampled_from(["element", "channel", "layer"]),
+    st.integers(1, 5),
+    st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_a_limit_of_layers_is_kept_and_binds_no_more_than_it_must(
+    shapes: list[tuple[int, int]], share: float, granularity: str, most: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    scores = {f"l{index}": random.random(shape) for index, shape in enumerate(shapes)}
+    budget = max(1, int(share * sum(score.size for score in scores.values())))
+    free = choose_in_few_layers(scores, budget, granularity)
+    masks = choose_in_few_layers(scores, budget, granularity, most_layers=most)
+    used = [name for name, mask in masks.items() if mask.any()]
+    assert len(used) <= most and sum(int(mask.sum()) for mask in masks.values()) <= budget
+    if granularity == "element":
+        room = sum(scores[name].size for name in used)
+        assert sum(int(masks[name].sum()) for name in used) == min(budget, room) and used
+        if (
+            sum(mask.any() for mask in free.values()) <= most
+            and sum(scores[name].size for name, mask in free.items() if mask.any()) > budget
+        ):
+            assert all(np.array_equal(masks[name], free[name]) for name in masks)
 
 
 @given(

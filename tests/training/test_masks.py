@@ -142,6 +142,25 @@ def test_every_candidate_can_be_collapsed(context: Context, settings: SearchSett
         ordered(settings, "snl", 300, collapse=True)
 
 
+def test_example_masks_in_a_limited_number_of_layers(context: Context, settings: SearchSettings) -> None:
+    limited = ordered(settings, "deepreduce-masks", 200, most_layers=2)
+    (entry,) = front_of(context, limited).content["candidates"]
+    assert entry["label"] == "deepreduce-masks by element, budget 200, at most 2 layers"
+    assert 0 < entry["relus"] <= 200
+    history = context.folder / "masks/deepreduce-masks-element-200-l2/seed0/history.jsonl"
+    assert json.loads(history.read_text().splitlines()[-1])["state"]["given_up"]
+    (free,) = front_of(context, ordered(settings, "deepreduce-masks", 200)).content["candidates"]
+    assert free["id"] != entry["id"] and free["label"].endswith("budget 200")
+
+
+@pytest.mark.parametrize("method", ["snl", "senet", "deepreduce", "deepreduce-narrow"])
+def test_a_number_of_layers_is_refused_where_nothing_keeps_to_it(method: str, settings: SearchSettings) -> None:
+    with pytest.raises(UsageError, match=r"can keep to it.*Where: --most-layers"):
+        ordered(settings, method, 300, most_layers=3)
+    with pytest.raises(UsageError, match="most_layers must be at least 1"):
+        ordered(settings, "deepreduce-masks", 300, most_layers=0)
+
+
 def test_epochs_of_search_are_refused_where_nothing_trains(settings: SearchSettings) -> None:
     with pytest.raises(UsageError, match="a method that searches for masks"):
         ordered(settings, "deepreduce-narrow", 300, search_epochs=3)
@@ -149,11 +168,11 @@ def test_epochs_of_search_are_refused_where_nothing_trains(settings: SearchSetti
         ordered(settings, "deepreduce-narrow", 300, granularity="layer")
 
 
-@pytest.mark.parametrize("method", SEARCHING)
+@pytest.mark.parametrize(("method", "layers"), [*((method, None) for method in SEARCHING), ("deepreduce-masks", 1)])
 def test_an_interrupted_search_ends_like_one_that_was_not(
-    method: str, context: Context, settings: SearchSettings, variant: Any
+    method: str, layers: int | None, context: Context, settings: SearchSettings
 ) -> None:
-    order = MaskOrder(method, "element", 200)
+    order = MaskOrder(method, "element", 200, layers)
     job = Job("masks", None, 0, True, replace(settings.training, epochs=4), masks=order)
     teacher = Job("teacher", None, 0, False, settings.training)
     folders = []

@@ -33,6 +33,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what methods that find masks keep or remove as a whole: element (default), channel or layer",
     )
     parser.add_argument(
+        "--most-layers",
+        type=int,
+        metavar="N",
+        help="for deepreduce-masks: at most N layers keep a ReLU; in private each of them costs a round trip",
+    )
+    parser.add_argument(
         "--search-epochs",
         type=int,
         metavar="N",
@@ -87,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
         budgets=options.budget if options.budget and len(options.budget) > 1 else (),
         method=options.method,
         granularity=options.granularity,
+        most_layers=options.most_layers,
         search_epochs=options.search_epochs,
         seeds=options.seeds,
         exponent=DEFAULT_EXPONENT if options.exponent is None else options.exponent,

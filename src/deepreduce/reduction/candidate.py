@@ -188,7 +188,7 @@ class Candidate:
         """What a person reads: `S2 S3 S4, thinned, alpha 0.5`; for masks `snl by element, budget 12,288`."""
         if self.masks is not None:
             scale = "" if self.rho == 1 else f", rho {self.rho:g}"
-            return f"{self.masks.method} by {self.masks.granularity}, budget {self.masks.budget:,}{scale}"
+            return self.masks.label + scale
         parts = [" ".join(self.keep) or "no ReLU"]
         if self.thin:
             parts.append("thinned")

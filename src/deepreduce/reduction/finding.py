@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ..census import Census, on_line
 from ..errors import UsageError, near_misses, problem
 from .lines import first_lines
-from .masks import GRANULARITIES, Mask
+from .masks import GRANULARITIES, Mask, mask_label
 from .removal import SEARCH_PREFIX, replace_relus
 from .selection import Array, group_shape
 
@@ -32,21 +32,24 @@ class MaskOrder:
         method: name of a method that finds masks.
         granularity: `element`, `channel` or `layer`: what is kept or removed as a whole.
         budget: ReLUs to keep at most.
+        most_layers: how many layers may keep a ReLU; None for any number.
     """
 
     method: str
     granularity: str
     budget: int
+    most_layers: int | None = None
 
     @property
     def id(self) -> str:
         """Short name, fit for a folder."""
-        return f"{self.method}-{self.granularity}-{self.budget}"
+        limit = "" if self.most_layers is None else f"-l{self.most_layers}"
+        return f"{self.method}-{self.granularity}-{self.budget}{limit}"
 
     @property
     def label(self) -> str:
         """What a person reads."""
-        return f"{self.method} by {self.granularity}, budget {self.budget:,}"
+        return mask_label(self.method, self.granularity, self.budget, self.most_layers)
 
 
 def check_granularity(name: str) -> None:
@@ -195,12 +198,14 @@ class MaskFinder:
         one_schedule: whether the search is the beginning of the schedule that trains the network. Otherwise it has a
             schedule of its own.
         draws_lines: whether lines take the place of removed ReLUs where that costs nothing, see `lines`.
+        limits_layers: whether it can keep to `MaskOrder.most_layers`.
     """
 
     trains_slopes: ClassVar[bool] = False
     one_schedule: ClassVar[bool] = False
     matches_teacher: ClassVar[bool] = False
     draws_lines: ClassVar[bool] = False
+    limits_layers: ClassVar[bool] = False
 
     def __init__(self, slopes: Mapping[str, SlopedReLU], order: MaskOrder, *, steps: int, epochs: int) -> None:
         """Begin a search.

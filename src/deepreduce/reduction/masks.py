@@ -100,6 +100,7 @@ class Masks:
         budget: number of ReLUs that was asked for, at least 1.
         layers: the ReLU layers of which only a part is kept, by call site. A layer that is kept or removed as a whole
             has no mask: the candidate's `keep` and `drop` speak of it.
+        most_layers: how many ReLU layers may keep a ReLU, at least 1; None where that was not limited.
         lines: whether lines take the place of removed ReLUs in these layers where they are free, see
             `deepreduce.reduction.lines`; otherwise it is the identity.
     """
@@ -109,6 +110,7 @@ class Masks:
     budget: int
     layers: tuple[LayerMask, ...] = ()
     lines: bool = False
+    most_layers: int | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -122,6 +124,7 @@ class Masks:
             ("method", bool(_METHOD.fullmatch(self.method)), "a short name in small letters", repr(self.method)),
             ("granularity", self.granularity in GRANULARITIES, " or ".join(GRANULARITIES), repr(self.granularity)),
             ("budget", self.budget >= 1, "at least 1", self.budget),
+            ("most_layers", self.most_layers is None or self.most_layers >= 1, "at least 1", self.most_layers),
             ("layers", len(set(names)) == len(names), "one mask for each call site", ", ".join(names[:8])),
             ("layers", sum(layer.size for layer in self.layers) <= MOST_ELEMENTS, "fewer elements", "too many"),
         ):
@@ -131,11 +134,18 @@ class Masks:
                 )
 
     @property
+    def label(self) -> str:
+        """What a person reads."""
+        return mask_label(self.method, self.granularity, self.budget, self.most_layers)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all that they say, in hex."""
         state = hashlib.sha256(f"{self.method} {self.granularity} {self.budget}".encode())
         if self.lines:
             state.update(b" lines")
+        if self.most_layers is not None:
+            state.update(f" {self.most_layers} layers".encode())
         for layer in self.layers:
             state.update(repr((layer.name, layer.shape)).encode() + layer.bits)
         return state.hexdigest()
@@ -156,6 +166,7 @@ class Masks:
             "budget": self.budget,
             "layers": [layer.to_json(bits=bits) for layer in self.layers],
             **({"lines": True} if self.lines else {}),
+            **({} if self.most_layers is None else {"most_layers": self.most_layers}),
             "sha256": self.digest,
         }
 
@@ -182,10 +193,17 @@ class Masks:
             budget=json_field(value, "budget", int),
             layers=tuple(found),
             lines=json_field(value, "lines", bool) if "lines" in value else False,
+            most_layers=json_field(value, "most_layers", int) if "most_layers" in value else None,
         )
         if json_field(value, "sha256", str) != masks.digest:
             raise ValueError("the masks have another hash")
         return masks
+
+
+def mask_label(method: str, granularity: str, budget: int, most_layers: int | None) -> str:
+    """Return how people read of masks that are to be found, or were: `snl by element, budget 12,288`."""
+    limit = "" if most_layers is None else f", at most {most_layers} layer{'s' if most_layers > 1 else ''}"
+    return f"{method} by {granularity}, budget {budget:,}{limit}"
 
 
 def split(kept: Mapping[str, Mask]) -> tuple[tuple[str, ...], tuple[LayerMask, ...]]:

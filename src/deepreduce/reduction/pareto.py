@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def pareto_front(items: Iterable[T], *, relus: Callable[[T], int], accuracy: Callable[[T], float]) -> list[T]:
+def pareto_front(items: Iterable[T], *, relus: Callable[[T], float], accuracy: Callable[[T], float]) -> list[T]:
     """Return the items that no other item beats, by rising ReLU count.
 
     An item is beaten by another that has no more ReLUs and no less accuracy, and is better in one of them; of equal

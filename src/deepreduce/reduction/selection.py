@@ -77,7 +77,9 @@ def choose(
     return {name: np.broadcast_to(chosen[name], shapes[name]).copy() for name in names}
 
 
-def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "element") -> dict[str, Mask]:
+def choose_in_few_layers(
+    scores: Scores, budget: int, granularity: str = "element", *, most_layers: int | None = None
+) -> dict[str, Mask]:
     """Keep the ReLUs of highest score, in those layers alone that get a good part of the budget.
 
     A layer costs a round trip, however few ReLUs it keeps. One that would keep fewer than half an equal part of the
@@ -89,6 +91,8 @@ def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "elemen
         scores: as for `choose`, not minus infinity.
         budget: likewise.
         granularity: likewise. Whole layers are never few.
+        most_layers: how many layers may keep a ReLU, at least 1. Once none is few, those that keep fewest are passed
+            over until it is met, and keep nothing, even if less than the budget is then kept.
 
     Returns:
         As `choose`.
@@ -100,12 +104,14 @@ def choose_in_few_layers(scores: Scores, budget: int, granularity: str = "elemen
         masks = choose(own, budget, granularity)
         kept = {name: int(mask.sum()) for name, mask in masks.items() if mask.any() and name not in passed_over}
         few = [name for name, n in kept.items() if n < min(_FEW * budget / len(scores), masks[name].size / 2)]
+        if not few and most_layers is not None and len(kept) > most_layers:
+            few = list(kept)
         if not few or len(kept) == 1:
             break
         fewest = min(few, key=lambda name: kept[name])
         own[fewest] = own[fewest] - lower  # behind all others, and in its own order
         passed_over.add(fewest)
-    if granularity == "channel":
+    if granularity == "channel" or most_layers is not None:
         masks |= {name: np.zeros_like(masks[name]) for name in passed_over}
     return masks
 
@@ -154,7 +160,14 @@ def _rank_within(owner: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def masked_candidate(
-    census: Census, kept: Mapping[str, Mask], *, method: str, granularity: str, budget: int, lines: bool = False
+    census: Census,
+    kept: Mapping[str, Mask],
+    *,
+    method: str,
+    granularity: str,
+    budget: int,
+    lines: bool = False,
+    most_layers: int | None = None,
 ) -> Candidate:
     """Return the candidate that keeps the ReLUs of these masks and no other.
 
@@ -165,6 +178,7 @@ def masked_candidate(
         granularity: of the masks.
         budget: that was asked for.
         lines: see `Masks`.
+        most_layers: that was asked for.
 
     Raises:
         UsageError: if the masks keep nothing, or are not those of the network's call sites.
@@ -193,7 +207,7 @@ def masked_candidate(
     return Candidate(
         keep=stages,
         drop=tuple(name for name in gone if stage_of[name] in stages),
-        masks=Masks(method, granularity, budget, partial, lines),
+        masks=Masks(method, granularity, budget, partial, lines, most_layers),
     )
 
 

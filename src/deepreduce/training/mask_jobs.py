@@ -81,6 +81,7 @@ def _search(
             granularity=order.granularity,
             budget=order.budget,
             lines=bool(drawn),
+            most_layers=order.most_layers,
         )
         tensors = _weights(network, line_sites(taught.network), found, drawn)
         with replacing(folder / "weights.safetensors") as temporary:
@@ -137,11 +138,7 @@ def read_masks(folder: Path, order: MaskOrder) -> Candidate:
     try:
         candidate = Candidate.from_json(json_field(value, "candidate", dict))
         masks = candidate.masks
-        if masks is None or (masks.method, masks.granularity, masks.budget) != (
-            order.method,
-            order.granularity,
-            order.budget,
-        ):
+        if masks is None or MaskOrder(masks.method, masks.granularity, masks.budget, masks.most_layers) != order:
             raise ValueError("the masks of another job")
     except (DeepReduceError, ValueError) as error:
         raise RunError(
@@ -157,4 +154,4 @@ def read_masks(folder: Path, order: MaskOrder) -> Candidate:
 
 def unknown_candidate(order: MaskOrder) -> Candidate:
     """Return what stands for a candidate whose masks are not known: its label is right, and it keeps no ReLU."""
-    return Candidate(keep=(), masks=Masks(order.method, order.granularity, order.budget))
+    return Candidate(keep=(), masks=Masks(order.method, order.granularity, order.budget, most_layers=order.most_layers))

@@ -39,6 +39,8 @@ class SearchSettings:
         method: name of the method that finds candidates.
         granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`; None takes
             `element`.
+        most_layers: for `deepreduce-masks`: how many ReLU layers may keep a ReLU, at least 1, each of which costs a
+            round trip in private inference; None does not limit them.
         rank_epochs: epochs of a short training that ranks the candidates first; only those that it leaves on the
             front or near it are trained for the full schedule, see `ranking`. None trains all of them.
         finalists: with a budget, how many of the ranked candidates are trained for the full schedule at most; None
@@ -61,6 +63,7 @@ class SearchSettings:
     exponent: float = DEFAULT_EXPONENT
     method: str = "deepreduce"
     granularity: str | None = None
+    most_layers: int | None = None
     rank_epochs: int | None = None
     finalists: int | None = None
     search_epochs: int | None = None
@@ -89,6 +92,7 @@ class SearchSettings:
             ("seeds", 1 <= self.seeds <= 100, "from 1 to 100"),
             ("exponent", 0 <= self.exponent <= 10, "from 0 to 10"),
             ("budget", self.budget is None or self.budget >= 1, "at least 1"),
+            ("most_layers", self.most_layers is None or self.most_layers >= 1, "at least 1"),
             ("finalists", self.finalists is None or self.finalists >= 1, "at least 1"),
         )
         self._check_budgets(reducer)
@@ -128,6 +132,13 @@ class SearchSettings:
                 got=f"{self.granularity} for {self.method}",
                 remedy="leave it out, or use --method deepreduce-masks, snl, senet or relupruner",
                 where="--granularity",
+            )
+        if self.most_layers is not None and not (reducer.finder is not None and reducer.finder.limits_layers):
+            _refuse(
+                "a number of layers belongs to a method that can keep to it",
+                got=f"most_layers {self.most_layers} for {self.method}",
+                remedy="leave it out, or use --method deepreduce-masks",
+                where="--most-layers",
             )
         if self.collapse and reducer.finds_masks:
             _refuse(
@@ -210,13 +221,15 @@ class SearchSettings:
         made = [base.census.relus // divisor for divisor in DEFAULT_MASK_BUDGETS]
         least = smallest_budget(base.census, self.resolved_granularity())
         budgets = self.asked_budgets() or [budget for budget in made if budget >= least]
-        return tuple(MaskOrder(self.method, self.resolved_granularity(), budget) for budget in dict.fromkeys(budgets))
+        granularity, layers = self.resolved_granularity(), self.most_layers
+        return tuple(MaskOrder(self.method, granularity, budget, layers) for budget in dict.fromkeys(budgets))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by name, those of training among them."""
         return {
             "method": self.method,
             "granularity": self.resolved_granularity(),
+            "most_layers": self.most_layers,
             "rank_epochs": self.rank_epochs,
             "finalists": self.finalists,
             "search_epochs": self.search_config().epochs if self.reducer().finds_masks else None,
