@@ -52,11 +52,11 @@ def replacing(path: Path) -> Iterator[Path]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if not full and not isinstance(error, OSError):
             raise
-        file = next((above for above in path.parents if above.is_file()), None)
+        blocking = next((above for above in path.parents if above.is_file()), None)
         if full:
             got, remedy = "no space is left on the disk", "free some space; what was finished is kept"
-        elif file is not None:
-            got, remedy = f"{file} is a file and no folder", "name another place, or move that file away"
+        elif blocking is not None:
+            got, remedy = f"{blocking} is a file and no folder", "name another place, or move that file away"
         else:
             got, remedy = f"{type(error).__name__}: {error}", "make the folder writable"
         remedy += ", and run the same command again"
