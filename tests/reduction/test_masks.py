@@ -285,6 +285,9 @@ def test_example_a_limited_number_of_layers() -> None:
     assert all(mask.any() for mask in choose_in_few_layers(scores, 17).values())
     two = choose_in_few_layers(scores, 17, most_layers=2)
     assert {name: int(mask.sum()) for name, mask in two.items()} == {"a": 10, "b": 4, "c": 0}
+    wide = {"wide": np.repeat([0.9, 0.1], [24, 76]), "small": np.full(9, 0.8)}
+    assert {name: int(mask.sum()) for name, mask in choose_in_few_layers(wide, 33).items()} == {"wide": 24, "small": 9}
+    assert not choose_in_few_layers(wide, 33, most_layers=1)["wide"].any()  # 24 / 10 is less than 9 / 3
     one = choose_in_few_layers(scores, 17, most_layers=1)
     assert {name: int(mask.sum()) for name, mask in one.items()} == {"a": 10, "b": 0, "c": 0}
 

@@ -147,8 +147,18 @@ def test_example_masks_in_a_limited_number_of_layers(context: Context, settings:
     (entry,) = front_of(context, limited).content["candidates"]
     assert entry["label"] == "deepreduce-masks by element, budget 200, at most 2 layers"
     assert 0 < entry["relus"] <= 200
-    history = context.folder / "masks/deepreduce-masks-element-200-l2/seed0/history.jsonl"
-    assert json.loads(history.read_text().splitlines()[-1])["state"]["given_up"]
+    assert (
+        mask_jobs.read_masks(
+            context.folder / "masks/deepreduce-masks-element-200-l2/seed0",
+            MaskOrder("deepreduce-masks", "element", 200, 2),
+        ).label
+        == entry["label"]
+    )
+    with pytest.raises(RunError, match="the masks of another job"):
+        mask_jobs.read_masks(
+            context.folder / "masks/deepreduce-masks-element-200-l2/seed0",
+            MaskOrder("deepreduce-masks", "element", 200),
+        )
     (free,) = front_of(context, ordered(settings, "deepreduce-masks", 200)).content["candidates"]
     assert free["id"] != entry["id"] and free["label"].endswith("budget 200")
 

@@ -14,19 +14,11 @@ the identity everywhere: see `lines`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import torch
-
-from .finding import MaskOrder, SlopedReLU
 from .masks import Mask
-from .selection import choose, choose_in_few_layers
+from .selection import choose_in_few_layers
 from .snl import SNL
-
-_SETTLED = 0.5  # share of the path after which the slopes tell layers apart
 
 
 class DeepReDuceMasks(SNL):
@@ -36,49 +28,7 @@ class DeepReDuceMasks(SNL):
     draws_lines: ClassVar[bool] = True
     limits_layers: ClassVar[bool] = True
 
-    def __init__(self, slopes: Mapping[str, SlopedReLU], order: MaskOrder, *, steps: int, epochs: int) -> None:
-        """See `MaskFinder`."""
-        super().__init__(slopes, order, steps=steps, epochs=epochs)
-        self.given_up: list[str] = []
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """See `SNL.after_step`; a layer that was given up stays without its ReLUs."""
-        for name in self.given_up:
-            self.slopes[name].alpha.zero_()
-        super().after_step()
-
-    def _look(self) -> None:
-        """Give up layer after layer on the second half of the path, where their number is limited."""
-        if self.order.most_layers is not None and not self.is_finished():
-            left = max(0.0, 1 - self.progress()) / (1 - _SETTLED)
-            many = len(self.slopes) - self.order.most_layers
-            allowed = self.order.most_layers + math.ceil(many * min(1.0, left))
-            self._give_up(allowed)
-        super()._look()
-
-    @torch.no_grad()
-    def _give_up(self, allowed: int) -> None:
-        """Take all ReLUs of the layers that would keep fewest, until so many are left."""
-        while len(self.slopes) - len(self.given_up) > allowed:
-            scores = {name: score for name, score in self.scores().items() if name not in self.given_up}
-            masks = choose(scores, self.order.budget, self.order.granularity)
-            fewest = min(masks, key=lambda name: int(masks[name].sum()))
-            self.given_up.append(fewest)
-            self.slopes[fewest].alpha.zero_()
-
-    def state(self) -> dict[str, Any]:
-        """See `MaskFinder.state`."""
-        return {**super().state(), "given_up": self.given_up}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """See `MaskFinder.restore`."""
-        self.given_up = list(state["given_up"])
-        super().restore(state)
-
     def masks(self) -> dict[str, Mask]:
         """Keep the largest slopes, in few layers; see `SNL.masks`."""
         order = self.order
-        scores = {name: score for name, score in self.scores().items() if name not in self.given_up}
-        found = choose_in_few_layers(scores, order.budget, order.granularity, most_layers=order.most_layers)
-        return {name: found.get(name, np.zeros(slope.shape, bool)) for name, slope in self.slopes.items()}
+        return choose_in_few_layers(self.scores(), order.budget, order.granularity, most_layers=order.most_layers)

@@ -91,8 +91,9 @@ def choose_in_few_layers(
         scores: as for `choose`, not minus infinity.
         budget: likewise.
         granularity: likewise. Whole layers are never few.
-        most_layers: how many layers may keep a ReLU, at least 1. Once none is few, those that keep fewest are passed
-            over until it is met, and keep nothing, even if less than the budget is then kept.
+        most_layers: how many layers may keep a ReLU, at least 1. Once none is few, layers are passed over until it is
+            met: the one first that keeps fewest for the square root of its size, so that of two which keep as many the
+            smaller stays, which keeps more of what it can. They keep nothing, even if less than the budget is kept.
 
     Returns:
         As `choose`.
@@ -104,13 +105,16 @@ def choose_in_few_layers(
         masks = choose(own, budget, granularity)
         kept = {name: int(mask.sum()) for name, mask in masks.items() if mask.any() and name not in passed_over}
         few = [name for name, n in kept.items() if n < min(_FEW * budget / len(scores), masks[name].size / 2)]
-        if not few and most_layers is not None and len(kept) > most_layers:
-            few = list(kept)
-        if not few or len(kept) == 1:
+        if len(kept) == 1:
             break
-        fewest = min(few, key=lambda name: kept[name])
-        own[fewest] = own[fewest] - lower  # behind all others, and in its own order
-        passed_over.add(fewest)
+        if few:
+            least = min(few, key=lambda name: kept[name])
+        elif most_layers is not None and len(kept) > most_layers:
+            least = min(kept, key=lambda name: kept[name] / math.sqrt(masks[name].size))
+        else:
+            break
+        own[least] = own[least] - lower  # behind all others, and in its own order
+        passed_over.add(least)
     if granularity == "channel" or most_layers is not None:
         masks |= {name: np.zeros_like(masks[name]) for name in passed_over}
     return masks

@@ -89,14 +89,10 @@ class SNL(MaskFinder):
             return
         self._earlier = now
         share = self.order.budget / self.total
-        progress = self.progress()
+        progress = min(1.0, self.step / (_PATH * self.steps * self.epochs))
         mean = sum(float(alpha.sum()) for alpha in now.values()) / self.total
         if mean > 1 - (1 - share) * progress:
             self.strength = min(self.strength * _RAISE, _STRONGEST)
-
-    def progress(self) -> float:
-        """Return how much of the path is behind, on which the mean slope comes down, in [0, 1]."""
-        return min(1.0, self.step / (_PATH * self.steps * self.epochs))
 
     def is_finished(self) -> bool:
         """Tell whether no more slopes than the budget are above the threshold."""
