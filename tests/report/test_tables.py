@@ -43,6 +43,23 @@ def test_front_table(front, width):
     assert "estimated, DELPHI's measured constants" in " ".join(text.split())
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "deepreduce", "granularity": "element"}, "Method: deepreduce."),
+        ({"method": "snl", "granularity": "channel"}, "Method: snl by channel."),
+        (
+            {"method": "deepreduce-masks", "granularity": "element", "most_layers": 6, "search_epochs": 4},
+            "Method: deepreduce-masks by element, in at most 6 layers, 4 epochs of search, counted with the training.",
+        ),
+        ({"method": "deepreduce-masks", "most_layers": 1}, "Method: deepreduce-masks, in at most 1 layer."),
+    ],
+)
+def test_front_table_says_how_the_networks_were_found(front, settings, words):
+    front["settings"] = settings
+    assert words in " ".join("\n".join(shown(front_table(front), 160)).split())
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_front_table_shows_mean_and_deviation_of_seeds(front, measure, width):
     front["candidates"][2]["validation"] = measure(0.7484, 5000, 3)

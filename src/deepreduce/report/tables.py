@@ -119,6 +119,9 @@ def _method(front: Json) -> str:
     said = f"Method: {words.clean(settings['method'])}"
     if settings.get("granularity") and settings["method"] not in ("deepreduce", "deepreduce-narrow", "channel-pruning"):
         said += f" by {words.clean(settings.get('granularity'))}"
+    layers = settings.get("most_layers")
+    if isinstance(layers, int) and layers > 0:
+        said += f", in at most {layers} layer{'s' if layers > 1 else ''}"
     if settings.get("search_epochs"):
         said += f", {words.epochs(settings['search_epochs'])} of search, counted with the training"
     if settings.get("rank_epochs") and isinstance(front.get("ranking"), list):
