@@ -133,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
         limit.start()
     failures: list[str] = []
     _require_packages()
+    _require_use(options)
     try:
         source = options.data if options.pieces is None else str(join(options.pieces, options.runs / "data"))
         data = deepreduce.load_data(
@@ -173,6 +174,20 @@ def _require_packages() -> None:
         )
 
 
+def _require_use(options: argparse.Namespace) -> None:
+    """Refuse a limit of layers that none of the methods keeps to."""
+    finders = [REDUCERS[name].finder for name in options.methods if name in REDUCERS]
+    if options.most_layers is not None and not any(finder and finder.limits_layers for finder in finders):
+        raise UsageError(
+            problem(
+                "a number of layers is for a method that can keep to it",
+                got=f"--most-layers {options.most_layers} for {', '.join(options.methods)}",
+                remedy="add deepreduce-masks to --methods, or leave it out",
+                where="--most-layers",
+            )
+        )
+
+
 def train_all(
     network: str,
     data: deepreduce.Dataset,
@@ -191,7 +206,8 @@ def train_all(
     deepreduce.train(network, data, settings=teaching, **more)
     for name, settings in methods.items():
         print(f"{network}: {name}", file=sys.stderr, flush=True)
-        finished = options.runs / "fronts" / f"{network}-{name}.json"
+        limit = "" if settings.most_layers is None else f"-l{settings.most_layers}"
+        finished = options.runs / "fronts" / f"{network}-{name}{limit}.json"
         partial = finished.with_suffix(".part.json")  # an earlier front of fewer seeds stays until all are trained
         for part in parts_of(settings, options.workers):
             try:
@@ -353,7 +369,7 @@ def epoch_times(
 
 def table_of(options: argparse.Namespace) -> int:
     """Print the tables of run folders and results files, and write the results file and the plot."""
-    fronts, times, private = [], [], None
+    fronts, times, privates = [], [], []
     for place in options.runs:
         if place.is_dir():
             fronts += [read_json(path) for path in sorted(place.glob("fronts/*.json"))]
@@ -362,9 +378,11 @@ def table_of(options: argparse.Namespace) -> int:
             earlier = load_results(place)
             fronts += earlier["fronts"]
             times += earlier["epoch_times"]
-            private = earlier.get("private") or private
+            privates.append(earlier.get("private"))
     if options.private is not None:
-        private = load_private(options.private)
+        privates.append(load_private(options.private))
+    ran = [private for private in privates if private is not None]
+    private = {key: [item for each in ran for item in each[key]] for key in ("environments", "cases")} if ran else None
     content, text = reproduction(load_published(options.published), fronts, times, private)
     print(text)
     folder = options.results or next((place for place in options.runs if place.is_dir()), Path())

@@ -71,7 +71,7 @@ def load_private(path: Path) -> Json:
     """Read what a table needs of a results file of `private.py`.
 
     Returns:
-        `environment`, and `cases[]{label, relus, links{online_seconds, online_bytes, round_trips}}`.
+        `environments` and `cases[]{label, relus, weights_sha256, links{online_seconds, online_bytes, round_trips}}`.
 
     Raises:
         RunError: if it is none.
@@ -82,6 +82,7 @@ def load_private(path: Path) -> Json:
             {
                 "label": "teacher" if case["network"]["candidate"] == "full" else case["network"]["candidate"],
                 "relus": case["network"]["relus"],
+                "weights_sha256": case["network"]["weights_sha256"],
                 "links": {
                     link: {
                         "online_seconds": case[link]["online_seconds"]["median"],
@@ -94,12 +95,12 @@ def load_private(path: Path) -> Json:
             }
             for case in content["cases"].values()
         ]
-        return {"environment": _public_environment(content["environment"]), "cases": cases}
+        return {"environments": [_public_environment(content["environment"])], "cases": cases}
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(
             problem(
                 "what networks cost privately comes from private.py",
-                got=f"a file that lacks {error}",
+                got=f"another file ({type(error).__name__}: {error})",
                 remedy="name a results file of `private.py --saved`",
                 where=path,
             )
@@ -115,14 +116,14 @@ def reproduction(
         published: content of `published.json`.
         fronts: content of the `front.json` of every network and method, and the `fronts` of earlier results files.
         times: what `reproduce.py` measured of epochs.
-        private: what networks of these fronts cost privately, as `load_private` gives it: the figures join the
-            network of the same label and number of ReLUs.
+        private: what networks of these fronts cost privately, as `load_private` gives it: figures join the network of
+            the same label and number of ReLUs.
 
     Returns:
         The content of the results file, and the tables as text.
 
     Raises:
-        RunError: if there is no front.
+        RunError: if there is no front, or private figures belong to none of the networks, or to several.
     """
     if not fronts:
         raise RunError(problem("there must be finished runs", got="no fronts", remedy="run `reproduce.py run` first"))
@@ -136,8 +137,7 @@ def reproduction(
         for front, entry in shown
         if (measured := _measured(front, entry)) is not None
     }
-    for measured in trained.values():
-        measured["private"] = {} if private is None else _privately(measured, private["cases"])
+    _join_private(list(trained.values()), [] if private is None else private["cases"])
     seconds = {(run, name): measured["seconds"] for (run, _, name), measured in trained.items()}
     ran = list({str(environment): environment for front in fronts for environment in front["environments"]}.values())
     content = {
@@ -189,6 +189,8 @@ def joined(fronts: list[Json]) -> list[Json]:
         if key in found:
             other = found[key]
             own["settings"] = {**own["settings"], "budgets": list(dict.fromkeys(_budgets(other) + _budgets(own)))}
+            if own["settings"].get("most_layers") != other["settings"].get("most_layers"):
+                own["settings"]["most_layers"] = None  # each network's recipe says its own
             own["candidates"] = _best_of(other["candidates"] + own["candidates"])
             own["environments"] = list({str(each): each for each in other["environments"] + ran}.values())
         found[key] = own
@@ -277,10 +279,8 @@ def versus(fronts: list[Json]) -> list[Json]:
         rows = []
         for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
             relus = theirs["relus"]
-            asked = any(0.97 * relus <= budget <= 1.03 * relus for budget in _budgets(own))
-            unlimited = [e for e in filter(_tested, own["candidates"]) if not _is_limited(e)]
-            fitting = [e for e in unlimited if e["relus"] <= relus]
-            if asked and fitting:
+            fitting = [e for e in filter(_tested, own["candidates"]) if not _limited(e) and e["relus"] <= relus]
+            if fitting and any(0.97 * relus <= budget <= 1.03 * relus for budget in _unlimited_budgets(own)):
                 mine = max(fitting, key=lambda e: e["relus"])
                 ours, other = ([100 * accuracy for accuracy in entry["test"]["runs"]] for entry in (mine, theirs))
                 rows.append({"relus": relus, "our_relus": mine["relus"], "ours": ours, "other": other})
@@ -326,8 +326,18 @@ def _tested(entry: Json) -> bool:
     return entry["status"] == "done" and entry["test"] is not None
 
 
-def _is_limited(entry: Json) -> bool:
+def _limited(entry: Json) -> bool:
+    """Tell whether masks were to lie in a limited number of layers."""
     return "most_layers" in (entry["recipe"] or {}).get("masks", {})
+
+
+def _unlimited_budgets(front: Json) -> list[int]:
+    """Return the budgets of a front but for those that a network in a limited number of layers alone was made for."""
+    budgets: dict[bool, set[int]] = {True: set(), False: set()}
+    for entry in front["candidates"]:
+        if "masks" in (entry["recipe"] or {}):
+            budgets[_limited(entry)].add(entry["recipe"]["masks"]["budget"])
+    return [budget for budget in _budgets(front) if budget not in budgets[True] - budgets[False]]
 
 
 def _measured(front: Json, entry: Json) -> Json | None:
@@ -445,10 +455,39 @@ def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:
     return factors
 
 
-def _privately(measured: Json, cases: list[Json]) -> Json:
-    """Return what a network costs in private, by link; nothing for one that was not run."""
-    wanted = measured["label"], measured["relus"]
-    return next((case["links"] for case in cases if (case["label"], case["relus"]) == wanted), {})
+def _join_private(measured: list[Json], cases: list[Json]) -> None:
+    """Put beside every network what it costs in private, by link: nothing for one that was not run.
+
+    Raises:
+        RunError: if that is not certain: labels and numbers of ReLUs stand for networks within one run alone.
+    """
+    found: dict[tuple[str, int], Json] = {}
+    owners: dict[tuple[str, int], set[str]] = {}
+    for case in cases:
+        key = case["label"], case["relus"]
+        other = found.setdefault(key, case)
+        if other["weights_sha256"] != case["weights_sha256"]:
+            raise _unsure(f"two networks: {case['label']} with {case['relus']:,} ReLUs")
+    for one in measured:
+        key = one["label"], one["relus"]
+        one["private"] = found[key]["links"] if key in found else {}
+        owners.setdefault(key, set()).add(f"{one['network']} of width {one['width']:g}")
+    shared = next((key for key in found if len(owners.get(key, ())) > 1), None)
+    if shared is not None:
+        raise _unsure(f"{shared[0]} of {' and '.join(sorted(owners[shared]))}")
+    if found and not found.keys() & owners.keys():
+        raise _unsure("figures of none of them")
+
+
+def _unsure(got: str) -> RunError:
+    return RunError(
+        problem(
+            "private figures belong to one network each of one run",
+            got=got,
+            remedy="make a table of the runs that private.py took its networks from",
+            where="--private",
+        )
+    )
 
 
 def write_results(content: Json, folder: Path, name: str) -> list[Path]:

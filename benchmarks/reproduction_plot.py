@@ -53,7 +53,7 @@ def draw(content: dict[str, Any], stem: Path) -> list[Path]:
             wanted += [(network, link) for link in (None, *links)]
         figure = Figure(figsize=(2.2 + 5.0 * len(wanted), 4.6), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(wanted), squeeze=False, sharey="row" if len(networks) == 1 else "none")[0]
+        panels = figure.subplots(1, len(wanted), squeeze=False)[0]
         for axes, (network, link) in zip(panels, wanted, strict=True):
             _panel(axes, network, link, content)
         labelled: dict[str, Any] = {}
@@ -122,9 +122,8 @@ def _panel(axes: Axes, network: dict[str, Any], link: str | None, content: dict[
     axes.xaxis.set_minor_formatter(NullFormatter())
     what = "ReLUs for one image" if link is None else f"seconds online, {LINKS[link]}"
     axes.set_xlabel(f"{what} (log scale)")
-    if link is None:
-        splits = "/".join(sorted({measured["split"] for measured in here})) or "no"
-        axes.set_ylabel(f"{splits} accuracy, % (bars: 95 % interval)")
+    splits = "/".join(sorted({measured["split"] for measured in here})) or "no"
+    axes.set_ylabel(f"{splits} accuracy, % (bars: 95 % interval)")
     data = content["data"]["name"]
     axes.set_title(f"{network['name']}, width {network['width']:g}, {data}, {network['classes']} classes", fontsize=9)
     axes.grid(True, color="#e3e7e4", lw=0.7)

@@ -91,9 +91,18 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "deploy").write_text("mine")
-    with pytest.raises(RunError, match=r"Got: .*deploy is a file and no folder\. Do: name another place"):
+    with pytest.raises(RunError, match=r"Got: .*deploy is no folder\. Do: name another place"):
         write_json(tmp_path / "deploy" / "inner" / "file.json", {})
     assert (tmp_path / "deploy").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="name too long"):
+        write_json(tmp_path / ("a" * 300) / "inside" / "file.json", {})
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0)
+        with pytest.raises(RunError, match="make the folder writable and run"):
+            write_json(tmp_path / "locked" / "inside" / "file.json", {})
 
 
 def test_a_folder_in_the_way(tmp_path: Path) -> None:

@@ -47,20 +47,30 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except Exception as error:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         # safetensors reports a failed write as its own type, with the system's words in it
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if not full and not isinstance(error, OSError):
             raise
-        blocking = next((above for above in path.parents if above.is_file()), None)
+        blocking = _no_folder_above(path)
+        again = "run the same command again"
         if full:
-            got, remedy = "no space is left on the disk", "free some space; what was finished is kept"
+            got, remedy = "no space is left on the disk", f"free some space and {again}; what was finished is kept"
         elif blocking is not None:
-            got, remedy = f"{blocking} is a file and no folder", "name another place, or move that file away"
+            got, remedy = f"{blocking} is no folder", f"name another place, or move that file away, and {again}"
         else:
-            got, remedy = f"{type(error).__name__}: {error}", "make the folder writable"
-        remedy += ", and run the same command again"
+            got, remedy = f"{type(error).__name__}: {error}", f"make the folder writable and {again}"
         raise RunError(problem("the file must be written whole", got=got, remedy=remedy, where=path)) from error
+
+
+def _no_folder_above(path: Path) -> Path | None:
+    """Return what stands where one of the folders of a path should be, None if nothing does."""
+    for above in path.parents:
+        with contextlib.suppress(OSError):  # of what may not be looked at nothing is known
+            if os.path.lexists(above) and not above.is_dir():
+                return above
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

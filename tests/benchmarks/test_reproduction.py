@@ -288,9 +288,9 @@ def test_a_collapsed_network_is_not_the_released_one() -> None:
     assert rows_of(content, row["relus"], "deepreduce")["here"] is None
 
 
-def privately(candidate: str, relus: int, **links: float) -> dict[str, Any]:
+def privately(candidate: str, relus: int, weights: str = "w", **links: float) -> dict[str, Any]:
     return {
-        "network": {"candidate": candidate, "relus": relus},
+        "network": {"candidate": candidate, "relus": relus, "weights_sha256": weights},
         **{
             link: {"online_seconds": {"median": seconds}, "online_sent_bytes": 1_000, "online_received_bytes": 999_000,
                    "online_round_trips": 7}
@@ -328,9 +328,21 @@ def test_what_networks_cost_privately_stands_beside_their_accuracy(
         assert reproduce.main(["table", written, "--results", str(tmp_path), "--name", "again"]) == 0
         text = capsys.readouterr().out
         written = next(line for line in text.splitlines() if line.endswith(".json"))
-    path.write_text('{"cases": {"x": {"network": {}}}}')
+    for cases, words in (
+        ({"x": {"network": {}}}, "results file of `private.py --saved`"),
+        ([], "AttributeError"),
+        ({"x": privately("z", 1, lan=1.0)}, "figures of none of them"),
+        ({"x": privately("a", 24_900), "y": privately("a", 24_900, "v")}, "two networks: a with 24,900"),
+    ):
+        path.write_text(json.dumps({"cases": cases, "environment": environment}))
+        assert reproduce.main([*asked, "--private", str(path)]) == 1
+        assert words in capsys.readouterr().err
+    other = front("snl", entry("a", 24_900, 0.7, 0.71))
+    other["network"] = {**other["network"], "name": "resnet34"}
+    (tmp_path / "fronts" / "resnet34-snl.json").write_text(json.dumps(other))
+    path.write_text(json.dumps({"cases": {"x": privately("a", 24_900)}, "environment": environment}))
     assert reproduce.main([*asked, "--private", str(path)]) == 1
-    assert "results file of `private.py --saved`" in capsys.readouterr().err
+    assert "a of resnet18 of width 1 and resnet34 of width 1" in capsys.readouterr().err
 
 
 def test_networks_in_a_limited_number_of_layers_stand_for_no_budget() -> None:
@@ -338,10 +350,15 @@ def test_networks_in_a_limited_number_of_layers_stand_for_no_budget() -> None:
     asked = {"method": "deepreduce-masks", "budget": 25_000, "budgets": []}
     free = entry("free", 24_900, 0.7, 0.71, recipe={**WHOLE, "masks": masks})
     few = entry("few", 25_000, 0.7, 0.60, recipe={**WHOLE, "masks": {**masks, "most_layers": 4}})
-    ours, theirs = front("deepreduce-masks", free, few, settings=asked), front("snl", entry("s", 25_000, 0.6, 0.61))
-    content, _ = reproduction(load_published(), [ours, theirs], [])
+    more = entry("more", 50_000, 0.8, 0.72, recipe={**WHOLE, "masks": {**masks, "budget": 50_000, "most_layers": 4}})
+    ours = [front("deepreduce-masks", free, settings=asked)]
+    ours += [front("deepreduce-masks", few, more, settings={**asked, "budgets": [25_000, 50_000], "most_layers": 4})]
+    theirs = front("snl", entry("s", 25_000, 0.6, 0.61), entry("t", 50_000, 0.7, 0.71))
+    content, _ = reproduction(load_published(), [*ours, theirs], [])
     (against,) = content["versus"]
-    assert against["difference"] == pytest.approx(10)
+    assert against["difference"] == pytest.approx(10) and [row["relus"] for row in against["rows"]] == [25_000]
+    joined = next(front for front in content["fronts"] if front["settings"]["method"] == "deepreduce-masks")
+    assert len(joined["candidates"]) == 3 and joined["settings"]["most_layers"] is None
 
 
 def test_a_table_grows_over_runs_of_which_only_results_files_are_left(

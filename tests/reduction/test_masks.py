@@ -281,43 +281,38 @@ def test_layers_that_would_keep_few_give_theirs_to_the_others() -> None:
 
 
 def test_example_a_limited_number_of_layers() -> None:
+    def kept(budget: int, scores: dict[str, Any], most: int | None) -> list[int]:
+        return [int(mask.sum()) for mask in choose_in_few_layers(scores, budget, most_layers=most).values()]
+
     scores = {"a": np.linspace(0.9, 0.8, 10), "b": np.linspace(0.7, 0.6, 4), "c": np.linspace(0.59, 0.5, 4)}
-    assert all(mask.any() for mask in choose_in_few_layers(scores, 17).values())
-    two = choose_in_few_layers(scores, 17, most_layers=2)
-    assert {name: int(mask.sum()) for name, mask in two.items()} == {"a": 10, "b": 4, "c": 0}
+    assert [kept(17, scores, most) for most in (None, 3, 2, 1)] == [[10, 4, 3], [10, 4, 3], [10, 4, 0], [10, 0, 0]]
     wide = {"wide": np.repeat([0.9, 0.1], [24, 76]), "small": np.full(9, 0.8)}
-    assert {name: int(mask.sum()) for name, mask in choose_in_few_layers(wide, 33).items()} == {"wide": 24, "small": 9}
-    assert not choose_in_few_layers(wide, 33, most_layers=1)["wide"].any()  # 24 / 10 is less than 9 / 3
-    one = choose_in_few_layers(scores, 17, most_layers=1)
-    assert {name: int(mask.sum()) for name, mask in one.items()} == {"a": 10, "b": 0, "c": 0}
+    assert kept(33, wide, None) == [24, 9]
+    assert kept(33, wide, 1) == [33, 0]  # the small one has no room for 33
+    assert kept(9, {"wide": np.repeat([0.9, 0.1], [5, 95]), "small": np.full(9, 0.8)}, 1) == [0, 9]
+    assert kept(11, {"a": np.linspace(0.9, 0.8, 10), "b": np.linspace(0.5, 0.4, 10)}, 2) == [10, 1]  # few, not too many
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=5),
     st.floats(0.01, 0.99),
-    st.sampled_from(["element", "channel", "layer"]),
-    st.integers(1, 5),
+    st.integers(1, 6),
     st.integers(0, 1000),
 )
 @settings(max_examples=60)
 def test_a_limit_of_layers_is_kept_and_binds_no_more_than_it_must(
-    shapes: list[tuple[int, int]], share: float, granularity: str, most: int, seed: int
+    shapes: list[tuple[int, int]], share: float, most: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     scores = {f"l{index}": random.random(shape) for index, shape in enumerate(shapes)}
     budget = max(1, int(share * sum(score.size for score in scores.values())))
-    free = choose_in_few_layers(scores, budget, granularity)
-    masks = choose_in_few_layers(scores, budget, granularity, most_layers=most)
+    free = choose_in_few_layers(scores, budget)
+    masks = choose_in_few_layers(scores, budget, most_layers=most)
     used = [name for name, mask in masks.items() if mask.any()]
-    assert len(used) <= most and sum(int(mask.sum()) for mask in masks.values()) <= budget
-    if granularity == "element":
-        room = sum(scores[name].size for name in used)
-        assert sum(int(masks[name].sum()) for name in used) == min(budget, room) and used
-        if (
-            sum(mask.any() for mask in free.values()) <= most
-            and sum(scores[name].size for name, mask in free.items() if mask.any()) > budget
-        ):
-            assert all(np.array_equal(masks[name], free[name]) for name in masks)
+    total = sum(int(mask.sum()) for mask in masks.values())
+    assert 1 <= len(used) <= most and total == min(budget, sum(scores[name].size for name in used))
+    if sum(mask.any() for mask in free.values()) <= most:
+        assert all(np.array_equal(masks[name], free[name]) for name in masks)
 
 
 @given(

@@ -71,18 +71,23 @@ def test_defaults_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("lines", "share"),
     [
-        (["cpu  100 0 0 100 0 0 0 0 0 0\ncpu0 9 9", "cpu  130 0 10 150 10 0 0 0 7 7\n"], 0.4),  # waiting is idle
-        (["cpu  1 0 0 1 0 0 0 0", "cpu  1 0 0 1 0 0 0 0"], None),  # no time went by
-        (["cpu  1 0 0 9 0 0 0 0", "cpu  11 0 0 8 0 0 0 0"], 1.0),  # idle time that went backwards
-        (["cpu  1 0", "cpu  2 0"], None),
-        (["", ""], None),
-        (["cpu  a b c d e f g h"], None),
+        (
+            ["cpu  9\ncpu3 100 0 0 100 0 0 0 0 0 0\n", "cpu  9\ncpu3 130 0 10 150 10 0 0 0 7 7\n"],
+            0.4,
+        ),  # waiting is idle
+        (["cpu3 1 0 0 1 0 0 0 0\ncpu4 5 0 0 5 0 0 0 0", "cpu3 2 0 0 1 0 0 0 0\ncpu4 5 0 0 6 0 0 0 0"], 1.0),  # not ours
+        (["cpu3 1 0 0 1 0 0 0 0", "cpu3 1 0 0 1 0 0 0 0"], None),  # no time went by
+        (["cpu3 1 0 0 9 0 0 0 0", "cpu3 11 0 0 8 0 0 0 0"], 1.0),  # idle time that went backwards
+        (["cpu3 1 0", "cpu3 2 0"], None),
+        (["cpu2 1 0 0 9 0 0 0 0", ""], None),
+        (["cpu3 a b c d e f g h"], None),
     ],
 )
 def test_example_how_busy_the_processor_is(
     lines: list[str], share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(lines)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3})
     monkeypatch.setattr(Path, "read_text", lambda path: next(left))
     assert executors.busy_share(0) == (share if share is None else pytest.approx(share))
 

@@ -18,7 +18,7 @@ from deepreduce.census import take_census
 from deepreduce.errors import Interrupted, RecipeError, RunError, TrainingError, UsageError
 from deepreduce.private.program import make_program
 from deepreduce.private.twin import Twin
-from deepreduce.reduction import MaskOrder, SlopedReLU
+from deepreduce.reduction import MaskOrder, SlopedReLU, make_base
 from deepreduce.reduction.snl import SNL
 from deepreduce.training import (
     Context,
@@ -169,6 +169,21 @@ def test_a_number_of_layers_is_refused_where_nothing_keeps_to_it(method: str, se
         ordered(settings, method, 300, most_layers=3)
     with pytest.raises(UsageError, match="most_layers must be at least 1"):
         ordered(settings, "deepreduce-masks", 300, most_layers=0)
+    with pytest.raises(UsageError, match="masks of single elements"):
+        ordered(settings, "deepreduce-masks", 300, most_layers=1, granularity="channel")
+
+
+def test_a_limit_that_limits_nothing_is_refused_and_one_that_leaves_no_room_is_told(
+    context: Context, settings: SearchSettings, watch: Any
+) -> None:
+    layers = make_base(context.spec, context.network).census.layers
+    with pytest.raises(UsageError, match="fewer than there are"):
+        front_of(context, ordered(settings, "deepreduce-masks", 200, most_layers=len(layers)))
+    most = max(layer.relus for layer in layers)
+    asked = ordered(settings, "deepreduce-masks", most + 1, most_layers=1)
+    (entry,) = front_of(context, asked, progress=watch).content["candidates"]
+    assert entry["relus"] <= most
+    assert any(f"there was room for {entry['relus']:,} ReLUs" in note for note in watch.notes)
 
 
 def test_epochs_of_search_are_refused_where_nothing_trains(settings: SearchSettings) -> None:

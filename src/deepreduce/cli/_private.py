@@ -27,7 +27,7 @@ def gigabytes(text: str) -> int:
         size = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"write a number of gigabytes, not {text!r}") from None
-    if not 0 < size < 1e9:
+    if not 1e-9 <= size < 1e9:  # a byte
         raise argparse.ArgumentTypeError(f"write a number of gigabytes above 0, not {text!r}")
     return int(size * 1e9)
 

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--most-layers",
         type=int,
         metavar="N",
-        help="for deepreduce-masks: at most N layers keep a ReLU; in private each of them costs a round trip",
+        help="for deepreduce-masks by element: at most N layers keep a ReLU; in private each costs a round trip",
     )
     parser.add_argument(
         "--search-epochs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,9 +91,10 @@ def choose_in_few_layers(
         scores: as for `choose`, not minus infinity.
         budget: likewise.
         granularity: likewise. Whole layers are never few.
-        most_layers: how many layers may keep a ReLU, at least 1. Once none is few, layers are passed over until it is
-            met: the one first that keeps fewest for the square root of its size, so that of two which keep as many the
-            smaller stays, which keeps more of what it can. They keep nothing, even if less than the budget is kept.
+        most_layers: how many layers may keep an element, at least 1; for elements alone. Once none is few, further
+            layers are passed over: the one first that keeps fewest for the square root of its size, so that of two
+            which keep as many the smaller stays. Those are spared without which no such number of layers has room for
+            the budget. If none has, less is kept.
 
     Returns:
         As `choose`.
@@ -101,6 +102,11 @@ def choose_in_few_layers(
     own = {name: np.asarray(score, np.float64) for name, score in scores.items()}
     lower = 1.0 + max(float(score.max()) for score in own.values()) - min(float(score.min()) for score in own.values())
     passed_over: set[str] = set()
+
+    def room(names: Iterable[str]) -> int:
+        """Return how much the limited number of these layers can keep at most."""
+        return sum(sorted((own[name].size for name in names), reverse=True)[:most_layers])
+
     while True:
         masks = choose(own, budget, granularity)
         kept = {name: int(mask.sum()) for name, mask in masks.items() if mask.any() and name not in passed_over}
@@ -110,12 +116,15 @@ def choose_in_few_layers(
         if few:
             least = min(few, key=lambda name: kept[name])
         elif most_layers is not None and len(kept) > most_layers:
-            least = min(kept, key=lambda name: kept[name] / math.sqrt(masks[name].size))
+            enough = min(budget, room(kept))
+            spare = [name for name in kept if room(kept.keys() - {name}) >= enough]
+            least = min(spare, key=lambda name: kept[name] / math.sqrt(masks[name].size))
         else:
             break
         own[least] = own[least] - lower  # behind all others, and in its own order
         passed_over.add(least)
-    if granularity == "channel" or most_layers is not None:
+    too_many = most_layers is not None and sum(bool(mask.any()) for mask in masks.values()) > most_layers
+    if granularity == "channel" or too_many:
         masks |= {name: np.zeros_like(masks[name]) for name in passed_over}
     return masks
 

@@ -188,7 +188,11 @@ def available_cores() -> int:
 
 
 def busy_share(seconds: float = 0.3) -> float | None:
-    """Return which share of the processor all programs use, from 0 to 1, watched for so long; None off Linux."""
+    """Return which share of the cores that this process may use all programs use, from 0 to 1; None off Linux.
+
+    Args:
+        seconds: to watch them.
+    """
     try:
         before = _ticks()
         time.sleep(seconds)
@@ -200,9 +204,11 @@ def busy_share(seconds: float = 0.3) -> float | None:
 
 
 def _ticks() -> tuple[int, int]:
-    """Return the idle and all ticks of all cores since the machine started (proc(5), /proc/stat)."""
-    ticks = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
-    return ticks[3] + ticks[4], sum(ticks)
+    """Return the idle and all ticks of these cores since the machine started (proc(5), /proc/stat)."""
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    cores = [[int(field) for field in line[1:9]] for line in lines if line and line[0] in mine]
+    return sum(ticks[3] + ticks[4] for ticks in cores), sum(map(sum, cores))
 
 
 def default_workers() -> int:

@@ -91,9 +91,13 @@ def _search(
         images = sum(line["steps"] for line in history) * train.batch(job.config.batch_size)
         write_metrics(job, context, correct, epochs=len(history), seconds=seconds, images_per_second=images / seconds)
         checkpoint.path.unlink(missing_ok=True)
+    notes = []
     if checkpoint.damage:
-        return f"{job.place} began anew; its checkpoint could not be used (kept beside it): {checkpoint.damage}"
-    return ""
+        notes.append(f"{job.place} began anew; its checkpoint could not be used (kept beside it): {checkpoint.damage}")
+    total = sum(int(mask.sum()) for mask in found.values())
+    if order.most_layers is not None and total < order.budget:
+        notes.append(f"{order.label}: there was room for {total:,} ReLUs; with a larger --most-layers there is more")
+    return "; ".join(notes)
 
 
 def _weights(

@@ -66,7 +66,7 @@ class Phases:
 
     def _warn_of_stalls(self, threads: int) -> None:
         """Say, before this run is what keeps them busy, that other programs use the cores."""
-        if self._others_asked or threads == 1 or torch.cuda.is_available():
+        if self._others_asked or threads == 1 or torch.cuda.is_available() or self.options.executor != "local":
             return
         self._others_asked = True
         busy = busy_share()

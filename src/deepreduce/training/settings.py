@@ -39,8 +39,8 @@ class SearchSettings:
         method: name of the method that finds candidates.
         granularity: what methods that find masks keep or remove as a whole: `element`, `channel` or `layer`; None takes
             `element`.
-        most_layers: for `deepreduce-masks`: how many ReLU layers may keep a ReLU, at least 1, each of which costs a
-            round trip in private inference; None does not limit them.
+        most_layers: for `deepreduce-masks` by `element`: how many ReLU layers may keep a ReLU, at least 1 and fewer
+            than there are; each costs a round trip in private inference. None does not limit them.
         rank_epochs: epochs of a short training that ranks the candidates first; only those that it leaves on the
             front or near it are trained for the full schedule, see `ranking`. None trains all of them.
         finalists: with a budget, how many of the ranked candidates are trained for the full schedule at most; None
@@ -140,6 +140,13 @@ class SearchSettings:
                 remedy="leave it out, or use --method deepreduce-masks",
                 where="--most-layers",
             )
+        if self.most_layers is not None and self.resolved_granularity() != "element":
+            _refuse(
+                "a number of layers goes with masks of single elements",
+                got=f"most_layers {self.most_layers} by {self.granularity}",
+                remedy="leave out --granularity or --most-layers",
+                where="--most-layers",
+            )
         if self.collapse and reducer.finds_masks:
             _refuse(
                 "collapsing belongs to a method that removes whole stages",
@@ -215,13 +222,24 @@ class SearchSettings:
         return self.budgets or (() if self.budget is None else (self.budget,))
 
     def mask_orders(self, base: Base) -> tuple[MaskOrder, ...]:
-        """Return the masks to find, for the given budgets or those that are made from the network's ReLUs."""
+        """Return the masks to find, for the given budgets or those that are made from the network's ReLUs.
+
+        Raises:
+            UsageError: if `most_layers` limits nothing.
+        """
         if not self.reducer().finds_masks:
             return ()
         made = [base.census.relus // divisor for divisor in DEFAULT_MASK_BUDGETS]
         least = smallest_budget(base.census, self.resolved_granularity())
         budgets = self.asked_budgets() or [budget for budget in made if budget >= least]
         granularity, layers = self.resolved_granularity(), self.most_layers
+        if layers is not None and layers >= len(base.census.layers):
+            _refuse(
+                "the most layers that keep a ReLU are fewer than there are",
+                got=f"{layers} of {len(base.census.layers)}",
+                remedy="give a smaller number, or leave it out",
+                where="--most-layers",
+            )
         return tuple(MaskOrder(self.method, granularity, budget, layers) for budget in dict.fromkeys(budgets))
 
     def to_json(self) -> dict[str, Any]:

@@ -103,13 +103,18 @@ class ServerLimits:
             ("clients", 1, 10_000),
             ("bundles", 1, 1 << 31),
             ("images", 1, MAX_IMAGES),
-            ("batch_bytes", 1, 1 << 50),
+            ("batch_bytes", 1, 1 << 60),
             ("deadline_seconds", 0.05, 86_400),
             ("handshake_seconds", 0.05, 3_600),
         ):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(
-                    problem(f"{name} lies between {low} and {high}", got=getattr(self, name), remedy="choose another")
+                    problem(
+                        f"{name} lies between {low} and {high}",
+                        got=getattr(self, name),
+                        remedy="choose another",
+                        where="the limits of the server",
+                    )
                 )
         if not self.reveal or not set(self.reveal) <= {"label", "logits"}:
             raise UsageError(problem("a server reveals label or logits", got=self.reveal, remedy="name one of them"))
