@@ -352,6 +352,7 @@ def _measured(front: Json, entry: Json) -> Json | None:
         "width": front["network"]["width"],
         "method": "teacher" if entry["id"] == "teacher" else front["settings"]["method"],
         "label": entry["label"],
+        "most_layers": (entry["recipe"] or {}).get("masks", {}).get("most_layers"),
         "relus": entry["relus"],
         "macs": entry["macs"],
         "split": split,

@@ -53,12 +53,12 @@ def as_text(content: Json) -> str:
             lines.append(f"{row['relus']:>9,}  {difference}  ({len(row['ours'])} seeds, ours {row['our_relus']:,})")
     lines += ["", "Everything that was trained", ""]
     lines.append(
-        f"{'network':<17}{'method':<17}{'ReLUs':>9}  {'held out':>8}  {'accuracy':>24}  {'epochs (search)':>15}"
+        f"{'network':<17}{'method':<20}{'ReLUs':>9}  {'held out':>8}  {'accuracy':>24}  {'epochs (search)':>15}"
         f"  {'seeds':>5}  {'seconds':>8}"
     )
     for m in sorted(content["measured"], key=lambda m: (m["network"], -m["relus"], m["method"])):
         lines.append(
-            f"{m['network']:<17}{m['method']:<17}{m['relus']:>9,}  {m['validation']:>8.2f}  {_interval(m):>24}  "
+            f"{m['network']:<17}{_name(m):<20}{m['relus']:>9,}  {m['validation']:>8.2f}  {_interval(m):>24}  "
             f"{m['epochs']:>8} ({m['search_epochs']:>4})  {m['seeds']:>5}  {m['seconds']:>8.1f}  {m['split']}"
         )
     if content["private"] is not None:
@@ -80,18 +80,23 @@ def _private(content: Json) -> list[str]:
     links = [link for link in LINKS if any(link in m["private"] for m in ran)]
     lines = ["", "What they cost privately, online", ""]
     lines.append(
-        f"{'network':<17}{'method':<17}{'ReLUs':>9}  {'accuracy':>8}  {'sent':>9}  {'round trips':>11}"
+        f"{'network':<17}{'method':<20}{'ReLUs':>9}  {'accuracy':>8}  {'sent':>9}  {'round trips':>11}"
         + "".join(f"  {LINKS[link]:>18}" for link in links)
     )
     for m in ran:
         first = next(iter(m["private"].values()))
         seconds = (f"{m['private'][link]['online_seconds']:.3f} s" if link in m["private"] else "-" for link in links)
         lines.append(
-            f"{m['network']:<17}{m['method']:<17}{m['relus']:>9,}  {m['accuracy']:>8.2f}  "
+            f"{m['network']:<17}{_name(m):<20}{m['relus']:>9,}  {m['accuracy']:>8.2f}  "
             f"{first['online_bytes'] / 1e6:>6.2f} MB  {first['round_trips']:>11}"
             + "".join(f"  {s:>18}" for s in seconds)
         )
     return lines
+
+
+def _name(m: Json) -> str:
+    """Return the method, and with it the number of layers that it was limited to."""
+    return str(m["method"]) + ("" if m["most_layers"] is None else f"-l{m['most_layers']}")
 
 
 def _interval(m: Json) -> str:
