@@ -73,7 +73,7 @@ class Phases:
         if busy is not None and busy > _BUSY:
             self.watcher.note(
                 f"other programs use {busy:.0%} of the processor. The threads of one training step wait for each "
-                f"other: {threads} can then be several times slower than one. --threads 1 helps"
+                f"other: {threads} of them can then take several times as long as one. --threads 1 helps"
             )
 
     def _result(self, job: Job) -> Result:
