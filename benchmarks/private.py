@@ -156,10 +156,12 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
             raise SystemExit(f"{name}: {folder} holds another network; give another label, or remove the folder")
         return folder
     images = smooth(64, size, seed=1)
+    base = None
     if name in options.saved:
         network, recipe = load_network(options.saved[name])
         if recipe.spec.input != size:
             raise SystemExit(f"{name}: it takes images of {recipe.spec.input}, --input says {size}")
+        base = recipe.spec.to_json()
         about = About(name, recipe.relus, tuple(recipe.classes), tuple(recipe.mean), tuple(recipe.std))
         label = recipe.candidate.label if recipe.candidate else "full"
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (recipe.mean, recipe.std))
@@ -174,7 +176,8 @@ def export(options: argparse.Namespace, name: str, size: tuple[int, ...]) -> Pat
     model = make_model(program, replace(about, relus=public.relus))
     save_model(model, folder, replace=True)
     weights = weights_of(options.saved[name]) if name in options.saved else None
-    write_about(folder, model, program, label, weights, time.perf_counter() - begin)
+    saved = {"candidate": label, "base": base, "weights_sha256": weights}
+    write_about(folder, model, program, saved, time.perf_counter() - begin)
     return folder
 
 
@@ -222,9 +225,7 @@ def untrained(
     return network, candidate.label if reduction else "full"
 
 
-def write_about(
-    folder: Path, model: ServerModel, program: Program, label: str, weights: str | None, seconds: float
-) -> None:
+def write_about(folder: Path, model: ServerModel, program: Program, saved: dict[str, Any], seconds: float) -> None:
     """Write what a case is, beside its files: the mark that it is complete."""
     public = program.public
     layout = model.client.layout
@@ -234,8 +235,7 @@ def write_about(
         kinds[kind] = kinds.get(kind, 0) + unit.instances
     assert program.report is not None
     content = {
-        "candidate": label,
-        "weights_sha256": weights,
+        **saved,
         "relus": public.relus,
         "circuits": kinds,
         "and_gates": sum(unit.instances * unit.circuit.and_gates for unit in layout.units),

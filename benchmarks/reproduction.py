@@ -71,7 +71,8 @@ def load_private(path: Path) -> Json:
     """Read what a table needs of a results file of `private.py`.
 
     Returns:
-        `environments` and `cases[]{label, relus, weights_sha256, links{online_seconds, online_bytes, round_trips}}`.
+        `environments`, and `cases[]{label, relus, base, weights_sha256, links{online_seconds, online_bytes,
+        round_trips}}`; `base` is the full network, null in files that do not say it.
 
     Raises:
         RunError: if it is none.
@@ -82,6 +83,7 @@ def load_private(path: Path) -> Json:
             {
                 "label": "teacher" if case["network"]["candidate"] == "full" else case["network"]["candidate"],
                 "relus": case["network"]["relus"],
+                "base": case["network"].get("base"),
                 "weights_sha256": case["network"]["weights_sha256"],
                 "links": {
                     link: {
@@ -117,7 +119,7 @@ def reproduction(
         fronts: content of the `front.json` of every network and method, and the `fronts` of earlier results files.
         times: what `reproduce.py` measured of epochs.
         private: what networks of these fronts cost privately, as `load_private` gives it: figures join the network of
-            the same label and number of ReLUs.
+            the same label and number of ReLUs, and of the same full network where that is known.
 
     Returns:
         The content of the results file, and the tables as text.
@@ -348,6 +350,7 @@ def _measured(front: Json, entry: Json) -> Json | None:
     value = entry[split]
     return {
         "network": front["network"]["name"],
+        "classes": front["network"]["classes"],
         "data": front["data"]["name"],
         "width": front["network"]["width"],
         "method": "teacher" if entry["id"] == "teacher" else front["settings"]["method"],
@@ -462,22 +465,27 @@ def _join_private(measured: list[Json], cases: list[Json]) -> None:
     Raises:
         RunError: if that is not certain: labels and numbers of ReLUs stand for networks within one run alone.
     """
-    found: dict[tuple[str, int], Json] = {}
-    owners: dict[tuple[str, int], set[str]] = {}
-    for case in cases:
-        key = case["label"], case["relus"]
-        other = found.setdefault(key, case)
-        if other["weights_sha256"] != case["weights_sha256"]:
-            raise _unsure(f"two networks: {case['label']} with {case['relus']:,} ReLUs")
+    weights: dict[int, str] = {}
     for one in measured:
-        key = one["label"], one["relus"]
-        one["private"] = found[key]["links"] if key in found else {}
-        owners.setdefault(key, set()).add(f"{one['network']} of width {one['width']:g}")
-    shared = next((key for key in found if len(owners.get(key, ())) > 1), None)
-    if shared is not None:
-        raise _unsure(f"{shared[0]} of {' and '.join(sorted(owners[shared]))}")
-    if found and not found.keys() & owners.keys():
+        one["private"] = {}
+    for case in cases:
+        fitting = [(number, one) for number, one in enumerate(measured) if _fits(case, one)]
+        bases = sorted({f"{one['network']} of width {one['width']:g}" for _, one in fitting})
+        if len(bases) > 1:
+            raise _unsure(f"{case['label']} of {' and '.join(bases)}")
+        for number, one in fitting:
+            if weights.setdefault(number, case["weights_sha256"]) != case["weights_sha256"]:
+                raise _unsure(f"two networks: {case['label']} with {case['relus']:,} ReLUs")
+            one["private"] = case["links"]
+    if cases and not weights:
         raise _unsure("figures of none of them")
+
+
+def _fits(case: Json, measured: Json) -> bool:
+    """Tell whether a case of `private.py` may be this network."""
+    base, own = case["base"], {"name": measured["network"], "width": measured["width"], "classes": measured["classes"]}
+    same = base is None or all(base.get(key) == value for key, value in own.items())
+    return same and (case["label"], case["relus"]) == (measured["label"], measured["relus"])
 
 
 def _unsure(got: str) -> RunError:

@@ -340,6 +340,14 @@ def test_what_networks_cost_privately_stands_beside_their_accuracy(
     other = front("snl", entry("a", 24_900, 0.7, 0.71))
     other["network"] = {**other["network"], "name": "resnet34"}
     (tmp_path / "fronts" / "resnet34-snl.json").write_text(json.dumps(other))
+    known = {"x": privately("a", 24_900, lan=1.0), "y": privately("a", 24_900, "v", lan=2.0)}
+    for case, name in zip(known.values(), ("resnet18", "resnet34"), strict=True):
+        case["network"]["base"] = {"name": name, "width": 1.0, "classes": 100}
+    path.write_text(json.dumps({"cases": known, "environment": environment}))
+    assert reproduce.main([*asked, "--private", str(path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith("1.000 s")] == [
+        "resnet18"
+    ]
     path.write_text(json.dumps({"cases": {"x": privately("a", 24_900)}, "environment": environment}))
     assert reproduce.main([*asked, "--private", str(path)]) == 1
     assert "a of resnet18 of width 1 and resnet34 of width 1" in capsys.readouterr().err
