@@ -18,8 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from machine import results_path
-from reproduction import public
+from machine import public, results_path
 
 import deepreduce
 from deepreduce.cli._console import Watcher

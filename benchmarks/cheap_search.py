@@ -26,8 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from machine import device_of, results_path
-from reproduction import public
+from machine import device_of, public, results_path
 from scipy import stats
 
 import deepreduce

@@ -37,6 +37,13 @@ def device_of(environment: Mapping[str, Any]) -> str:
     return str(environment["devices"][0] if environment["devices"] else environment["processor"])
 
 
+def public(command: str) -> str:
+    """Return a command without folders of this machine: of absolute paths the last part stays."""
+    return " ".join(
+        re.sub(r"^((?:--?[\w-]+=)?)(?:\w+://)?[/~].*?([^/]*)/*$", r"\1\2", word) for word in command.split()
+    )
+
+
 def results_path(folder: Path, benchmark: str, device: str, *, date: str | None = None, suffix: str = "") -> Path:
     """Return where a benchmark's results belong, in a folder that is made: `BENCHMARK-DEVICE-DATE.json`.
 

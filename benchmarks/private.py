@@ -36,8 +36,7 @@ import numpy as np
 import torch
 from garbling import measure, random_ands
 from link import Relay
-from machine import results_path, summary
-from reproduction import public
+from machine import public, results_path, summary
 
 import deepreduce
 from deepreduce.networks import NetworkSpec

@@ -34,8 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import results_path
-from reproduction import public
+from machine import public, results_path
 from torch import nn
 
 import deepreduce

@@ -26,15 +26,8 @@ from typing import Any
 
 import torch
 from pieces import MOST_BYTES, join, pack
-from reproduction import (
-    PUBLISHED,
-    load_private,
-    load_published,
-    load_results,
-    reproduction,
-    same_data,
-    write_results,
-)
+from reproduction import PUBLISHED, load_published, load_results, reproduction, same_data, write_results
+from reproduction_private import all_private, load_private
 from throughput import OurLoop, PlainLoop
 
 import deepreduce
@@ -369,7 +362,7 @@ def epoch_times(
 
 def table_of(options: argparse.Namespace) -> int:
     """Print the tables of run folders and results files, and write the results file and the plot."""
-    fronts, times, privates = [], [], []
+    fronts, times, private = [], [], []
     for place in options.runs:
         if place.is_dir():
             fronts += [read_json(path) for path in sorted(place.glob("fronts/*.json"))]
@@ -378,12 +371,10 @@ def table_of(options: argparse.Namespace) -> int:
             earlier = load_results(place)
             fronts += earlier["fronts"]
             times += earlier["epoch_times"]
-            privates.append(earlier.get("private"))
+            private += [earlier["private"]] if earlier.get("private") else []
     if options.private is not None:
-        privates.append(load_private(options.private))
-    ran = [private for private in privates if private is not None]
-    private = {key: [item for each in ran for item in each[key]] for key in ("environments", "cases")} if ran else None
-    content, text = reproduction(load_published(options.published), fronts, times, private)
+        private.append(load_private(options.private))
+    content, text = reproduction(load_published(options.published), fronts, times, all_private(private))
     print(text)
     folder = options.results or next((place for place in options.runs if place.is_dir()), Path())
     for path in write_results(content, folder, options.name):

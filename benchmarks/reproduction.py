@@ -9,8 +9,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from machine import device_of, results_path
-from reproduction_text import LINKS, as_text
+from machine import device_of, public, results_path
+from reproduction_private import join_private
+from reproduction_text import as_text
 from scipy import stats
 
 from deepreduce._files import read_json, write_json
@@ -67,48 +68,6 @@ def load_results(path: Path) -> Json:
     return content
 
 
-def load_private(path: Path) -> Json:
-    """Read what a table needs of a results file of `private.py`.
-
-    Returns:
-        `environments`, and `cases[]{label, relus, base, weights_sha256, links{online_seconds, online_bytes,
-        round_trips}}`; `base` is the full network, null in files that do not say it.
-
-    Raises:
-        RunError: if it is none.
-    """
-    content = read_json(path)
-    try:
-        cases = [
-            {
-                "label": "teacher" if case["network"]["candidate"] == "full" else case["network"]["candidate"],
-                "relus": case["network"]["relus"],
-                "base": case["network"].get("base"),
-                "weights_sha256": case["network"]["weights_sha256"],
-                "links": {
-                    link: {
-                        "online_seconds": case[link]["online_seconds"]["median"],
-                        "online_bytes": case[link]["online_sent_bytes"] + case[link]["online_received_bytes"],
-                        "round_trips": case[link]["online_round_trips"],
-                    }
-                    for link in LINKS
-                    if link in case
-                },
-            }
-            for case in content["cases"].values()
-        ]
-        return {"environments": [_public_environment(content["environment"])], "cases": cases}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            problem(
-                "what networks cost privately comes from private.py",
-                got=f"another file ({type(error).__name__}: {error})",
-                remedy="name a results file of `private.py --saved`",
-                where=path,
-            )
-        ) from error
-
-
 def reproduction(
     published: Json, fronts: list[Json], times: list[Json], private: Json | None = None
 ) -> tuple[Json, str]:
@@ -139,7 +98,7 @@ def reproduction(
         for front, entry in shown
         if (measured := _measured(front, entry)) is not None
     }
-    _join_private(list(trained.values()), [] if private is None else private["cases"])
+    join_private(list(trained.values()), [] if private is None else private["cases"])
     seconds = {(run, name): measured["seconds"] for (run, _, name), measured in trained.items()}
     ran = list({str(environment): environment for front in fronts for environment in front["environments"]}.values())
     content = {
@@ -224,13 +183,6 @@ def _public_environment(environment: Json) -> Json:
 
 def _full_size(front: Json) -> bool:
     return front["network"]["width"] == 1 and not any("subset" in note for note in front["data"]["notes"])
-
-
-def public(command: str) -> str:
-    """Return a command without folders of this machine: of absolute paths the last part stays."""
-    return " ".join(
-        re.sub(r"^((?:--?[\w-]+=)?)(?:\w+://)?[/~].*?([^/]*)/*$", r"\1\2", word) for word in command.split()
-    )
 
 
 def same_data(name: str, published: str) -> bool:
@@ -457,46 +409,6 @@ def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:
             if other["recipe"]["keep"] == recipe["keep"] and before == {name: other["recipe"][name] for name in whole}
         ]
     return factors
-
-
-def _join_private(measured: list[Json], cases: list[Json]) -> None:
-    """Put beside every network what it costs in private, by link: nothing for one that was not run.
-
-    Raises:
-        RunError: if that is not certain: labels and numbers of ReLUs stand for networks within one run alone.
-    """
-    weights: dict[int, str] = {}
-    for one in measured:
-        one["private"] = {}
-    for case in cases:
-        fitting = [(number, one) for number, one in enumerate(measured) if _fits(case, one)]
-        bases = sorted({f"{one['network']} of width {one['width']:g}" for _, one in fitting})
-        if len(bases) > 1:
-            raise _unsure(f"{case['label']} of {' and '.join(bases)}")
-        for number, one in fitting:
-            if weights.setdefault(number, case["weights_sha256"]) != case["weights_sha256"]:
-                raise _unsure(f"two networks: {case['label']} with {case['relus']:,} ReLUs")
-            one["private"] = case["links"]
-    if cases and not weights:
-        raise _unsure("figures of none of them")
-
-
-def _fits(case: Json, measured: Json) -> bool:
-    """Tell whether a case of `private.py` may be this network."""
-    base, own = case["base"], {"name": measured["network"], "width": measured["width"], "classes": measured["classes"]}
-    same = base is None or all(base.get(key) == value for key, value in own.items())
-    return same and (case["label"], case["relus"]) == (measured["label"], measured["relus"])
-
-
-def _unsure(got: str) -> RunError:
-    return RunError(
-        problem(
-            "private figures belong to one network each of one run",
-            got=got,
-            remedy="make a table of the runs that private.py took its networks from",
-            where="--private",
-        )
-    )
 
 
 def write_results(content: Json, folder: Path, name: str) -> list[Path]:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from reproduction_text import LINKS
+from reproduction_private import LINKS
 
 from deepreduce.reduction import pareto_front
 

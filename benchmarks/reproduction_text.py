@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-Json = dict[str, Any]
+from reproduction_private import LINKS
 
-LINKS = {"loopback": "no limit", "lan": "1 Gbit/s", "wan": "100 Mbit/s, 40 ms"}
-"""The links of `private.py`, and what a person reads."""
+Json = dict[str, Any]
 
 
 def as_text(content: Json) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import reproduce
-from reproduction import load_published, public, reproduction
+from machine import public
+from reproduction import load_published, reproduction
 
 import deepreduce
 from deepreduce import Front
@@ -307,7 +308,7 @@ def test_what_networks_cost_privately_stands_beside_their_accuracy(
         "one": privately("a", 24_900, lan=0.25, wan=1.5),
         "of another run": privately("a", 24_901, lan=9.0),
     }
-    environment = {"command": "private.py --work /home/me/w", "date": "2026-01-02"}
+    environment = {"command": "private.py --work w", "date": "2026-01-02"}
     path = tmp_path / "private.json"
     path.write_text(json.dumps({"cases": cases, "environment": environment}))
     (tmp_path / "fronts").mkdir()
@@ -322,9 +323,12 @@ def test_what_networks_cost_privately_stands_beside_their_accuracy(
         found = {m["label"]: m["private"] for m in content["measured"]}
         assert found["a"]["wan"] == {"online_seconds": 1.5, "online_bytes": 1_000_000, "round_trips": 7}
         assert found["teacher"].keys() == {"lan"} and found["b"] == {}
-        assert "/home" not in json.dumps(content["private"])
+        assert content["private"]["environments"] == [environment]
         (line,) = [line for line in text.splitlines() if "1.500 s" in line]
         assert line.split() == ["resnet18", "snl", "24,900", "71.00", "1.00", "MB", "7", "0.250", "s", "1.500", "s"]
+        for case in content["private"]["cases"]:
+            case.pop("base", None)  # as files of an earlier release are
+        Path(written).write_text(json.dumps(content))
         assert reproduce.main(["table", written, "--results", str(tmp_path), "--name", "again"]) == 0
         text = capsys.readouterr().out
         written = next(line for line in text.splitlines() if line.endswith(".json"))
@@ -351,6 +355,18 @@ def test_what_networks_cost_privately_stands_beside_their_accuracy(
     path.write_text(json.dumps({"cases": {"x": privately("a", 24_900)}, "environment": environment}))
     assert reproduce.main([*asked, "--private", str(path)]) == 1
     assert "a of resnet18 of width 1 and resnet34 of width 1" in capsys.readouterr().err
+
+
+def test_a_limit_of_layers_goes_to_the_method_that_keeps_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--most-layers", "3", "--methods"]
+    assert reproduce.main([*asked, "snl,published"]) == 1
+    assert "add deepreduce-masks to --methods" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    options = argparse.Namespace(budgets=(200,), width=1.0, granularity=None, most_layers=3, epochs=5, search_share=0.4)
+    for name, limit in (("deepreduce-masks", 3), ("snl", None)):
+        found = reproduce.settings_for(name, "resnet18", 1000, SearchSettings(), options, ())
+        assert found is not None and found.most_layers == limit
 
 
 def test_networks_in_a_limited_number_of_layers_stand_for_no_budget() -> None:

@@ -71,10 +71,7 @@ def test_defaults_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("lines", "share"),
     [
-        (
-            ["cpu  9\ncpu3 100 0 0 100 0 0 0 0 0 0\n", "cpu  9\ncpu3 130 0 10 150 10 0 0 0 7 7\n"],
-            0.4,
-        ),  # waiting is idle
+        (["cpu  9\ncpu3 100 0 0 100 0 0 0 0 0 0", "cpu  9\ncpu3 130 0 10 150 10 0 0 0 7 7"], 0.4),  # waiting is idle
         (["cpu3 1 0 0 1 0 0 0 0\ncpu4 5 0 0 5 0 0 0 0", "cpu3 2 0 0 1 0 0 0 0\ncpu4 5 0 0 6 0 0 0 0"], 1.0),  # not ours
         (["cpu3 1 0 0 1 0 0 0 0", "cpu3 1 0 0 1 0 0 0 0"], None),  # no time went by
         (["cpu3 1 0 0 9 0 0 0 0", "cpu3 11 0 0 8 0 0 0 0"], 1.0),  # idle time that went backwards

@@ -28,6 +28,7 @@ from deepreduce.training import (
     search,
     train_teacher,
 )
+from deepreduce.training.phases import Phases
 from deepreduce.training.proposals import Proposal
 
 
@@ -270,7 +271,10 @@ def test_threads_that_would_stall_are_told_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("deepreduce.training.phases.busy_share", lambda: busy)
-    train_teacher(replace(context, threads=threads), settings, progress=watch)
+    run = Phases(replace(context, threads=threads), settings, RunOptions(), watch)
+    with run.folder:
+        for seed in range(2):
+            run.carry_out([Job("teacher", None, seed, False, settings.training)])
     notes = [note for note in watch.notes if "--threads 1" in note]
     assert len(notes) == told and all("use 60% of the processor" in note for note in notes)
 

@@ -43,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-memory",
         type=gigabytes,
+        default=256 << 20,
         metavar="GB",
         help="most memory of one request's images (default 0.27); where they need more, clients send them in turns",
     )
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         images=options.images,
         bundles=options.bundles,
         deadline_seconds=options.deadline,
-        **({} if options.batch_memory is None else {"batch_bytes": options.batch_memory}),
+        batch_bytes=options.batch_memory,
     )
     context = server_context(options.cert, options.key, client_ca=options.client_ca)
     host, port = parse_address(options.listen, listening=True)

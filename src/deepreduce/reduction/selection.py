@@ -93,8 +93,8 @@ def choose_in_few_layers(
         granularity: likewise. Whole layers are never few.
         most_layers: how many layers may keep an element, at least 1; for elements alone. Once none is few, further
             layers are passed over: the one first that keeps fewest for the square root of its size, so that of two
-            which keep as many the smaller stays. Those are spared without which no such number of layers has room for
-            the budget. If none has, less is kept.
+            which keep as many the smaller stays. A layer is spared if without it so many layers would have no room
+            for the budget. Where they have none anyway, less than the budget is kept.
 
     Returns:
         As `choose`.
