@@ -65,7 +65,7 @@ def test_example_a_residual_network_costs_what_the_estimate_says(count: int, mon
 
 
 def test_units_that_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepreduce.private.protocol.layout.PORTION", 64)
+    monkeypatch.setattr("deepreduce.private.protocol.units.PORTION", 64)
     compare(residual(), 1, monkeypatch)
 
 

@@ -140,7 +140,7 @@ def test_a_network_without_any_relu() -> None:
 
 
 def test_units_are_cut_at_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepreduce.private.protocol.layout.PORTION", 64)
+    monkeypatch.setattr("deepreduce.private.protocol.units.PORTION", 64)
     program = residual()
     layout = make_layout(program.public, weight_bits=weight_bits(program))
     assert len(layout.units) > 5

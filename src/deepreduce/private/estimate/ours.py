@@ -20,7 +20,7 @@ from .links import IDEAL, Link, Timeline
 
 if TYPE_CHECKING:  # the estimates of other protocols need neither numpy nor the extra `private`
     from ..program import Step
-    from ..protocol.layout import Job, Layout, OnlineRound, Unit
+    from ..protocol import Job, Layout, OnlineRound, Unit
 
 START_BYTES = 16
 """Start of the tweaks, beside the choices of the base transfers; see `protocol.session`."""

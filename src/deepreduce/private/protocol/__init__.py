@@ -1,5 +1,6 @@
 """The protocol: four functions, offline and online, client and server, and what they agree on before.
 
+    units.py     circuits in portions, and the rounds that carry them
     layout.py    who does what in which order, and every size, from the public program alone
     session.py   the set-up of a connection: base transfers, offset, keys
     offline.py   prepare_client, prepare_server: one bundle at each party
@@ -10,10 +11,11 @@
 Nothing here knows of files, sockets or clocks beyond a `wire.Channel`, and a place to which bundles are written.
 """
 
-from .layout import Job, Layout, OnlineRound, Unit, make_layout
+from .layout import Job, Layout, make_layout
 from .offline import Sections, Sink, client_sections, prepare_client, prepare_server, server_sections
 from .online import Material, Result, Reveal, Seconds, Source, infer_client, infer_server
 from .session import ClientSession, ServerSession, setup_client, setup_server
+from .units import OnlineRound, Unit
 
 __all__ = [
     "ClientSession",

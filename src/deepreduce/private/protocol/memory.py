@@ -25,16 +25,14 @@ import math
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..program import PublicProgram, Step, working_bytes
 from .packing import packed_bytes, word_type
-
-if TYPE_CHECKING:
-    from .layout import OnlineRound
+from .units import OnlineRound
 
 PIECE_BYTES = 32 << 20
 """Memory for the linear layers of one piece. Four images of a ResNet's first stage at 32x32: with more of them, the

@@ -31,9 +31,10 @@ from ..program import LinearEvaluator, Step
 from ..ring import Words, drop_client, random_words, reduce
 from ..transfer import Corrections, extend_receiver, extend_sender
 from ..wire import Channel, Kind
-from .layout import Job, Layout, Unit
+from .layout import Job, Layout
 from .packing import word_type
 from .session import ClientSession, ServerSession
+from .units import Unit
 
 Sections = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 

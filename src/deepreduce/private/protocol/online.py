@@ -32,9 +32,10 @@ from ..garbling.types import LABEL_BYTES
 from ..program import LinearEvaluator, Step
 from ..ring import Words, decode, drop_server, reconstruct, reduce, split
 from ..wire import Channel, Kind
-from .layout import Layout, OnlineRound, Unit
+from .layout import Layout
 from .memory import KEPT_BYTES, RoundMemory, give_back, hold
 from .packing import pack, packed_bytes, unpack, word_type
+from .units import OnlineRound, Unit
 
 Reveal = Literal["label", "logits"]
 
