@@ -58,7 +58,7 @@ def main() -> int:
                 out=options.out,
                 settings=replace(settings, method=method),
                 width=options.width,
-                options=RunOptions(workers=options.workers, threads=options.threads),
+                options=RunOptions(workers=options.workers, threads=options.threads, private=False),
                 progress=watcher,
             )
             fronts[method] = front.content

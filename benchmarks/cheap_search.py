@@ -112,7 +112,7 @@ def search(options: argparse.Namespace, data: deepreduce.Dataset, rank_epochs: i
                 copy = shutil.copytree if (full / part).is_dir() else shutil.copyfile
                 copy(full / part, folder / f".{part}")
                 (folder / f".{part}").rename(folder / part)
-    running = RunOptions(workers=options.workers, threads=options.threads)
+    running = RunOptions(workers=options.workers, threads=options.threads, private=False)
     with Watcher() as watcher:
         front = deepreduce.reduce(
             options.network,
@@ -188,7 +188,7 @@ def between_seeds(runs: Mapping[str, Sequence[float]], relus: Mapping[str, int],
 
 def front_of(accuracy: Accuracies, relus: Mapping[str, int]) -> set[str]:
     """Return the networks on the front of accuracy and ReLUs."""
-    return set(pareto_front(accuracy, relus=lambda name: relus[name], accuracy=lambda name: accuracy[name]))
+    return set(pareto_front(accuracy, cost=lambda name: relus[name], accuracy=lambda name: accuracy[name]))
 
 
 def missed(kept: set[str], accuracy: Accuracies, relus: Mapping[str, int]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def train_all(
     What is finished is written budget by budget, so that a machine that goes away takes the rest alone.
     """
     teaching, methods = settings_of(network, data, options, published)
-    place, running = options.runs / network, RunOptions(workers=options.workers, threads=options.threads)
+    place, running = options.runs / network, RunOptions(workers=options.workers, threads=options.threads, private=False)
     more = {"out": place, "width": options.width, "options": running, "progress": watcher}
     deepreduce.train(network, data, settings=teaching, **more)
     for name, settings in methods.items():

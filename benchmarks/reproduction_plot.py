@@ -96,7 +96,7 @@ def _panel(axes: Axes, network: dict[str, Any], link: str | None, content: dict[
                 label=f"{name}, published",
             )  # fmt: skip
         own = [measured for measured in shown if _SAME.get(measured["method"], measured["method"]) == method]
-        front = pareto_front(own, relus=across, accuracy=lambda m: m["validation"])
+        front = pareto_front(own, cost=across, accuracy=lambda m: m["validation"])
         others = [measured for measured in own if measured not in front]
         if others:
             points = [(across(measured), measured["accuracy"]) for measured in others]

@@ -71,6 +71,38 @@ def test_example_reduce_then_ask_the_front(network: nn.Module, data: Any, tmp_pa
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+class Smooth(nn.Module):
+    """Has a layer that cannot run privately."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU()), Net()
+        self.rest.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.first(x))
+
+
+def test_a_network_that_cannot_run_privately_is_reduced_all_the_same(data: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    front = deepreduce.reduce(Smooth(), data, out=tmp_path / "run", settings=QUICK, options=ONE)
+    reasons = [entry["private"]["reason"] for entry in front.finished]
+    assert len(reasons) > 1 and all("SiLU" in reason or "silu" in reason for reason in reasons)
+    assert front.content["fronts_in_seconds"] == {"lan": [], "wan": []}
+    with pytest.raises(UsageError, match="no network with seconds"):
+        front.best(seconds=1.0)
+
+
+def test_private_cost_can_be_left_out_and_added_later(network: nn.Module, data: Any, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"out": tmp_path / "run", "settings": QUICK}
+    without = deepreduce.reduce(network, data, **more, options=RunOptions(threads=1, private=False))
+    assert without.content["private"] is None and without.content["fronts_in_seconds"] == {}
+    assert all(entry["private"] is None for entry in without.finished)
+    later = deepreduce.reduce(network, data, **more, options=ONE)
+    assert all(entry["private"]["online"]["seconds"]["lan"] > 0 for entry in later.finished)
+    assert without.content["front"] == later.content["front"]
+
+
 def test_profile_counts_before_and_after() -> None:
     full = deepreduce.profile("resnet18", input=(3, 32, 32))
     assert full["relus"] == 557_056  # the paper's count

@@ -50,13 +50,29 @@ def test_example_the_full_network_by_its_id(run: deepreduce.Front, tmp_path: Pat
 
 def test_a_budget_or_a_network_is_named(run: deepreduce.Front, tmp_path: Path) -> None:
     for both in ({}, {"relus": 10_000, "entry": "teacher"}):
-        with pytest.raises(UsageError, match=r"a network is named.*Got: .*Do: "):
+        with pytest.raises(UsageError, match=r"[Aa].* network is (named|chosen).*Got: .*Do: "):
             deepreduce.export(run, out=tmp_path, network=Net(), **both)
-    with pytest.raises(UsageError, match=r"on the front.*'S9'.*teacher"):
+    with pytest.raises(UsageError, match=r"trained in the run.*'S9'.*teacher"):
         deepreduce.export(run, entry="S9", out=tmp_path, network=Net())
     with pytest.raises(UsageError, match="Where: network"):
         deepreduce.export(run, entry="teacher", out=tmp_path, network="nets:Net")  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_knows_what_the_exported_network_costs(run: deepreduce.Front, tmp_path: Path) -> None:
+    """The run's estimate is that of the file which clients get: formats may differ by the images that calibrate."""
+    made = deepreduce.export(run, seconds=1.0, link="wan", out=tmp_path, images=64, network=Net())
+    assert made.entry == run.best(seconds=1.0, link="wan")
+    own = made.entry["private"]
+    exact = deepreduce.estimate(made.client, protocols=("ours",))["protocols"]["ours"]
+    assert own["online"]["round_trips"] == exact["online"]["round_trips"]
+    assert own["and_gates"] == pytest.approx(exact["online"]["and_gates"], rel=0.1)
+    for phase in ("online", "offline"):
+        assert own[phase]["bytes"] == pytest.approx(exact[phase]["bytes"], rel=0.1)
+        assert own[phase]["seconds"]["wan"] == pytest.approx(exact[phase]["seconds"]["wan"], rel=0.1)
+    assert run.content["private"]["links"]["wan"] == {"bits_per_second": 1e8, "round_trip_seconds": 0.04}
+    with pytest.raises(UsageError, match="the fastest takes"):
+        deepreduce.export(run, seconds=1e-6, out=tmp_path, network=Net())
 
 
 def test_images_that_are_not_found_by_their_name_are_asked_for(run: deepreduce.Front, tmp_path: Path) -> None:

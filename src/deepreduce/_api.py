@@ -12,6 +12,7 @@ from torch import nn
 
 from ._environment import environment
 from ._files import write_json
+from ._pricing import our_pricer
 from .data import Dataset
 from .data import load as load_data
 from .errors import UsageError, problem
@@ -136,8 +137,10 @@ def reduce(
     """
     order = _Order(network, data, Path(out), settings, width, weights, _with_workers(options, workers))
     context, settings = order.context(), order.search_settings()
-    found = run_search(context, settings, order.options, progress=progress)
+    pricer = our_pricer() if order.options.private else None
+    found = run_search(context, settings, order.options, progress=progress, pricer=pricer)
     content = describe(found, context, environment=environment())
+    content["private"] = None if pricer is None else pricer.about()
     for entry in (content["teacher"], *content["candidates"]):
         known = entry["relus"] is not None
         entry["latency"] = {"delphi": delphi_online_seconds(entry["relus"], entry["macs"])} if known else None

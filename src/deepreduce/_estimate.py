@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 
+from ._pricing import layout_of
 from .census import Census
-from .errors import NetworkError, RecipeError, UsageError, near_misses, problem
+from .errors import RecipeError, UsageError, near_misses, problem
 from .networks import NetworkSpec, is_reference
 from .private.estimate import LINKS, PROTOCOLS, Cost, Counts, Link, cheetah_cost, delphi_cost, link_of, our_cost
 from .reduction import Candidate, census_of, for_each, make_base
@@ -23,13 +24,13 @@ from .training import Front
 
 if TYPE_CHECKING:
     from .private.deployment import ClientModel
-    from .private.program import Program
     from .private.protocol import Layout
 
 _SETTLE, _CALIBRATE = 16, 4
 """Random images for the statistics of batch norm, and for the ranges of the formats."""
 
-_ANY_ERROR = 1e9
+_RANDOM_IMAGES = "the ranges come from random images: deepreduce export takes real ones"
+
 _LINEAR_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _LINEAR_FUNCTIONS = (F.conv2d, F.linear, torch.conv2d, torch.matmul)
 
@@ -225,7 +226,8 @@ def _named(network: str | Path | nn.Module, reduction: _Reduction, program: bool
     built = copy.deepcopy(base.network) if candidate is None else build_candidate(base, candidate)
     if own is None:
         _settle(built, _images(_SETTLE, reduction.input))
-    layout, notes = _layout(built, reduction.input)
+    layout, notes = layout_of(built, _images(_CALIBRATE, reduction.input), any_error=True)
+    notes = (_RANDOM_IMAGES, *notes)
     if own is None:
         notes = ("the weights are random: trained ones may change formats, and bytes by some percent", *notes)
     return _Subject(label, counts, layout, notes)
@@ -273,8 +275,8 @@ def _saved(path: Path, relus: int | None, full: nn.Module | None, program: bool)
     counts = _counts(census, graph)
     if not program:
         return _Subject(name, counts, None)
-    layout, notes = _layout(graph, recipe.spec.input)
-    return _Subject(name, counts, layout, notes)
+    layout, notes = layout_of(graph, _images(_CALIBRATE, recipe.spec.input), any_error=True)
+    return _Subject(name, counts, layout, (_RANDOM_IMAGES, *notes))
 
 
 def _exported(path: Path, program: bool) -> _Subject:
@@ -310,52 +312,6 @@ def _counts(census: Census, graph: fx.GraphModule) -> Counts:
             linear += node.target in _LINEAR_FUNCTIONS
     layers = sum(layer.relus > 0 for layer in census.layers)
     return Counts(relus=census.relus, relu_layers=layers, macs=census.macs, linear_layers=linear)
-
-
-def _layout(graph: nn.Module, size: tuple[int, int, int]) -> tuple[Layout, tuple[str, ...]]:
-    """Make the program with random images, and lay it out."""
-    from .private.deployment import About, make_model
-    from .private.homomorphic import HomomorphicError
-    from .private.program import FormatSettings, make_program
-
-    images, notes = _images(_CALIBRATE, size), ["the ranges come from random images: deepreduce export takes real ones"]
-    try:
-        program = make_program(graph, images)
-    except NetworkError as refused:
-        # An error of the logits that matters for labels does not matter for sizes.
-        try:
-            program = make_program(graph, images, settings=FormatSettings(tolerance=_ANY_ERROR))
-        except NetworkError:
-            raise refused from None
-        notes.append(f"these weights would be refused by deepreduce export: {refused}")
-    classes = tuple(map(str, range(program.public.classes)))
-    about = About("estimate", program.public.relus, classes, (0.0,) * size[0], (1.0,) * size[0])
-    try:
-        return make_model(program, about).client.layout, tuple(notes)
-    except HomomorphicError as error:
-        raise NetworkError(
-            problem(
-                "our engine carries every linear layer of the network",
-                got=str(error),
-                remedy="take a smaller input or narrower layers, or estimate --protocol delphi or cheetah",
-                where=_too_large(program) or "all linear layers together",
-            )
-        ) from error
-
-
-def _too_large(program: Program) -> str | None:
-    """Return the first layer that cannot be packed by itself."""
-    from .private.homomorphic import LayerError, plan_step
-    from .private.program import Convolution, Matrix
-
-    tensors = program.public.tensors
-    for step in program.public.steps:
-        if isinstance(step.op, (Convolution, Matrix)):
-            try:
-                plan_step(step.op, tensors[step.inputs[0]].shape, tensors[step.output].shape)
-            except LayerError:
-                return step.name
-    return None
 
 
 def _images(count: int, size: tuple[int, int, int]) -> Tensor:

@@ -42,6 +42,8 @@ def export(
     *,
     out: Path | str,
     relus: int | None = None,
+    seconds: float | None = None,
+    link: str = "lan",
     entry: str | None = None,
     data: str | Dataset | None = None,
     images: int = 512,
@@ -55,7 +57,9 @@ def export(
         run: a front, or the run folder of a finished reduce.
         out: folder for the two files.
         relus: largest number of ReLUs: the most accurate network within it is taken.
-        entry: instead of that, the id of a network on the front; "teacher" for the full one.
+        seconds: longest online time over `link`, as estimated in the run; beside `relus` or in its place.
+        link: `lan` or `wan`, see `Front.best`.
+        entry: instead of that, the id of a network that was trained; "teacher" for the full one.
         data: the images that calibrate the fixed-point formats; None takes the run's by its name. Training images
             alone are used.
         images: how many of them, at least 2; the more, the surer that no value leaves its range.
@@ -67,7 +71,7 @@ def export(
         The files and what they hold.
 
     Raises:
-        UsageError: no network of the front is within the budget or has this id, or `images` is out of range.
+        UsageError: no network of the run is within the budget or has this id, or `images` is out of range.
         NetworkError: the network does not convert, with its place and the remedy.
         DataError: the images are not those of the network.
         RunError, RecipeError: the run folder is not complete, or `out` holds another network.
@@ -89,7 +93,10 @@ def export(
             problem("at least two images calibrate", got=images, remedy="take some hundreds", where="images")
         )
     front = run if isinstance(run, Front) else Front.read(run)
-    chosen = _chosen(front, relus, entry)
+    if entry is None:
+        chosen = front.best(relus=relus, seconds=seconds, link=link)
+    else:
+        chosen = _named(front, entry, relus, seconds)
     reduced, recipe = front.load(chosen, network=network)
     source = _images_of(front, len(recipe.classes)) if data is None else _load(data, len(recipe.classes))
     if source.input != recipe.spec.input or source.classes != recipe.classes:
@@ -118,19 +125,17 @@ def export(
     return Exported(server, client, chosen, report["agreement"], report)
 
 
-def _chosen(front: Front, relus: int | None, entry: str | None) -> dict[str, Any]:
-    """Return the entry that the caller means."""
-    if (relus is None) == (entry is None):
+def _named(front: Front, entry: str, relus: int | None, seconds: float | None) -> dict[str, Any]:
+    """Return the entry of this id."""
+    if relus is not None or seconds is not None:
         raise UsageError(
-            problem("a budget or a network is named", got="both" if entry else "neither", remedy="pass relus or entry")
+            problem("a budget or a network is named", got="both", remedy="pass relus and seconds, or entry")
         )
-    if relus is not None:
-        return front.best(relus=relus)
-    known: dict[str, dict[str, Any]] = {str(one["id"]): one for one in (front.content["teacher"], *front.entries)}
-    if entry is None or entry not in known:
+    known = {str(one["id"]): one for one in front.finished}
+    if entry not in known:
         raise UsageError(
             problem(
-                "the network is on the front",
+                "the network was trained in the run",
                 got=repr(entry),
                 remedy=f"choose one of {', '.join(known)}",
                 where=front.folder,

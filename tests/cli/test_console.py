@@ -69,6 +69,16 @@ def test_piped_progress_is_a_line_per_job(capsys: pytest.CaptureFixture[str]) ->
     assert lines[4:] == ["note: S3, seed 1 failed: the loss [bold]was[/bold] not finite", "note: a note"]
 
 
+def test_small_pieces_of_work_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with Watcher() as watcher:
+        watcher.begin([(TEACHER, 1.0, False)])
+        watcher.end(TEACHER, None)
+        for done in range(4):
+            watcher.step("Private cost", done, 3)
+        watcher.step("Test images", 0, 1)
+    assert capsys.readouterr().err.splitlines()[2:] == ["Private cost: 3 networks", "Test images: 1 network"]
+
+
 def test_nothing_to_do_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Watcher() as watcher:
         watcher.begin([])

@@ -203,6 +203,7 @@ def test_a_run_of_ones_own_network_is_estimated(home: Home, capsys: pytest.Captu
         (["export", "RUN", "--relus", "1", "--out", "x"], "smallest has"),
         (["export", "RUN", "--relus", "100000", "--out", "x", "--images", "1"], "two images"),
         (["export", "RUN", "--out", "x"], "--relus"),
+        (["export", "RUN", "--seconds", "1e-9", "--out", "x"], "the fastest takes"),
         (["export", "RUN", "--relus", "100000", "--out", "x", "--network", "resnet18"], "tiny_private_network:Net"),
         (["serve", "SERVER", "--listen", "127.0.0.1", "CERTIFICATE"], "HOST:PORT"),
         (["serve", "SERVER", "--listen", "127.0.0.1:0"], "--cert"),

@@ -11,7 +11,7 @@ Point = tuple[int, float]
 
 
 def front(points: list[Point]) -> list[Point]:
-    return pareto_front(points, relus=lambda p: p[0], accuracy=lambda p: p[1])
+    return pareto_front(points, cost=lambda p: p[0], accuracy=lambda p: p[1])
 
 
 def test_an_example() -> None:
@@ -30,7 +30,7 @@ def test_exactly_the_points_that_no_other_beats(points: list[Point]) -> None:
 
 def test_of_equal_items_the_first_stays() -> None:
     items = [("a", 5, 0.5), ("b", 5, 0.5)]
-    assert pareto_front(items, relus=lambda i: i[1], accuracy=lambda i: i[2]) == [("a", 5, 0.5)]
+    assert pareto_front(items, cost=lambda i: i[1], accuracy=lambda i: i[2]) == [("a", 5, 0.5)]
 
 
 def test_nothing_in_nothing_out() -> None:

@@ -199,6 +199,37 @@ def front() -> dict:
     return copy.deepcopy(_FRONT)
 
 
+LINKS = {
+    "lan": {"bits_per_second": 1e9, "round_trip_seconds": 0.001},
+    "wan": {"bits_per_second": 1e8, "round_trip_seconds": 0.04},
+}
+QUICK = "s3-a1-r1"
+"""Off the front of ReLUs; over the wide link the fastest network of its accuracy."""
+
+
+def price(entry: dict) -> dict:
+    layers = sum(layer["kept"] for stage in entry["stages"] for layer in stage["layers"])
+    relus, trips = entry["relus"], layers + 1
+    wan = 0.35 if entry["id"] == QUICK else 0.04 * trips + 24e-6 * relus
+    online = {"seconds": {"lan": 0.001 * trips + 2.2e-6 * relus, "wan": wan}, "bytes": 250 * relus}
+    offline = {"seconds": {"lan": 1.5, "wan": 12.0}, "bytes": 500 * relus, "round_trips": 30}
+    return {"online": {**online, "round_trips": trips}, "offline": offline, "and_gates": 13 * relus}
+
+
+@pytest.fixture
+def priced(front) -> dict:
+    """The same with what each network costs privately; one cannot run so."""
+    entries = [front["teacher"], *(entry for entry in front["candidates"] if entry["status"] == "done")]
+    for each in entries:
+        each["private"] = price(each)
+    unable = next(entry for entry in entries if entry["id"] == "s1-a1-r1")
+    unable["private"] = {"reason": "A layer is known. Got: Swish."}
+    front["private"] = {"links": LINKS, "cores": 2, "hardware": "one core of EXAMPLE", "date": "2026-01-05"}
+    wide = [QUICK if name.startswith("s2-s3-t-a0.5-r1") else name for name in front["front"]]
+    front["fronts_in_seconds"] = {"lan": list(front["front"]), "wan": wide}
+    return front
+
+
 @pytest.fixture
 def measure():
     """`measured`, for tests that need an accuracy with its interval."""

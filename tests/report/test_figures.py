@@ -36,6 +36,13 @@ def test_figures_open_and_are_the_same_on_a_second_run(front, tmp_path):
             assert ET.fromstring(content).tag == f"{SVG}svg"
 
 
+def test_seconds_have_a_panel_for_each_link(priced, tmp_path):
+    assert "seconds.svg" in [path.name for path in write_figures(priced, tmp_path)]
+    found = texts(tmp_path / "seconds.svg")
+    assert "estimated, LAN: 1,000 Mbit/s, 1 ms" in found and "estimated, WAN: 100 Mbit/s, 40 ms" in found
+    assert {"0.5 s", "2 s"} <= set(found)
+
+
 def test_text_in_the_svg_is_text(front, tmp_path):
     write_figures(front, tmp_path)
     assert "test accuracy, % (bars: 95 % interval)" in texts(tmp_path / "front.svg")

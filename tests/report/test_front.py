@@ -108,6 +108,12 @@ def test_missing_key_of_an_entry_is_named_with_its_place(front, key):
         (lambda f: f["candidates"][2]["validation"].pop("high"), r"candidates\[2\]\.validation\.high"),
         (lambda f: f["candidates"][2].update(status="perhaps"), r"candidates\[2\]\.status"),
         (lambda f: f["candidates"][2].update(latency=3.0), r"candidates\[2\]\.latency"),
+        (lambda f: f["candidates"][2].update(private=3.0), r"candidates\[2\]\.private"),
+        (lambda f: f.update(private=[]), "private"),
+        (lambda f: f.update(private={"links": {"lan": 3}}), r"private\.links\.lan"),
+        (lambda f: f.update(fronts_in_seconds=[]), "fronts_in_seconds"),
+        (lambda f: f.update(fronts_in_seconds={"lan": 3}), r"fronts_in_seconds\.lan"),
+        (lambda f: f.update(fronts_in_seconds={"lan": ["nobody"]}), r"fronts_in_seconds\.lan\[0\]"),
         (
             lambda f: f["candidates"][2]["stages"][1]["layers"][0].pop("name"),
             r"candidates\[2\]\.stages\[1\]\.layers\[0\]",

@@ -184,13 +184,36 @@ def test_chart_data_equal_the_file(front, page, read):
     points = {point["key"]: point for point in data["points"]}
     assert len(points) == 16
     start = points[data["start"]]
-    assert (start["relus"], start["role"], start["label"]) == (114_688, "front", "S2 S3 S4, thinned")
+    assert (start["across"]["relus"], start["role"], start["label"]) == (114_688, "front", "S2 S3 S4, thinned")
+    assert start["across"]["delphi"] == pytest.approx(2.91, abs=0.01) and start["fronts"] == ["relus", "delphi"]
     assert start["test"][0] == pytest.approx(74.72)
     assert start["test"][1] < 74.72 < start["test"][2]
     assert data["split"] == "test"
     assert sum(point["role"] == "front" for point in points.values()) == 8
     assert sum(point["test"] is None for point in points.values()) == 7
     assert all(point["key"] in page for point in points.values())
+
+
+def test_seconds_over_each_link(priced, read):
+    """A network that is off the front of ReLUs and the best within some time is shown as that."""
+    page = without_library(render_page(priced))
+    reader = read(page)
+    data = chart(reader)
+    assert list(data["titles"]) == ["relus", "lan", "wan"]
+    assert data["titles"]["wan"].endswith("estimated, WAN: 100 Mbit/s, 40 ms")
+    points = {point["label"]: point for point in data["points"]}
+    quick, start = points["S3"], points["S2 S3 S4, thinned"]
+    assert (quick["role"], quick["fronts"]) == ("front", ["wan"]) and quick["across"]["wan"] == 0.35
+    assert start["fronts"] == ["relus", "lan", "wan"] and start["across"]["lan"] == pytest.approx(0.2593, abs=1e-4)
+    assert points["S1"]["across"]["lan"] is None
+    text = visible(reader)
+    assert "On the front (9)" in text and text.count("on the front by its seconds") >= 1
+    assert "0.26 s over LAN, 3.03 s over WAN; 7 round trips, 28.7 MB" in text
+    assert "not possible as it is: A layer is known. Got: Swish." in text
+    assert "estimated seconds from an image to its class with deepreduce, 2 cores for each party" in text
+    assert "teacher 1.24 s" in text and "With DELPHI" in text
+    buttons = [given["value"] for tag, given, _ in reader.elements if given.get("name") == "across"]
+    assert buttons == ["relus", "lan", "wan"]
 
 
 def test_criticality_teacher_settings_and_environment_are_there(page, read):

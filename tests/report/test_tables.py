@@ -43,6 +43,18 @@ def test_front_table(front, width):
     assert "estimated, DELPHI's measured constants" in " ".join(text.split())
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_front_table_in_seconds(priced, width):
+    """Our engine's seconds take the place of DELPHI's; what is there for its seconds alone is marked."""
+    lines = shown(front_table(priced), width)
+    text = " ".join("\n".join(lines).split())
+    assert next(line for line in lines if "114,688" in line).split()[-4:] == ["0.26", "s", "3.03", "s"]
+    assert row(lines, "S3*")[-4:] == ["0.15", "s", "0.35", "s"]
+    assert "* the most accurate in its time" in text
+    assert "LAN: 1,000 Mbit/s, 1 ms; WAN: 100 Mbit/s, 40 ms: estimated seconds from an image to its class" in text
+    assert "DELPHI" not in text
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -107,6 +107,7 @@ class Watch:
         self.begun: list[list[tuple[str, bool]]] = []
         self.ended: dict[str, str | None] = {}
         self.notes: list[str] = []
+        self.steps: list[tuple[str, int, int]] = []
 
     def begin(self, jobs: Any) -> None:
         self.begun.append([(job.place, finished) for job, _, finished in jobs])
@@ -116,6 +117,9 @@ class Watch:
 
     def end(self, job: Any, failure: str | None) -> None:
         self.ended[job.place] = failure
+
+    def step(self, what: str, done: int, total: int) -> None:
+        self.steps.append((what, done, total))
 
     def note(self, text: str) -> None:
         self.notes.append(text)

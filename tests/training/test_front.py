@@ -36,6 +36,46 @@ def test_example_the_best_network_within_a_budget() -> None:
         front.best(relus=9)
 
 
+def priced(lan: object, wan: object) -> dict[str, Any]:
+    return {"private": {"online": {"seconds": {"lan": lan, "wan": wan}}}}
+
+
+def in_seconds() -> Front:
+    """S4 is off the front of ReLUs, and the best within a second over the wide link; S3 has no price."""
+    entries = [entry("S2", 50, 0.8, **priced(0.1, 2.0)), entry("S4", 60, 0.75, **priced(0.2, 0.9))]
+    entries += [entry("S3", 10, 0.7, private={"reason": "why not"}), entry("S1", 9, 0.1, **priced("1", float("nan")))]
+    links = {"lan": {}, "wan": {}}
+    teacher = entry("teacher", 100, 0.9, **priced(0.4, 4.0))
+    return Front(content(teacher=teacher, candidates=entries, private={"links": links}), Path("run"))
+
+
+def test_example_the_best_network_within_some_seconds() -> None:
+    front = in_seconds()
+    assert front.best(seconds=0.3)["id"] == "S2" and front.best(seconds=0.4)["id"] == "teacher"
+    assert front.best(seconds=1.0, link="wan")["id"] == "S4"
+    assert front.best(seconds=2.0, link="wan")["id"] == "S2"
+    assert front.best(seconds=9.0, relus=60, link="wan")["id"] == "S2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "chosen within a budget"),
+        ({"seconds": 0.05}, r"the fastest takes 0\.1 s over lan"),
+        ({"seconds": 1.0, "relus": 50, "link": "wan"}, "the smallest has 60 ReLUs"),
+        ({"seconds": 1.0, "link": "moon"}, "choose one of lan, wan"),
+    ],
+)
+def test_seconds_that_cannot_be_met_are_refused(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        in_seconds().best(**asked)
+
+
+def test_a_run_without_seconds_says_what_adds_them() -> None:
+    with pytest.raises(UsageError, match=r"deepreduce\[private\]"):
+        Front(content(), Path("run")).best(seconds=1.0)
+
+
 def test_the_weights_are_those_of_the_best_seed() -> None:
     front = Front(content(), Path("run"))
     assert front.place(entry("S2", 1, 0.5)) == Path("run/candidate/S2/seed0")

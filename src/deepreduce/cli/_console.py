@@ -161,6 +161,19 @@ class Watcher:
             rest = f", about {duration(left)} left" if self._done < self._count else ""
             self._console.print(f"  {self._done}/{self._count} {_name(job)}{rest}", markup=False, soft_wrap=True)
 
+    def step(self, what: str, done: int, total: int) -> None:
+        """See `deepreduce.training.Progress`."""
+        if done == 0:
+            self.begin([])
+            self._estimate = Estimate(total, 0, time.monotonic())
+            self._phase = self._bars.add_task(f"[bold]{what}", total=total, count="", left="")
+            if not self._live:
+                self._console.print(f"{what}: {total} network{'' if total == 1 else 's'}")
+        if self._phase is not None:
+            left = self._estimate.left(done, time.monotonic())
+            text = f"{duration(left)} left" if done < total else ""
+            self._bars.update(self._phase, completed=done, count=f"{done}/{total} done", left=text)
+
     def note(self, text: str) -> None:
         """See `deepreduce.training.Progress`."""
         self._console.print(f"note: {text}", markup=False, soft_wrap=not self._live)

@@ -12,7 +12,19 @@ from ._console import console, print_json
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of a finished reduce")
-    parser.add_argument("--relus", type=int, required=True, metavar="N", help="largest number of ReLUs")
+    parser.add_argument("--relus", type=int, metavar="N", help="largest number of ReLUs")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="longest time from an image to its class, as estimated in the run; beside --relus or in its place",
+    )
+    parser.add_argument(
+        "--link",
+        choices=("lan", "wan"),
+        default="lan",
+        help="over which: 1 Gbit/s with 1 ms (default), or 100 Mbit/s with 40 ms",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the two files")
     _options.add_own_network(parser)
     parser.add_argument("--data", metavar="DATA", help="images that calibrate (default: those of the run)")
@@ -44,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
         options.run_folder,
         network=None if options.own_network is None else _options.own_network(options.own_network, options.run_folder),
         relus=options.relus,
+        seconds=options.seconds,
+        link=options.link,
         out=options.out,
         data=options.data,
         images=options.images,

@@ -73,6 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trained", action="store_true", help="NETWORK brings its trained weights itself")
     parser.add_argument("--executor", default="local", metavar="NAME", help="local (default) or ray")
     parser.add_argument("--workers", type=int, metavar="N", help="jobs side by side (default: by this machine)")
+    parser.add_argument("--no-private", action="store_true", help="do not estimate what each network costs privately")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     _options.add_data(parser)
@@ -108,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
         options,
         executor=options.executor,
         workers=default_workers() if options.workers is None else options.workers,
+        private=not options.no_private,
     )
     weights = None if options.weights is None else _options.existing_file(options.weights)
     check_name(options.network)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from deepreduce.report import _seconds as seconds
 from deepreduce.report import _words as words
 from deepreduce.report._stages import Scale, Stage, full_network, map_rows, stages_of
-from deepreduce.report.front import Json, candidates, change, guesses, headline, holds, latency, shared_split
+from deepreduce.report.front import Json, candidates, change, guesses, headline, holds, shared_split
 
 BAR_HEIGHT = 34  # pixels of the highest bar
 
@@ -28,8 +29,9 @@ def page_data(front: Json) -> dict[str, Any]:
         "headline": _headline(front),
         "split": shared_split(front),
         "has_test": any(entry["test"] for entry in (teacher, *candidates(front))),
-        "has_latency": any(latency(entry) for entry in (teacher, *candidates(front))),
-        "latency_note": words.LATENCY,
+        "across": [(name, seconds.heading(name)) for name in seconds.across(front)],
+        "times": [seconds.heading(name) for name in _times(front)],
+        "seconds_note": seconds.note(front),
         "teacher": cards[0],
         "teacher_facts": _teacher_facts(front, cards[0]),
         "front": groups[0][1],
@@ -40,6 +42,11 @@ def page_data(front: Json) -> dict[str, Any]:
         "facts_groups": _facts(front),
         "command": words.clean(front["environment"].get("command") or ""),
     }
+
+
+def _times(front: Json) -> list[str]:
+    """Return the axes that are times."""
+    return seconds.across(front)[1:]
 
 
 def _map(front: Json, cards: list[dict[str, Any]]) -> dict[str, Any]:
@@ -60,6 +67,7 @@ def _map(front: Json, cards: list[dict[str, Any]]) -> dict[str, Any]:
 def chart_data(front: Json) -> dict[str, Any]:
     """Return what the script of the page needs to draw the front; every number is finite or None."""
     chosen = headline(front).entry or front["teacher"]
+    fronts = seconds.fronts_of(front)
     points = []
     for key, role, entry in _keys(front):
         points.append(
@@ -67,20 +75,21 @@ def chart_data(front: Json) -> dict[str, Any]:
                 "key": key,
                 "label": words.shorten(entry["label"], 60),
                 "role": role,
-                "relus": words.number(entry["relus"]),
-                "latency": latency(entry),
+                "across": {name: seconds.value(entry, name) for name in fronts},
+                "fronts": [name for name, ids in fronts.items() if entry["id"] in ids],
                 "validation": _ends(entry["validation"]),
                 "test": _ends(entry["test"]),
                 "text": {split: _hover(front, entry, split) for split in ("validation", "test")},
             }
         )
     start = next(key for key, _, entry in _keys(front) if entry is chosen)
-    return {"points": points, "split": shared_split(front), "start": start}
+    titles = {name: seconds.title(front, name) for name in fronts}
+    return {"points": points, "titles": titles, "split": shared_split(front), "start": start}
 
 
 def _keys(front: Json) -> list[tuple[str, str, Json]]:
     """Every entry with the id of its place on the page and its role; ids from the file never become ids of the page."""
-    on_front = set(front["front"])
+    on_front = {name for ids in seconds.fronts_of(front).values() for name in ids}
     found = [("n0", "teacher", front["teacher"])]
     for place, entry in enumerate(candidates(front), start=1):
         role = "front" if entry["id"] in on_front else "rest"
@@ -105,8 +114,10 @@ def _hover(front: Json, entry: Json, split: str) -> list[str]:
         words.seeds(measured),
         f"{words.macs(entry.get('macs'))} MACs",
     ]
-    if latency(entry) is not None:
-        lines.append(f"{words.duration(latency(entry))} per inference, {words.LATENCY}")
+    times = [(name, seconds.value(entry, name)) for name in _times(front)]
+    known = [f"{words.duration(time)} {seconds.heading(name)}" for name, time in times if time is not None]
+    if known:
+        lines.append(f"{', '.join(known)} per private inference, estimated")
     if entry is front["teacher"]:
         lines[0] = f"{words.count(entry['relus'])} ReLUs"
     return [line for line in lines if line]
@@ -154,7 +165,9 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "change": None if step is None else words.points(step[0]),
         "change_interval": None if step is None else f"{words.points(step[1], 1)} to {words.points(step[2], 1)}",
         "holds": role == "front" and bool(entry["validation"]) and holds(teacher, entry) and not guesses(front),
-        "latency": words.duration(latency(entry)),
+        "times": [words.duration(seconds.value(entry, name)) for name in _times(front)],
+        "private": seconds.facts(front, entry),
+        "quick": seconds.by_seconds_alone(front, entry),
         "trained": words.duration(entry.get("seconds")),
         "epochs": words.count(entry.get("epochs")),
         "reason": words.clean(entry.get("reason") or ""),
@@ -280,10 +293,9 @@ def _tiles(front: Json, entry: Json, split: str, step: tuple[float, float, float
             else f"{words.points(step[0])} points, {_signed(step)}",
         },
     ]
-    if latency(entry) is not None:
-        before = "" if latency(teacher) is None else f"teacher {words.duration(latency(teacher))}; "
-        note = f"{before}{words.LATENCY}"
-        tiles.append({"name": "Private inference", "value": words.duration(latency(entry)), "note": note})
+    private = seconds.tile(front, entry)
+    if private is not None:
+        tiles.append(private)
     if words.number(front["seconds"]) is not None:
         number = len(candidates(front))
         note = f"{number} candidate{'' if number == 1 else 's'} and the teacher, all jobs together"
@@ -308,7 +320,7 @@ def _teacher_facts(front: Json, card: dict[str, Any]) -> list[tuple[str, str]]:
             value = f"{measured['accuracy']} % (95 % interval {measured['interval']}), {measured['n']} images"
             value += f"; {measured['seeds']}" if measured["seeds"] else ""
         facts.append((f"{split.capitalize()} accuracy", value))
-    facts.append(("Private inference", f"{card['latency']} ({words.LATENCY})"))
+    facts += card["private"]
     facts.append(("Training", f"{card['epochs']} epochs, {card['trained']}"))
     return facts
 

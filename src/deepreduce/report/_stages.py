@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from deepreduce.report._seconds import on_a_front
 from deepreduce.report._words import number
-from deepreduce.report.front import Json, front_entries
+from deepreduce.report.front import Json
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ def stages_of(front: Json, entry: Json) -> tuple[Stage, ...]:
 
 
 def map_rows(front: Json) -> list[tuple[Json, tuple[Stage, ...]]]:
-    """Return the rows of the stage map: the full network (with the teacher's entry), then the front, largest first."""
+    """Return the rows of the stage map: the full network (with the teacher's entry), then the fronts, largest first."""
     teacher = front["teacher"]
     return [
         (teacher, full_network(front) or stages_of(front, teacher)),
-        *((entry, stages_of(front, entry)) for entry in front_entries(front)),
+        *((entry, stages_of(front, entry)) for entry in on_a_front(front)),
     ]
 
 

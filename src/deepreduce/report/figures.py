@@ -1,4 +1,4 @@
-"""Figures for a paper, as PNG and SVG: the front, the stage map, the criticality of the stages.
+"""Figures for a paper, as PNG and SVG: the front in ReLUs and in seconds, the stage map, the criticality of the stages.
 
 The same front gives the same bytes: no date, no random ids, no state outside this module.
 """
@@ -14,8 +14,9 @@ from typing import Any
 from deepreduce._files import write_bytes
 from deepreduce.errors import missing_extra
 from deepreduce.report import _words as words
+from deepreduce.report._seconds import RELUS, fronts_of, links_of, title, value
 from deepreduce.report._stages import Scale, map_rows
-from deepreduce.report.front import Json, candidates, check_front, front_entries, shared_split
+from deepreduce.report.front import Json, candidates, check_front, shared_split
 
 GREEN, INK, FAINT, BLUE = "#2f8f57", "#222826", "#9aa39e", "#2b5f9e"
 
@@ -34,14 +35,14 @@ _STYLE: Any = {
 
 
 def write_figures(front: Json, folder: Path) -> list[Path]:
-    """Write the figures `front`, `stages` and `criticality`, each as PNG (200 dots per inch) and SVG.
+    """Write the figures `front`, `seconds`, `stages` and `criticality`, each as PNG (200 dots per inch) and SVG.
 
     Args:
         front: the parsed `front.json`.
         folder: where the files go; made where missing, files of the same name are replaced.
 
     Returns:
-        The files written. `criticality` is left out where no stage has one.
+        The files written. `criticality` is left out where no stage has one, `seconds` where no private cost is known.
 
     Raises:
         RunError: `front` is not a front of a known version, or the folder cannot be written to.
@@ -54,6 +55,8 @@ def write_figures(front: Json, folder: Path) -> list[Path]:
     except ImportError as error:
         raise missing_extra("matplotlib", "report", purpose="drawing figures") from error
     drawings: list[tuple[str, Callable[[Json], Any]]] = [("front", _draw_front), ("stages", _draw_stages)]
+    if links_of(front):
+        drawings.append(("seconds", _draw_seconds))
     if _measured_stages(front):
         drawings.append(("criticality", _draw_criticality))
     written = []
@@ -73,71 +76,96 @@ def write_figures(front: Json, folder: Path) -> list[Path]:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    figure, (axes,) = _panels(width, height, 1)
     return figure, axes
 
 
+def _panels(width: float, height: float, count: int) -> tuple[Any, list[Any]]:
+    """Return a figure with panels side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    for axes in panels:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, panels
+
+
 def _draw_front(front: Json) -> Any:
-    split = shared_split(front)
-    teacher, reduced = front["teacher"], front_entries(front)
     figure, axes = _figure(5.6, 3.8)
-    on_front = set(front["front"])
+    _draw_against(axes, front, RELUS)
+    axes.set_ylabel(f"{shared_split(front)} accuracy, % (bars: 95 % interval)")
+    return figure
+
+
+def _draw_seconds(front: Json) -> Any:
+    links = list(links_of(front))
+    figure, panels = _panels(4.4 * len(links) + 0.6, 3.8, len(links))
+    for axes, link in zip(panels, links, strict=True):
+        _draw_against(axes, front, link)
+    panels[0].set_ylabel(f"{shared_split(front)} accuracy, % (bars: 95 % interval)")
+    return figure
+
+
+def _draw_against(axes: Any, front: Json, name: str) -> None:
+    """Draw accuracy against ReLUs or the seconds over a link."""
+    split = shared_split(front)
+    teacher, on_front = front["teacher"], set(fronts_of(front)[name])
+    reduced = [entry for entry in candidates(front) if entry["id"] in on_front]
+    reduced.sort(key=lambda entry: value(entry, name) or 0)
     rest = [entry for entry in candidates(front) if entry["id"] not in on_front]
-    if faint := _points(rest, split):
+    if faint := _points(rest, split, name):
         axes.plot(faint[0], faint[1], "o", color=FAINT, alpha=0.6, markersize=4, label="off the front")
     for entries, line, colour, label in (
         (reduced, "o-", GREEN, "front"),
         ([teacher], "D", BLUE, words.shorten(f"teacher, {words.count(teacher['relus'])} ReLUs", 40)),
     ):
-        if found := _points(entries, split):
-            relus, accuracy, down, up = found
+        if found := _points(entries, split, name):
+            costs, accuracy, down, up = found
             axes.errorbar(
-                relus, accuracy, yerr=[down, up], fmt=line, color=colour, label=label, markersize=5, capsize=2.5, lw=1.3
+                costs, accuracy, yerr=[down, up], fmt=line, color=colour, label=label, markersize=5, capsize=2.5, lw=1.3
             )
     if teacher[split]:
         axes.axhline(100 * teacher[split]["accuracy"], color=BLUE, linestyle=(0, (4, 3)), linewidth=0.9, zorder=0)
     axes.set_xscale("log")
-    _thousands(axes.xaxis, [entry for entry in (*candidates(front), teacher) if entry[split]])
-    axes.set_xlabel("ReLUs for one image (log scale)")
-    axes.set_ylabel(f"{split} accuracy, % (bars: 95 % interval)")
+    shown = [value(entry, name) for entry in (*candidates(front), teacher) if entry[split]]
+    _round_numbers(axes.xaxis, [cost for cost in shown if cost], _short if name == RELUS else _time)
+    axes.set_xlabel(title(front, name))
     axes.grid(True, color="#e3e7e4", linewidth=0.7)
     axes.set_axisbelow(True)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3)
     else:
         axes.text(0.5, 0.5, f"no network has a {split} accuracy", ha="center", transform=axes.transAxes)
-    return figure
 
 
-def _points(entries: list[Json], split: str) -> tuple[list[float], list[float], list[float], list[float]] | None:
-    """ReLUs, accuracy and both error bars in percent; a network without ReLUs has no place on a log axis."""
-    chosen = [entry for entry in entries if entry[split] and entry["relus"]]
+def _points(
+    entries: list[Json], split: str, name: str
+) -> tuple[list[float], list[float], list[float], list[float]] | None:
+    """ReLUs or seconds, accuracy and both error bars in percent; what costs nothing has no place on a log axis."""
+    chosen = [entry for entry in entries if entry[split] and value(entry, name)]
     if not chosen:
         return None
     measured = [entry[split] for entry in chosen]
     return (
-        [entry["relus"] for entry in chosen],
+        [value(entry, name) or 0.0 for entry in chosen],
         [100 * each["accuracy"] for each in measured],
         [max(0.0, 100 * (each["accuracy"] - each["low"])) for each in measured],
         [max(0.0, 100 * (each["high"] - each["accuracy"])) for each in measured],
     )
 
 
-def _thousands(axis: Any, entries: list[Json]) -> None:
+def _round_numbers(axis: Any, costs: list[float], written: Callable[[float], str]) -> None:
+    """Put ticks at round numbers of a logarithmic axis."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    relus = [entry["relus"] for entry in entries if entry["relus"]]
-    low, high = min(relus, default=1e4) / 1.25, max(relus, default=1e6) * 1.25
+    low, high = min(costs, default=1e4) / 1.25, max(costs, default=1e6) * 1.25
     steps = (1, 2, 5) if high / low < 2000 else (1,)
-    ticks = [step * 10**power for power in range(-1, 13) for step in steps]
+    ticks = [step * 10.0**power for power in range(-6, 13) for step in steps]
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
     axis.axes.set_xlim(low, high)
 
 
@@ -146,6 +174,10 @@ def _short(value: float) -> str:
         if value >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
+
+
+def _time(value: float) -> str:
+    return f"{1000 * value:.3g} ms" if value < 0.0995 else f"{value:.3g} s"
 
 
 def _draw_stages(front: Json) -> Any:

@@ -72,14 +72,36 @@ def check_front(front: object) -> None:
         _check_entry(entry, f"candidates[{place}]")
     for place, row in enumerate(front["criticality"]):
         _need(row, _CRITICALITY, f"criticality[{place}]")
+    _check_private(front)
     known = entries_by_id(front)
-    for place, key in enumerate(front["front"]):
-        if not isinstance(key, str) or key not in known:
-            raise _refusal(
-                "every id in 'front' must belong to the teacher or to a candidate",
-                got=repr(key),
-                where=f"front[{place}]",
-            )
+    fronts = {"front": front["front"], **_seconds(front)}
+    for where, ids in fronts.items():
+        for place, key in enumerate(ids):
+            if not isinstance(key, str) or key not in known:
+                raise _refusal(
+                    f"every id in '{where}' must belong to the teacher or to a candidate",
+                    got=repr(key),
+                    where=f"{where}[{place}]",
+                )
+
+
+def _check_private(front: Json) -> None:
+    """Check what is said of private inference, which older runs do not say."""
+    if front.get("private") is not None:
+        links = _need(front["private"], {"links": dict}, "private")["links"]
+        for name, link in links.items():
+            _need(link, {}, f"private.links.{name}")
+    if not isinstance(front.get("fronts_in_seconds", {}), dict):
+        raise _refusal(
+            "'fronts_in_seconds' must be an object", got=repr(front["fronts_in_seconds"]), where="fronts_in_seconds"
+        )
+    for where, ids in _seconds(front).items():
+        if not isinstance(ids, list):
+            raise _refusal(f"'{where}' must be a list", got=type(ids).__name__, where=where)
+
+
+def _seconds(front: Json) -> Json:
+    return {f"fronts_in_seconds.{link}": ids for link, ids in front.get("fronts_in_seconds", {}).items()}
 
 
 def _check_entry(entry: object, where: str) -> None:
@@ -91,8 +113,9 @@ def _check_entry(entry: object, where: str) -> None:
     for split in ("validation", "test"):
         if found[split] is not None:
             _need(found[split], _MEASURED, f"{where}.{split}")
-    if not isinstance(found.get("latency"), dict | None):
-        raise _refusal("'latency' must be an object or null", got=repr(found["latency"]), where=f"{where}.latency")
+    for key in ("latency", "private"):
+        if not isinstance(found.get(key), dict | None):
+            raise _refusal(f"{key!r} must be an object or null", got=repr(found[key]), where=f"{where}.{key}")
     _check_stages(found["stages"] or [], f"{where}.stages")
 
 

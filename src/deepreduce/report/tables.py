@@ -12,14 +12,13 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
+from deepreduce.report import _seconds as seconds
 from deepreduce.report import _words as words
 from deepreduce.report.front import (
     Json,
     change,
     check_front,
-    front_entries,
     headline,
-    latency,
     shared_split,
 )
 
@@ -72,21 +71,23 @@ def front_table(front: Json) -> Table:
     Returns:
         ReLUs, reduction factor against the teacher, validation and test accuracy in percent with 95 % intervals (and
         mean ± standard deviation where several seeds ran), the change against the teacher in points (on the test images
-        if they were read for all networks shown, else on the validation images), and the estimated latency.
+        if they were read for all networks shown, else on the validation images), and the estimated seconds of private
+        inference: online over each link with our engine, in runs without them DELPHI's.
 
     Raises:
         RunError: `front` is not a front of a known version, or a key is missing.
     """
     check_front(front)
     teacher, split = front["teacher"], shared_split(front)
-    reduced = front_entries(front)
+    reduced = seconds.on_a_front(front)
     table = _table(
         f"Pareto front: {words.clean(front['network'].get('name'))} on {words.clean(front['data'].get('name'))}",
         [
             _summary(front),
             _method(front),
             f"Accuracy in % and its 95 % interval. Change: points against the teacher, {split} images.",
-            f"Latency: one private inference, {words.LATENCY}.",
+            seconds.note(front),
+            _quick(front, reduced),
         ],
     )
     table.add_column("Network", min_width=14, overflow="fold")
@@ -94,21 +95,28 @@ def front_table(front: Json) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("Validation", "Test"):
         table.add_column(name, justify="right", min_width=10)
-    for name in ("Change", "Latency"):
+    times = seconds.across(front)[1:] or [seconds.DELPHI]
+    for name in ("Change", *map(seconds.heading, times)):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in (teacher, *reduced):
         own = entry is teacher
         table.add_row(
-            _plain(entry["label"], "bold" if own else ""),
+            _plain(entry["label"] + ("*" if seconds.by_seconds_alone(front, entry) else ""), "bold" if own else ""),
             words.count(entry["relus"]),
             words.UNKNOWN if own else words.factor(teacher["relus"], entry["relus"]),
             _accuracy(entry["validation"], stacked=True),
             _accuracy(entry["test"], stacked=True),
             Text(words.UNKNOWN, style=_DIM) if own else _change(teacher, entry, split),
-            words.duration(latency(entry)),
+            *(words.duration(seconds.value(entry, name)) for name in times),
             end_section=own,
         )
     return table
+
+
+def _quick(front: Json, reduced: list[Json]) -> str:
+    """Explain the mark of networks that are there for their seconds."""
+    marked = any(seconds.by_seconds_alone(front, entry) for entry in reduced)
+    return "* the most accurate in its time; one with no more ReLUs is more accurate." if marked else ""
 
 
 def _method(front: Json) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Front:
         check_format(content, FORMAT, VERSION, path)
         front = cls(content, Path(folder))
         try:
-            for entry in front.entries:
+            for entry in (*front.entries, *front.finished):
                 front.place(entry)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
@@ -72,24 +73,81 @@ class Front:
         known = {entry["id"]: entry for entry in (self.content["teacher"], *self.content["candidates"])}
         return [known[name] for name in self.content["front"]]
 
-    def best(self, *, relus: int) -> dict[str, Any]:
-        """Return the most accurate entry with at most this many ReLUs.
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        """All entries that were trained, by rising ReLU count, whether another beats them or not."""
+        entries = (self.content["teacher"], *self.content["candidates"])
+        return sorted((entry for entry in entries if entry["validation"]), key=lambda entry: entry["relus"])
+
+    def best(self, *, relus: int | None = None, seconds: float | None = None, link: str = "lan") -> dict[str, Any]:
+        """Return the entry that is most accurate on held-out images, within a number of ReLUs, or seconds, or both.
+
+        Args:
+            relus: largest number of ReLUs.
+            seconds: longest online time of one private inference with our engine, as estimated in the run.
+            link: over which: `lan` (1 Gbit/s, 1 ms) or `wan` (100 Mbit/s, 40 ms).
 
         Raises:
-            UsageError: if even the smallest has more.
+            UsageError: nothing is asked for, no network is within it, or the run says nothing of seconds.
         """
-        fitting = [entry for entry in self.entries if entry["relus"] <= relus]
-        if not fitting:
-            smallest = min((entry["relus"] for entry in self.entries), default=0)
+        if relus is None and seconds is None:
+            raise UsageError(
+                problem("a network is chosen within a budget", got="none", remedy="give --relus or --seconds, or both")
+            )
+        fitting = self.finished
+        if seconds is not None:
+            fitting = self._within(fitting, seconds, link)
+        if relus is not None:
+            within = [entry for entry in fitting if entry["relus"] <= relus]
+            if not within:
+                smallest = min((entry["relus"] for entry in fitting), default=0)
+                raise UsageError(
+                    problem(
+                        "the budget must be met by some network of the run",
+                        got=f"{relus:,}; the smallest has {smallest:,} ReLUs",
+                        remedy="raise the budget, or run reduce again with a narrower network",
+                        where=self.folder,
+                    )
+                )
+            fitting = within
+        return max(fitting, key=lambda entry: entry["validation"]["accuracy"])
+
+    def _within(self, entries: list[dict[str, Any]], seconds: float, link: str) -> list[dict[str, Any]]:
+        """Return the entries within some seconds over a link, the fastest first."""
+        links = (self.content.get("private") or {}).get("links") or {}
+        if links and link not in links:
             raise UsageError(
                 problem(
-                    "the budget must be met by some network of the front",
-                    got=f"{relus:,}; the smallest has {smallest:,} ReLUs",
-                    remedy="raise the budget, or run reduce again with a narrower network",
+                    "seconds are known for some links",
+                    got=repr(link),
+                    remedy=f"choose one of {', '.join(links)}",
                     where=self.folder,
                 )
             )
-        return max(fitting, key=lambda entry: entry["validation"]["accuracy"])
+        known = [(_online_seconds(entry, link), entry) for entry in entries]
+        times = [(time, entry) for time, entry in known if time is not None]
+        if not times:
+            raise UsageError(
+                problem(
+                    "a run says what its networks cost privately",
+                    got="no network with seconds",
+                    remedy="install 'deepreduce[private]' and run the same deepreduce reduce again: nothing is trained "
+                    "twice",
+                    where=self.folder,
+                )
+            )
+        times.sort(key=lambda pair: pair[0])
+        fitting = [entry for time, entry in times if time <= seconds]
+        if not fitting:
+            raise UsageError(
+                problem(
+                    "the seconds must be met by some network of the run",
+                    got=f"{seconds:g} s; the fastest takes {times[0][0]:.3g} s over {link}",
+                    remedy="allow more, or run reduce again for fewer ReLUs in fewer layers",
+                    where=self.folder,
+                )
+            )
+        return fitting
 
     def place(self, entry: dict[str, Any]) -> Path:
         """Return the folder of an entry's weights: of several seeds the one best on held-out images."""
@@ -107,6 +165,14 @@ class Front:
             RecipeError: see `deepreduce.load`.
         """
         return load_network(self.place(entry), network)
+
+
+def _online_seconds(entry: dict[str, Any], link: str) -> float | None:
+    """Return what a run says of an entry's online time, None where it says nothing, or no number."""
+    found: Any = entry.get("private")
+    for key in ("online", "seconds", link):
+        found = found.get(key) if isinstance(found, dict) else None
+    return float(found) if isinstance(found, float | int) and math.isfinite(found) else None
 
 
 def describe(found: Search, context: Context, *, environment: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +196,7 @@ def describe(found: Search, context: Context, *, environment: dict[str, Any]) ->
             "epochs": 0,
             "search_epochs": 0,
             "seconds": 0.0,
+            "private": None,
             "on_front": False,
         }
         for proposal in found.skipped
@@ -164,6 +231,7 @@ def describe(found: Search, context: Context, *, environment: dict[str, Any]) ->
         "ranking": [asdict(ranked) for ranked in found.ranking],
         "candidates": [*(_entry(outcome, found, context) for outcome in found.outcomes), *skipped],
         "front": list(found.front),
+        "fronts_in_seconds": {link: list(names) for link, names in found.fronts_in_seconds.items()},
         "environment": environment,
         "seconds": found.seconds,
     }
@@ -172,7 +240,7 @@ def describe(found: Search, context: Context, *, environment: dict[str, Any]) ->
 def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
     job = outcome.job
     census = outcome.proposal.census if outcome.proposal else found.base.census
-    complete = bool(outcome.runs) and outcome.failure is None
+    complete = outcome.complete
     reads = [found.test[place] for place in outcome.places if place in found.test]
     n = len(context.data.validation)
     search = (outcome.proposal.search if outcome.proposal else None) or {"epochs": 0, "seconds": 0.0}
@@ -187,6 +255,7 @@ def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
         "epochs": search["epochs"] + (outcome.runs[0]["epochs"] if outcome.runs else 0),
         "search_epochs": search["epochs"],
         "seconds": float(search["seconds"]) + sum(float(metrics["seconds"]) for metrics in outcome.runs),
+        "private": found.prices.get(job.id),
         "on_front": job.id in found.front,
     }
 

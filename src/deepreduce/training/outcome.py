@@ -30,6 +30,25 @@ class Outcome:
     failure: str | None = None
 
     @property
+    def complete(self) -> bool:
+        """Whether every seed is finished."""
+        return bool(self.runs) and self.failure is None
+
+    @property
+    def best_run(self) -> dict[str, Any]:
+        """Metrics of the seed that is best on held-out images, the first of equal ones; the network is `complete`."""
+        return self.runs[self._best]
+
+    @property
+    def best_place(self) -> str:
+        """Folder of that seed within the run folder."""
+        return self.places[self._best]
+
+    @property
+    def _best(self) -> int:
+        return max(range(len(self.runs)), key=lambda index: self.accuracies[index])
+
+    @property
     def accuracies(self) -> list[float]:
         """Accuracy on held-out images, one per seed, in [0, 1]."""
         return [run["validation"]["correct"] / run["validation"]["n"] for run in self.runs]

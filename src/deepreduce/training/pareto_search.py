@@ -17,6 +17,7 @@ from .loop import count_correct, make_accelerator
 from .mask_jobs import read_masks, unknown_candidate
 from .outcome import Outcome, Result, outcomes_of
 from .phases import Phases
+from .pricing import Pricer, fronts_in_seconds, price_all
 from .progress import Progress
 from .proposals import (
     Proposal,
@@ -45,6 +46,8 @@ class Search:
         skipped: candidates that were not.
         ranking: every candidate after its short training, by ReLUs; empty without `rank_epochs`.
         front: ids of the outcomes on the Pareto front (`teacher` among them if it is), by ReLUs.
+        prices: by id what a finished network costs privately, or `reason`; empty where nobody was asked.
+        fronts_in_seconds: by link, ids of the outcomes on the front of online seconds and accuracy, the fastest first.
         test: number of correct test images by place.
         seconds: of training, all jobs together.
     """
@@ -57,6 +60,8 @@ class Search:
     skipped: tuple[Proposal, ...]
     ranking: tuple[Ranked, ...]
     front: tuple[str, ...]
+    prices: dict[str, dict[str, Any]]
+    fronts_in_seconds: dict[str, tuple[str, ...]]
     test: dict[str, Any]
     seconds: float
 
@@ -67,17 +72,20 @@ def search(
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
     *,
     progress: Progress | None = None,
+    pricer: Pricer | None = None,
 ) -> Search:
     """Find the Pareto front of ReLUs and accuracy of a network.
 
     In this order: the teacher; for DeepReDuce the networks that measure criticality, for methods that find masks the
-    searches for them; with `rank_epochs` short trainings that rank; the candidates; and one look at the test images.
+    searches for them; with `rank_epochs` short trainings that rank; the candidates; what each costs privately; and one
+    look at the test images, for the networks on a front.
 
     Args:
         context: network, images and run folder. A folder that holds an earlier part of the same run is continued.
         settings: how to train and what to propose.
         options: where jobs run, and how many side by side.
         progress: who watches.
+        pricer: who knows what a network costs privately; None asks nobody.
 
     Raises:
         RunError: if the folder belongs to another run, or cannot be written.
@@ -103,7 +111,11 @@ def search(
         if all(outcome.failure is not None for outcome in outcomes):
             raise TrainingError(f"none of the {len(outcomes)} candidates could be trained. {outcomes[0].failure}")
         front = _front(teacher, outcomes)
-        shown = [o for o in (teacher, *outcomes) if o.job.id in front or o is teacher or settings.test_all]
+        everything = (teacher, *outcomes)
+        prices = {} if pricer is None else agree(lambda: price_all(run, everything, pricer))
+        quick = {} if pricer is None else fronts_in_seconds(everything, prices, pricer.links)
+        chosen = {"teacher", *front, *(name for names in quick.values() for name in names)}
+        shown = [outcome for outcome in everything if outcome.job.id in chosen or settings.test_all]
         test = agree(lambda: _look_at_test(run, shown))
         seconds = sum(float(metrics["seconds"]) for metrics in run.seen.values())
     return Search(
@@ -115,6 +127,8 @@ def search(
         skipped=tuple(p for p in proposals if p.reason),
         ranking=ranked,
         front=front,
+        prices=prices,
+        fronts_in_seconds=quick,
         test=test,
         seconds=seconds,
     )
@@ -209,31 +223,37 @@ def criticality_of(results: Sequence[Result], base: Base, settings: SearchSettin
 
 def _front(teacher: Outcome, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     """Return the ids on the front; the teacher, with the most ReLUs, is its end unless a smaller one is as good."""
-    complete = [o for o in (teacher, *outcomes) if o.runs and o.failure is None]
+    complete = [outcome for outcome in (teacher, *outcomes) if outcome.complete]
 
     def relus(outcome: Outcome) -> int:
         census = outcome.proposal.census if outcome.proposal else None
         return 10**18 if census is None else census.relus
 
-    return tuple(o.job.id for o in pareto_front(complete, relus=relus, accuracy=lambda o: o.accuracy))
+    return tuple(o.job.id for o in pareto_front(complete, cost=relus, accuracy=lambda o: o.accuracy))
 
 
 def _look_at_test(run: Phases, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Measure the chosen networks on the test set, each of them once for all time."""
     reads = run.folder.test_reads()
     context = run.context
-    for outcome in outcomes:
-        for place, metrics in zip(outcome.places, outcome.runs, strict=True):
-            if reads.get(place, {}).get("weights_sha256") == metrics["weights_sha256"]:
-                continue
-            accelerator = make_accelerator(outcome.job.config)
-            split = DeviceSplit.of(context.data.test, context.normalisation, accelerator.device)
-            network, _ = load_network(context.folder / place, context.full_network())
-            reads[place] = {
-                "correct": count_correct(network, split, accelerator),
-                "n": len(split),
-                "weights_sha256": metrics["weights_sha256"],
-                "at": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            }
-            run.folder.write_test_read(place, reads[place])
+    unread = [
+        (outcome, place, metrics)
+        for outcome in outcomes
+        for place, metrics in zip(outcome.places, outcome.runs, strict=True)
+        if reads.get(place, {}).get("weights_sha256") != metrics["weights_sha256"]
+    ]
+    for done, (outcome, place, metrics) in enumerate(unread):
+        run.watcher.step("Test images", done, len(unread))
+        accelerator = make_accelerator(outcome.job.config)
+        split = DeviceSplit.of(context.data.test, context.normalisation, accelerator.device)
+        network, _ = load_network(context.folder / place, context.full_network())
+        reads[place] = {
+            "correct": count_correct(network, split, accelerator),
+            "n": len(split),
+            "weights_sha256": metrics["weights_sha256"],
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }
+        run.folder.write_test_read(place, reads[place])
+    if unread:
+        run.watcher.step("Test images", len(unread), len(unread))
     return reads

@@ -20,6 +20,9 @@ class Progress(Protocol):
     def end(self, job: Job, failure: str | None) -> None:
         """A job is finished, or failed for this reason."""
 
+    def step(self, what: str, done: int, total: int) -> None:
+        """So many of so many small pieces of work that are no jobs are done; the first call says 0, the last all."""
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
@@ -34,6 +37,9 @@ class Silent:
         """See `Progress`."""
 
     def end(self, job: Job, failure: str | None) -> None:
+        """See `Progress`."""
+
+    def step(self, what: str, done: int, total: int) -> None:
         """See `Progress`."""
 
     def note(self, text: str) -> None:

@@ -276,6 +276,8 @@ class RunOptions:
             depend on it: weights repeat bit for bit where it is the same.
         tracker: an experiment tracker that `accelerate` knows, such as `tensorboard`.
         checkpoint_seconds: how often the state of a running job is kept, at least 0 (after every epoch).
+        private: whether each network is asked, at the end, what it costs privately; seconds for each, and without the
+            extra `private` nothing.
     """
 
     executor: str = "local"
@@ -283,6 +285,7 @@ class RunOptions:
     threads: int | None = None
     tracker: str | None = None
     checkpoint_seconds: float = 20.0
+    private: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges.
