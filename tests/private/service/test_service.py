@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -228,6 +229,41 @@ def test_a_server_that_lost_its_half_says_so_and_the_next_try_works(party: Party
         assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
 
 
+def test_one_lost_half_costs_no_bundles_of_other_sessions(party: Party) -> None:
+    """The oldest bundles go first, so that a batch may hold some of two sessions."""
+    for count in (2, 4):
+        with party.client("two") as client:
+            client.prepare(count)
+    store = party.client_store("two")
+    oldest = store.names()[0]
+    for name in store.names()[:2]:
+        party.store.take(name).close()
+    store.take(store.names()[1]).close()
+    client = party.client("two")
+    with pytest.raises(PeerError, match="prepare new ones") as refused:
+        client.infer(IMAGES[:2])
+    assert (refused.value.code, refused.value.about) == ("bundle", oldest.session.hex())
+    assert store.count() == 3
+    with party.client("two") as client:
+        assert np.array_equal(client.infer(IMAGES[:3]).labels, LABELS[:3])
+
+
+def test_an_idle_connection_that_the_server_ended_costs_no_bundle(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    limits = ServerLimits(deadline_seconds=1.0)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party:
+        client = party.client("idle")
+        client.prepare(2)
+        wait_for(lambda: not party.server._channels)
+        for words in ("deadline", "closed", "closed"):
+            with pytest.raises(WireError, match=words):
+                client.infer(IMAGES[:1])
+        assert party.client_store("idle").count() == 2
+        with party.client("idle") as client:
+            assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
+
+
 def test_bundles_of_other_weights_are_refused(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     model = tiny()
     with serving(model, tmp_path, certificate) as party, party.client() as client:
@@ -246,10 +282,11 @@ def test_bundles_of_other_weights_are_refused(tmp_path: Path, certificate: tuple
 
 
 def damage(path: Path) -> None:
-    """Flip one bit in the last section, which no header covers."""
-    content = bytearray(path.read_bytes())
+    """Flip one bit in the last section, which no header covers; the file stays as old as it is."""
+    content, status = bytearray(path.read_bytes()), path.stat()
     content[-1] ^= 1
     path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_a_damaged_bundle_of_the_server_is_told_as_its_own_fault(party: Party) -> None:
@@ -269,6 +306,28 @@ def test_a_damaged_bundle_of_the_client_is_replaced(party: Party) -> None:
         (path,) = party.client_store("torn").folder.rglob("*.bundle")
         path.write_bytes(path.read_bytes()[:100])
         assert np.array_equal(client.infer(IMAGES[:1]).labels, LABELS[:1])
+
+
+def test_a_damaged_section_at_the_client_costs_its_own_bundle_alone(party: Party) -> None:
+    with party.client("rotten") as client:
+        client.prepare(3)
+        store = party.client_store("rotten")
+        (path,) = store.folder.rglob(store.names()[0].file_name)
+        damage(path)
+        assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
+        assert store.count() == 0
+
+
+def test_fewer_images_go_at_once_where_the_system_opens_few_files(
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deepreduce.private.service.server.room_for_files", lambda wanted: min(wanted, 80))
+    limits = ServerLimits(clients=2, images=64)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party, party.client() as client:
+        here = client._welcome.images
+        assert here == (80 - 2 * 20 - 2 * len(tiny().client.layout.jobs)) // 2
+        assert f"{here} images at once, not 64: the system lets this process open no more files" in caplog.text
+        assert np.array_equal(client.infer(IMAGES[: here + 1]).labels, LABELS[: here + 1])
 
 
 def test_a_full_store_of_the_client_ends_the_connection_and_costs_no_bundle(party: Party) -> None:

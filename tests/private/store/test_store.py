@@ -514,3 +514,32 @@ def test_damaged_bundles_are_passed_over_and_told(store: BundleStore, place: Pat
         store.take_next(2)
     assert store.take_next() == []
     assert isinstance(bundle, Bundle)
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from deepreduce.private.store import BundleName, BundleStore, StoreError, room_for_files
+soft, hard = int(sys.argv[2]), int(sys.argv[3])
+store = BundleStore(Path(sys.argv[1]), program=bytes(32), role="client")
+for number in range(60):
+    with store.create(BundleName(bytes(16), number), {"masks": (np.uint8, (1,))}) as writer:
+        writer.write("masks", 0, np.zeros(1, np.uint8))
+        writer.finish()
+        writer.publish()
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+try:
+    print(len(store.take_next(60)), store.count())
+except StoreError as error:
+    print(error, store.count(), len(store.take_next(5)))
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard", "said"), [(64, 4096, "60 0"), (64, 64, "60 bundles at once need as many")])
+def test_where_few_files_may_be_open_no_bundle_is_lost(tmp_path: Path, soft: int, hard: int, said: str) -> None:
+    """The soft limit is raised; where the hard one is too low, that is said before any bundle is consumed."""
+    command = [sys.executable, "-c", FEW_FILES, str(tmp_path / "store"), str(soft), str(hard)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert said in done.stdout
+    assert soft < hard or ("ulimit -n" in done.stdout and done.stdout.split()[-2:] == ["60", "5"])

@@ -41,6 +41,48 @@ def test_golden_frames() -> None:
         assert right.recv(1000) == bytes.fromhex(golden) + b'{"code": "limit", "message": "no"}'
 
 
+def pairs(pair: Pair, tls_pair: Callable[[], Pair]) -> list[Pair]:
+    return [pair, tls_pair()]
+
+
+def test_a_peer_that_is_there_can_be_asked_for_without_a_frame(pair: Pair, tls_pair: Callable[[], Pair]) -> None:
+    for client, server in pairs(pair, tls_pair):
+        before = client.snapshot()
+        client.check()
+        assert client.snapshot() == before
+        client.send(Kind.HELLO, b"abc")
+        assert server.receive(Kind.HELLO, 3) == b"abc"
+        server.send(Kind.GO)
+        client.receive(Kind.GO, 0)
+        client.check()
+        server.check()
+
+
+def test_a_peer_that_left_meanwhile_is_found_out(pair: Pair, tls_pair: Callable[[], Pair]) -> None:
+    for client, server in pairs(pair, tls_pair):
+        server.close()
+        with pytest.raises(PeerGone, match="the connection ended"):
+            client.check()
+        with pytest.raises(WireError, match="alive"):
+            client.check()
+
+
+def test_a_peer_that_gave_up_meanwhile_says_why(tls_pair: Callable[[], Pair], pool: ThreadPoolExecutor) -> None:
+    client, server = tls_pair()
+    telling = pool.submit(server.fail, "deadline", "too slow", "thing")
+    time.sleep(0.1)
+    with pytest.raises(PeerError, match="too slow") as told:
+        client.check()
+    telling.result(60)
+    assert (told.value.code, told.value.about) == ("deadline", "thing")
+
+
+def test_a_frame_that_is_not_due_ends_the_channel(pair: Pair) -> None:
+    pair[1].send(Kind.GO)
+    with pytest.raises(WireError, match="must be none"):
+        pair[0].check()
+
+
 def test_into_an_array_without_a_copy(pair: Pair, pool: ThreadPoolExecutor) -> None:
     sent = np.arange(2**20, dtype=np.int64).reshape(1024, 1024)
     got = np.zeros_like(sent)

@@ -30,6 +30,18 @@ def test_golden_error() -> None:
     assert encode_error("busy", 'try "later"') == b'{"code": "busy", "message": "try \\"later\\""}'
 
 
+def test_golden_error_about_something() -> None:
+    body = encode_error("bundle", "gone", "00ff")
+    assert body == b'{"code": "bundle", "message": "gone", "about": "00ff"}'
+    error = decode_error(body)
+    assert (error.code, error.message, error.about) == ("bundle", "gone", "00ff")
+    assert decode_error(encode_error("bundle", "x" * 5000, "\x1b[1m" + "y" * 100)).about == "y" * 64
+    assert decode_error(encode_error("busy", "gone")).about == ""
+    for about in (b"1", b'"' + b"y" * 65 + b'"', b"null"):
+        with pytest.raises(WireError, match="ERROR frame must be JSON"):
+            decode_error(b'{"code": "busy", "message": "gone", "about": ' + about + b"}")
+
+
 def test_numbers_of_the_kinds() -> None:
     words = "HELLO WELCOME OFFER CHOICES SUMS KEY REQUEST ANSWER CORRECTIONS TABLES PREPARE READY START GO INPUT LABELS"
     words += " WORDS RESULT BYE"

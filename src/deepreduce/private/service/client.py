@@ -225,7 +225,7 @@ class Client:
                     )
                 )
             writer.publish()
-        return sum(math.prod(shape) * kind.itemsize for kind, shape in sections.values())
+        return _bundle_bytes(self._model)
 
     def encode(self, images: NDArray[np.uint8]) -> Words:
         """Return pixels as ring elements.
@@ -269,17 +269,26 @@ class Client:
 
     def _infer(self, values: Words, reveal: Reveal) -> Inference:
         self._model.layout.compile()
+        load = len(values) * _bundle_bytes(self._model) <= _IN_MEMORY_BYTES
         bundles: list[Bundle] = []
+        materials: list[Material] = []
         try:
-            while len(bundles) < len(values):  # another process may take what we prepare
-                missing = len(values) - len(bundles)
+            while len(materials) < len(values):  # another process may take what we prepare
+                missing = len(values) - len(materials)
                 short = missing - self._store.count()
                 if short > 0:  # before any is taken, so that a failure costs none
                     self.prepare(short)
+                with self._whole_or_over():
+                    self._channel.check()  # a server that is gone costs none either
+                taken: list[Bundle] = []
                 with contextlib.suppress(BundleDamaged):  # it is gone, and another one takes its place
-                    bundles += self._store.take_next(missing)  # from here on nobody can use them again
-            load = sum(_size(bundle) for bundle in bundles) <= _IN_MEMORY_BYTES
-            materials = [_material(bundle, load) for bundle in bundles]
+                    taken = self._store.take_next(missing)  # from here on nobody can use them again
+                for bundle in taken:
+                    with contextlib.suppress(BundleDamaged):  # so here: its header was whole, a section is not
+                        materials.append(_material(bundle, load))
+                        bundles.append(bundle)
+                        continue
+                    bundle.close()
             named = tuple((bundle.name.session, bundle.name.number) for bundle in bundles)
             with self._whole_or_over():
                 self._start(Start(named, reveal))
@@ -299,8 +308,8 @@ class Client:
         try:
             self._channel.receive(Kind.GO, 0)
         except PeerError as error:
-            if error.code == BUNDLE:
-                for session in {session for session, _ in start.bundles}:
+            if error.code == BUNDLE:  # the server lost this session's halves; of other sessions it has them
+                for session in {session for session, _ in start.bundles if session.hex() == error.about}:
                     self._store.discard(session)
             raise
 
@@ -316,14 +325,23 @@ class _Loaded:
         return self._arrays[section]
 
 
-def _size(bundle: Bundle) -> int:
-    return sum(math.prod(shape) * kind.itemsize for kind, shape in bundle.sections.values())
+def _bundle_bytes(model: ClientModel) -> int:
+    """Return what one bundle holds at the client."""
+    return sum(math.prod(shape) * kind.itemsize for kind, shape in client_sections(model.layout).values())
 
 
 def _material(bundle: Bundle, load: bool) -> Material:
-    """Return a bundle's material; read from the disk now, if it is not too much, and not when the image waits."""
+    """Return a bundle's material; read from the disk now, if it is not too much, and not when the image waits.
+
+    Raises:
+        BundleDamaged: a section that is read is not what was written.
+    """
     start = bytes.fromhex(str(bundle.meta.get("start")))
-    return Material(bundle.name.number, start, _Loaded(bundle) if load else bundle)
+    if not load:
+        return Material(bundle.name.number, start, bundle)
+    loaded = _Loaded(bundle)
+    bundle.close()  # everything is in memory: neither the disk nor a descriptor need hold it
+    return Material(bundle.name.number, start, loaded)
 
 
 def _joined(parts: Sequence[Inference]) -> Inference:

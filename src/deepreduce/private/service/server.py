@@ -32,7 +32,16 @@ from ..protocol import (
     server_sections,
     setup_server,
 )
-from ..store import Bundle, BundleDamaged, BundleGone, BundleName, BundleStore, StoreError, StoreFull
+from ..store import (
+    Bundle,
+    BundleDamaged,
+    BundleGone,
+    BundleName,
+    BundleStore,
+    StoreError,
+    StoreFull,
+    room_for_files,
+)
 from ..wire import (
     BUNDLE,
     BUSY,
@@ -155,7 +164,7 @@ class Server:
         self.limits = ServerLimits() if limits is None else limits
         self._layout = model.client.layout
         self._layout.compile()
-        self._images = self._most_images()
+        self._images = self._within_open_files(self._most_images())
         self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
         self._linear = LinearEvaluator(model.client.public, model.program.weights)
         self._weights = _prepare(model, weights_folder, progress)
@@ -178,6 +187,16 @@ class Server:
         if memory.of(images) > limits.batch_bytes:  # one image is always served
             log.warning("one image takes more than the limit of %.1f MiB", limits.batch_bytes / 2**20)
         return images
+
+    def _within_open_files(self, images: int) -> int:
+        """Return how many images of one online phase keep their bundles open, with all clients at work."""
+        clients = self.limits.clients
+        others = 2 * (2 * clients + 16) + 2 * len(self._layout.jobs)  # connections, and weights that are mapped
+        room = room_for_files(clients * images + others)
+        fitting = max(1, min(images, (room - others) // clients))
+        if fitting < images:
+            log.warning("%d images at once, not %d: the system lets this process open no more files", fitting, images)
+        return fitting
 
     def __enter__(self) -> Server:
         return self
@@ -301,7 +320,7 @@ class Server:
             channel.fail(DEADLINE, str(error))
         except _Refused as error:
             log.info("%s: refused: %s", peer, error)
-            channel.fail(error.code, str(error))
+            channel.fail(error.code, str(error), error.about)
         except StoreFull as error:
             log.error("%s: %s", peer, error)
             channel.fail(LIMIT, "the server has no room for another bundle; use some, or try again later")
@@ -326,9 +345,9 @@ class Server:
 class _Refused(DeepReduceError):  # noqa: N818 - an answer, not a failure
     """A request that the server does not serve."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, about: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.about = code, about
 
 
 class _Dialogue:
@@ -421,12 +440,16 @@ class _Dialogue:
         except (BundleGone, BundleDamaged) as error:
             log.info("%s: no bundle %s-%d: %s", self._peer, session.hex()[:8], number, type(error).__name__)
             raise _Refused(
-                BUNDLE, "the server does not have its half of a bundle; prepare new ones and try again"
+                BUNDLE, "the server does not have its half of a bundle; prepare new ones and try again", session.hex()
             ) from error
         stack.callback(bundle.close)
         if bundle.meta.get("weights") != self._server._weights_digest:
             log.info("%s: a bundle that was prepared with other weights", self._peer)
-            raise _Refused(BUNDLE, "a bundle belongs to earlier weights of this model; prepare new ones and try again")
+            raise _Refused(
+                BUNDLE,
+                "a bundle belongs to earlier weights of this model; prepare new ones and try again",
+                session.hex(),
+            )
         return Material(number, bytes.fromhex(str(bundle.meta.get("start"))), _Checked(bundle))
 
 

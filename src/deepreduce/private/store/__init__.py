@@ -24,6 +24,7 @@ not lie about its cache, and that nobody restores, copies or links files of the 
 """
 
 from ._errors import BundleDamaged, BundleGone, StoreError, StoreFull
+from ._system import room_for_files
 from .bundle import Bundle
 from .format import MAX_NUMBER, BundleName, Role
 from .store import BundleStore
@@ -40,4 +41,5 @@ __all__ = [
     "Role",
     "StoreError",
     "StoreFull",
+    "room_for_files",
 ]

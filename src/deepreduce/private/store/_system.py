@@ -17,9 +17,13 @@ from ._errors import BundleDamaged, StoreError, StoreFull
 
 if os.name == "posix":
     import fcntl
+    import resource
 
 _LOCK_SECONDS = 60.0
 """How long to wait for the lock of the folder; it is held for a few system calls only."""
+
+_SPARE_FILES = 32
+"""Descriptors for whatever else the process opens meanwhile."""
 
 _LOCAL = "put the folder on a local file system of this machine (ext4, xfs, btrfs, tmpfs, APFS), not on a network one"
 
@@ -147,6 +151,47 @@ def folder_lock(folder: Path) -> Iterator[None]:
             unlock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def room_for_files(wanted: int) -> int:
+    """Return how many more files this process can have open, `wanted` at most; its soft limit is raised for that.
+
+    What is open already is counted, and some descriptors are left for everything else.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = _open_files() + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and used + wanted > soft:
+        more = used + wanted if hard == resource.RLIM_INFINITY else min(used + wanted, hard)
+        if more > soft:
+            with contextlib.suppress(ValueError, OSError):  # macOS has another limit besides
+                resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+                soft = more
+    return wanted if soft == resource.RLIM_INFINITY else max(0, min(wanted, soft - used))
+
+
+def check_room_for_files(count: int, where: Path) -> None:
+    """Raise StoreError unless so many more files can be open: before any bundle is consumed.
+
+    Raises:
+        StoreError: with the system's limit.
+    """
+    room = room_for_files(count)
+    if room < count:
+        raise StoreError(
+            problem(
+                f"{count:,} bundles at once need as many open files",
+                got=f"room for {room:,} within the limit of this process",
+                remedy="raise it with ulimit -n, or take fewer at once",
+                where=where,
+            )
+        )
+
+
+def _open_files() -> int:
+    for listed in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return sum(1 for _ in Path(listed).iterdir())
+    return 0
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from ._errors import BundleDamaged, BundleGone, StoreError, StoreFull
 from ._system import (
     check_platform,
     check_private,
+    check_room_for_files,
     claim,
     create_locked,
     explained,
@@ -159,7 +160,7 @@ class BundleStore:
 
         Raises:
             BundleDamaged: damaged bundles were met and no whole one.
-            StoreError: as `take`.
+            StoreError: as `take`, or so many files cannot be open at once; nothing was consumed then.
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise StoreError(
@@ -169,7 +170,9 @@ class BundleStore:
         failures: list[BundleDamaged] = []
         try:
             with explained("bundles must be taken", self._place), opened_directory(self._place) as directory:
-                waiting = iter(_oldest_first(directory))
+                there = _oldest_first(directory)
+                check_room_for_files(min(count, len(there)), self._place)
+                waiting = iter(there)
                 while len(taken) < count:
                     claimed = self._claim_some(directory, waiting, count - len(taken))
                     if not claimed:

@@ -191,19 +191,43 @@ class Channel:
         kind, _, length = self._read_header(limits, clock, exactly=False)
         return kind, self._read_body(kind, length, clock)
 
-    def fail(self, code: str, message: str) -> None:
+    def check(self) -> None:
+        """Return if the peer is still there: nothing is due from it now, so that whatever came says why it left.
+
+        Raises:
+            WireError: the channel is dead, or the peer sent what was not due.
+            PeerGone: the connection has ended.
+            PeerError: the peer gave up.
+        """
+        clock = self._begin(_LINGER_SECONDS)
+        raw = bytearray(HEADER_BYTES)
+        try:
+            self._sock.settimeout(0)
+            count = self._sock.recv_into(raw)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self._dead = None
+            return
+        except OSError as error:
+            raise self._give_up(self._failure(error, f"{self.name} must be there")) from error
+        if not count:
+            raise self._give_up(self._failure(EOFError(), f"{self.name} must be there"))
+        self._received_bytes += count
+        self._read_header({}, clock, exactly=True, begun=bytes(raw[:count]))
+
+    def fail(self, code: str, message: str, about: str = "") -> None:
         """Tell the peer why this party gives up, if it can be told at all, and close. Never raises.
 
         Args:
             code: one of the codes in `errors.py`.
             message: for a person at the other side; no secret, no path of this machine.
+            about: what the code is about, for a program there; see `PeerError`.
         """
         if self._closed:
             return
         if not self._torn:
             with contextlib.suppress(OSError, WireError):
                 clock = Deadline(self._sock, _FAREWELL_SECONDS)
-                self._write_frame(Kind.ERROR, [memoryview(encode_error(code, message))], clock)
+                self._write_frame(Kind.ERROR, [memoryview(encode_error(code, message, about))], clock)
                 self._linger()
         self.close()
 
@@ -251,10 +275,12 @@ class Channel:
         self._sent_frames += 1
         self._torn = False
 
-    def _read_header(self, limits: Mapping[Kind, int], clock: Deadline, *, exactly: bool) -> Header:
-        """Read the next header and hold it against what may come; nothing is reserved before that."""
-        raw = bytearray(HEADER_BYTES)
-        self._fill(memoryview(raw), clock, "header bytes")
+    def _read_header(self, limits: Mapping[Kind, int], clock: Deadline, *, exactly: bool, begun: bytes = b"") -> Header:
+        """Read the next header, of which some bytes may be here, and hold it against what may come; nothing is reserved
+        before that.
+        """
+        raw = bytearray(begun.ljust(HEADER_BYTES, b"\0"))
+        self._fill(memoryview(raw)[len(begun) :], clock, "header bytes")
         if self._spoke:
             self._turns += 1
             self._spoke = False

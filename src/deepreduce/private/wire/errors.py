@@ -68,15 +68,18 @@ class PeerError(WireError):
     Attributes:
         code: one of `CODES`, or a word that only a newer peer knows.
         message: one line of printable text.
+        about: the thing that the code is about, in a form that a program can read: of a bundle its session in
+            hexadecimal; empty where nothing was named.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, about: str = "") -> None:
         self.code = printable(code)
         self.message = printable(message)
+        self.about = printable(about)
         super().__init__(f"The peer gave up ({self.code}): {self.message}")
 
-    def __reduce__(self) -> tuple[type[PeerError], tuple[str, str]]:
-        return type(self), (self.code, self.message)
+    def __reduce__(self) -> tuple[type[PeerError], tuple[str, str, str]]:
+        return type(self), (self.code, self.message, self.about)
 
 
 def printable(text: str) -> str:

@@ -37,6 +37,7 @@ from .errors import INTERNAL, PeerError, WireError, printable
 
 _HEADER = struct.Struct("<2sBBIQ")
 _MAGIC = b"DR"
+_MAX_ABOUT = 64
 _CODE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 WIRE_VERSION = 1
@@ -139,18 +140,20 @@ def decode_header(data: bytes | bytearray | memoryview) -> Header:
         raise violation("the kind of a frame must be known", f"kind {kind}") from None
 
 
-def encode_error(code: str, message: str) -> bytes:
+def encode_error(code: str, message: str, about: str = "") -> bytes:
     """Return the body of an ERROR frame; a message that is too long is cut, so this never fails.
 
     Args:
         code: one of the words in `errors.py`; anything that is no word becomes "internal".
         message: for a person at the other side; it must hold nothing that they should not know.
+        about: what the code is about, for a program there, at most 64 characters; see `PeerError`.
     """
     if not _CODE.fullmatch(code):
         code = INTERNAL
     text = printable(message)[:MAX_ERROR_BYTES]
+    more = {"about": printable(about)[:_MAX_ABOUT]} if about else {}
     while True:
-        body = json.dumps({"code": code, "message": text}, ensure_ascii=False).encode()
+        body = json.dumps({"code": code, "message": text, **more}, ensure_ascii=False).encode()
         if len(body) <= MAX_ERROR_BYTES:
             return body
         text = text[: len(text) * 7 // 8]
@@ -169,8 +172,8 @@ def decode_error(body: bytes | bytearray) -> PeerError:
         if len(body) > MAX_ERROR_BYTES:
             raise ValueError(f"{len(body)} bytes")
         value = parse_json(bytes(body))
-        code, message = value["code"], value["message"]
-        if not isinstance(code, str) or not isinstance(message, str):
+        code, message, about = value["code"], value["message"], value.get("about", "")
+        if not all(isinstance(text, str) for text in (code, message, about)) or len(about) > _MAX_ABOUT:
             raise TypeError("no text")
         if not _CODE.fullmatch(code):
             raise ValueError("a code that is no word")
@@ -179,7 +182,7 @@ def decode_error(body: bytes | bytearray) -> PeerError:
             f"an ERROR frame must be JSON with a code and a message, at most {MAX_ERROR_BYTES:,} bytes",
             "something else, so why the peer gave up is not known",
         ) from None
-    return PeerError(code, message)
+    return PeerError(code, message, about)
 
 
 def flat_view(part: Buffer) -> memoryview:
