@@ -211,7 +211,7 @@ def test_seconds_over_each_link(priced, read):
     assert "0.26 s over LAN, 3.03 s over WAN; 7 round trips, 28.7 MB" in text
     assert "not possible as it is: A layer is known. Got: Swish." in text
     assert "estimated seconds from an image to its class with deepreduce, 2 cores for each party" in text
-    assert "teacher 1.24 s" in text and "With DELPHI" in text
+    assert "estimated, over LAN (teacher 1.24 s); 3.03 s over WAN (teacher 14.1 s)" in text and "With DELPHI" in text
     buttons = [given["value"] for tag, given, _ in reader.elements if given.get("name") == "across"]
     assert buttons == ["relus", "lan", "wan"]
 

@@ -51,6 +51,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--bundles", type=int, default=1000, metavar="N", help="most bundles of one request (default 1000)"
     )
     parser.add_argument(
+        "--bundles-per-day",
+        type=int,
+        metavar="N",
+        help="most bundles for one client in 24 hours, by its certificate with --client-ca, else by its address "
+        "(default: no limit): every answer teaches a little of the weights",
+    )
+    parser.add_argument(
         "--deadline", type=float, default=120.0, metavar="S", help="longest wait for a client, in seconds (default 120)"
     )
     parser.add_argument("--quiet", action="store_true", help="print warnings alone")
@@ -76,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         clients=options.clients,
         images=options.images,
         bundles=options.bundles,
+        bundles_per_day=options.bundles_per_day,
         deadline_seconds=options.deadline,
         batch_bytes=options.batch_memory,
     )

@@ -114,19 +114,15 @@ def tile(front: Json, entry: Json) -> dict[str, str] | None:
     names = [name for name in across(front)[1:] if value(entry, name) is not None]
     if not names:
         return None
-    first = names[0]
     said = []
-    for name in names:
-        own = "" if name == first else f"{words.duration(value(entry, name))} "
+    for place, name in enumerate(names):
+        own = f"{words.duration(value(entry, name))} " if place else ""
         before = value(teacher, name)
         compared = "" if before is None else f"teacher {words.duration(before)}"
-        if name == DELPHI:
-            said.append(f"{compared + '; ' if compared else ''}{words.LATENCY}")
-        else:
-            said.append(f"{own}over {link_words(front, name)}{f'; {compared}' if compared else ''}")
-    if first != DELPHI:
-        said.append("estimated")
-    return {"name": "Private inference", "value": words.duration(value(entry, first)), "note": ". ".join(said)}
+        over = words.LATENCY if name == DELPHI else f"{own}over {heading(name)}"
+        said.append(f"{over} ({compared})" if compared else over)
+    note = "; ".join(said) if names == [DELPHI] else f"estimated, {'; '.join(said)}"
+    return {"name": "Private inference", "value": words.duration(value(entry, names[0])), "note": note}
 
 
 def _over(entry: Json, phase: str, links: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,11 +20,11 @@ import pytest
 from deepreduce.errors import DataError, DeepReduceError, UsageError
 from deepreduce.private.homomorphic import Pool
 from deepreduce.private.ring import decode
-from deepreduce.private.service import ServerLimits
+from deepreduce.private.service import Client, ServerLimits
 from deepreduce.private.service import client as client_module
 from deepreduce.private.store import StoreFull
 from deepreduce.private.twin import Twin
-from deepreduce.private.wire import PeerError, PeerGone, PeerTimeout, WireError
+from deepreduce.private.wire import Channel, PeerError, PeerGone, PeerTimeout, WireError
 
 from ..protocol.harness import replayed
 from .parties import Party, pixels, serving, small, sure, tiny, wait_for
@@ -399,6 +400,32 @@ def test_a_client_that_leaves_politely_leaves_one_line(party: Party, caplog: pyt
     wait_for(lambda: len(caplog.records) == 2)
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
     assert "prepared 1 bundles" in caplog.text and "1 images" in caplog.text
+
+
+def test_bundles_of_a_day_are_counted_for_each_client(
+    tmp_path: Path, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By certificate, over all connections; what is refused costs nothing."""
+    caplog.set_level(logging.INFO, "deepreduce.server")
+    limits = ServerLimits(bundles_per_day=3)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party:
+        with party.client("ann") as client:
+            client.prepare(2)
+        client = party.client("ann")
+        with pytest.raises(
+            PeerError, match="at most 3 bundles a day are made for one client; 1 are left now"
+        ) as refused:
+            client.infer(IMAGES[:4])
+        assert refused.value.code == "limit" and party.client_store("ann").count() == 2 == party.store.count()
+        with party.client("ann") as client:
+            assert np.array_equal(client.infer(IMAGES[:3]).labels, LABELS[:3])
+        ours, theirs = socket.socketpair()
+        with Channel(theirs) as theirs, ThreadPoolExecutor(1) as threads:
+            serving_ann = threads.submit(party.server.handle, theirs, client="another")
+            store = party.client_store("another")
+            with Client(Channel(ours), tiny().client, store, workers=0) as client:
+                assert client.prepare(3).bundles == 3
+            serving_ann.result(60)
 
 
 def test_limits_out_of_range_are_refused() -> None:

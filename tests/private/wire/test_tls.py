@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import ssl
@@ -94,6 +95,21 @@ def test_clients_with_certificates(certificate: Certificate, tmp_path: Path, poo
     with connect(address, client_context(certificate[0], cert, key), deadline_seconds=60) as channel:
         channel.send(Kind.HELLO)
         served.result(60)
+
+
+def test_the_server_knows_the_certificate_of_a_client(
+    certificate: Certificate, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    cert, key = self_signed(tmp_path, ["client"])
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(cert.read_text())).hexdigest()
+    known: list[tuple[str, str]] = []
+    context = server_context(*certificate, client_ca=cert)
+    for ours, wanted in (((cert, key), context), ((None, None), server_context(*certificate))):
+        address, served = serve(pool, wanted, lambda channel: known.append((channel.certificate, channel.name)))
+        with connect(address, client_context(certificate[0], *ours), deadline_seconds=60):
+            served.result(60)
+    (first, name), (second, plain) = known
+    assert first == digest and digest[:16] in name and (second, plain) == ("", "client")
 
 
 def test_clients_without_certificate(certificate: Certificate, pool: ThreadPoolExecutor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import secrets
@@ -62,6 +63,7 @@ from ..wire import (
 )
 from .messages import MAX_IMAGES, MAX_SMALL_BYTES, Hello, Prepare, Ready, Start, Welcome
 from .messages import PROTOCOL as PROTOCOL_VERSION
+from .quota import Quota
 from .strangers import Strangers
 
 log = logging.getLogger("deepreduce.server")
@@ -85,6 +87,7 @@ class ServerLimits:
         reveal: what clients may learn; the logits tell more of the weights than the label does.
         clients: connections at once; further ones are told to come again.
         bundles: most bundles of one request.
+        bundles_per_day: most bundles that one client has made in any 24 hours, see `quota`; None for no limit.
         images: most images of one online phase; clients send larger batches in turns.
         batch_bytes: memory of one online phase, so `clients` times as much in all, beside program and weights. Where
             `images` would take more, fewer go at once, at least one: `ServerMemory` says how many. It is what is in
@@ -97,6 +100,7 @@ class ServerLimits:
     reveal: tuple[Reveal, ...] = ("label",)
     clients: int = 8
     bundles: int = 1000
+    bundles_per_day: int | None = None
     images: int = 64
     batch_bytes: int = 256 << 20
     deadline_seconds: float = 120.0
@@ -111,16 +115,18 @@ class ServerLimits:
         for name, low, high in (
             ("clients", 1, 10_000),
             ("bundles", 1, 1 << 31),
+            ("bundles_per_day", 1, 1 << 31),
             ("images", 1, MAX_IMAGES),
             ("batch_bytes", 1, 1 << 60),
             ("deadline_seconds", 0.05, 86_400),
             ("handshake_seconds", 0.05, 3_600),
         ):
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
                 raise UsageError(
                     problem(
                         f"{name} lies between {low} and {high}",
-                        got=getattr(self, name),
+                        got=value,
                         remedy="choose another",
                         where="the limits of the server",
                     )
@@ -170,6 +176,7 @@ class Server:
         self._weights = _prepare(model, weights_folder, progress)
         self._pool = Pool(workers)
         self._slots = threading.BoundedSemaphore(self.limits.clients)
+        self._quota = Quota(self.limits.bundles_per_day)
         self._strangers = Strangers(self.limits.clients + 8)
         self._connections = threading.BoundedSemaphore(2 * self.limits.clients + 16)  # some are just ending
         self._stopping = threading.Event()
@@ -289,19 +296,29 @@ class Server:
                 deadline_seconds=limits.deadline_seconds,
                 name=peer,
             ) as channel:
-                self.handle(channel, peer=peer, on_greeting=lambda: self._strangers.leave(stranger))
+                client = channel.certificate or peer
+                done = functools.partial(self._strangers.leave, stranger)
+                self.handle(channel, peer=channel.name, client=client, on_greeting=done)
         except WireError as error:
             log.info("%s: no handshake: %s", peer, type(error).__name__)
         finally:
             self._strangers.leave(stranger)
             self._connections.release()
 
-    def handle(self, channel: Channel, *, peer: str = "client", on_greeting: Callable[[], None] = lambda: None) -> None:
+    def handle(
+        self,
+        channel: Channel,
+        *,
+        peer: str = "client",
+        client: str = "",
+        on_greeting: Callable[[], None] = lambda: None,
+    ) -> None:
         """Serve one connected client until it leaves; whatever it sends, this returns.
 
         Args:
             channel: to the client; left closed after an error.
             peer: its name in the log.
+            client: as whom its bundles are counted: its certificate, or its address.
             on_greeting: called once it has said which model it wants, and is served.
         """
         with self._lock:  # `close` aborts what is here, and what comes later sees that it stops
@@ -310,7 +327,7 @@ class Server:
                 return
             self._channels.add(channel)
         try:
-            _Dialogue(self, channel, peer).run(on_greeting)
+            _Dialogue(self, channel, peer, client).run(on_greeting)
         except PeerError as error:
             log.info("%s: gave up: %s", peer, error.code)
         except PeerGone:
@@ -353,8 +370,8 @@ class _Refused(DeepReduceError):  # noqa: N818 - an answer, not a failure
 class _Dialogue:
     """One connection."""
 
-    def __init__(self, server: Server, channel: Channel, peer: str) -> None:
-        self._server, self._channel, self._peer = server, channel, peer
+    def __init__(self, server: Server, channel: Channel, peer: str, client: str) -> None:
+        self._server, self._channel, self._peer, self._client = server, channel, peer, client
         self._identifier = secrets.token_bytes(16)
         self._session: ServerSession | None = None
 
@@ -395,6 +412,10 @@ class _Dialogue:
         server, channel = self._server, self._channel
         if asked.bundles > server.limits.bundles:
             raise _Refused(LIMIT, f"at most {server.limits.bundles} bundles are prepared per request")
+        left = server._quota.left(self._client)
+        if left is not None and left < asked.bundles:
+            most = server.limits.bundles_per_day
+            raise _Refused(LIMIT, f"at most {most} bundles a day are made for one client; {max(0, left)} are left now")
         channel.send(Kind.GO)
         if self._session is None:
             self._session = setup_server(channel, server._layout, self._identifier)
@@ -402,6 +423,8 @@ class _Dialogue:
         # Shares of other weights would silently make nonsense of the answer.
         meta = {"start": session.start.hex(), "weights": server._weights_digest}
         for _ in range(asked.bundles):
+            if not server._quota.take(self._client):  # another connection of this client was faster
+                raise _Refused(LIMIT, "the bundles of this day are made; come again later")
             number = session.numbers.take()
             name = BundleName(session.identifier, number)
             with server._store.create(name, sections, meta) as writer:

@@ -69,10 +69,14 @@ class Channel:
         sock: a connected stream socket, wrapped in TLS wherever the peer is another machine.
         deadline_seconds: how long one whole frame may take, unless a call says otherwise.
         name: how error messages call the peer.
+        certificate: SHA-256 of the peer's certificate in hexadecimal, where one was asked for and verified.
     """
 
-    def __init__(self, sock: socket.socket, *, deadline_seconds: float = 60.0, name: str = "peer") -> None:
+    def __init__(
+        self, sock: socket.socket, *, deadline_seconds: float = 60.0, name: str = "peer", certificate: str = ""
+    ) -> None:
         self.name = name
+        self.certificate = certificate
         self._sock = sock
         self._deadline_seconds = check_deadline(deadline_seconds)
         self._dead: str | None = None

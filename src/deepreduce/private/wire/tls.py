@@ -7,20 +7,21 @@ reaches it may ask it for labels. Nothing older than TLS 1.3 is spoken and no se
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import ssl
 import stat
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from deepreduce.errors import problem
 
 from .address import check_host, parse_address
 from .channel import Channel
 from .deadline import check_deadline
-from .errors import PeerGone, PeerTimeout, TlsError, WireError
+from .errors import PeerGone, PeerTimeout, TlsError, WireError, printable
 
 _LARGEST_PEM_BYTES = 2**20
 _HOSTNAME_MISMATCH, _IP_MISMATCH, _NOT_YET_VALID, _EXPIRED = 62, 64, 9, 10  # X509_V_ERR_... of OpenSSL
@@ -116,7 +117,7 @@ def accept(
         context: from `server_context`.
         handshake_seconds: for the whole handshake, during which a stranger occupies a thread.
         deadline_seconds: for every frame.
-        name: how error messages call the client.
+        name: how error messages call the client; what its certificate says is added, where one is asked for.
 
     Raises:
         PeerGone, PeerTimeout, TlsError: if no handshake comes about.
@@ -129,7 +130,18 @@ def accept(
         raise
     secure = _wrap(connection, context, "the client", name, None)
     _shake_hands(secure, handshake_seconds, "the client", name, None)
-    return Channel(secure, deadline_seconds=deadline_seconds, name=name)
+    certificate = secure.getpeercert(binary_form=True) or b""  # it is there only where it was verified
+    digest = hashlib.sha256(certificate).hexdigest() if certificate else ""
+    if digest:
+        name = f"{name} {_common_name(secure)} {digest[:16]}"
+    return Channel(secure, deadline_seconds=deadline_seconds, name=name, certificate=digest)
+
+
+def _common_name(secure: ssl.SSLSocket) -> str:
+    """Return the name in a verified certificate, made harmless for a log."""
+    subject: Any = (secure.getpeercert() or {}).get("subject", ())
+    names = [value for part in subject for key, value in part if key == "commonName"]
+    return printable(str(names[0]))[:64] if names else "without a name"
 
 
 def _modern(protocol: int) -> ssl.SSLContext:
