@@ -46,6 +46,16 @@ def test_example_the_full_network_by_its_id(run: deepreduce.Front, tmp_path: Pat
     assert client.digest == server.client.digest
     assert made.agreement["same_label"] > 0.9
     assert made.server.stat().st_mode & 0o777 == 0o600
+    assert client.about.network == "network, teacher"
+
+
+def test_names_of_the_owners_code_reach_no_client(run: deepreduce.Front, tmp_path: Path) -> None:
+    made = deepreduce.export(run, entry="teacher", out=tmp_path, images=32, network=Net(), name="digits of ours")
+    content = made.client.read_bytes()
+    for name in (b"conv1", b"relu1", b"fc", b"Net", b"test_export"):
+        assert name not in content
+    assert load_client(made.client).about.network == "digits of ours, teacher"
+    assert [step.name for step in load_client(made.client).public.steps][:2] == ["convolution 1", "circuit 2"]
 
 
 def test_a_budget_or_a_network_is_named(run: deepreduce.Front, tmp_path: Path) -> None:

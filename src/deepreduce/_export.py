@@ -49,6 +49,7 @@ def export(
     images: int = 512,
     settings: FormatSettings | None = None,
     network: nn.Module | None = None,
+    name: str | None = None,
     replace: bool = False,
 ) -> Exported:
     """Write the best network within a budget as a server's file and a clients' file.
@@ -65,6 +66,8 @@ def export(
         images: how many of them, at least 2; the more, the surer that no value leaves its range.
         settings: of the formats; None takes the defaults.
         network: the full network, where it is not a reference network.
+        name: what clients see as the network's name; None takes that of a reference network, and "network" for one of
+            your own, whose name is that of your code.
         replace: put the files in the place of those of another network; see `private.deployment.save_model`.
 
     Returns:
@@ -93,6 +96,7 @@ def export(
             problem("at least two images calibrate", got=images, remedy="take some hundreds", where="images")
         )
     front = run if isinstance(run, Front) else Front.read(run)
+    name = "network" if name is None and network is not None else name
     if entry is None:
         chosen = front.best(relus=relus, seconds=seconds, link=link)
     else:
@@ -113,7 +117,7 @@ def export(
     calibration = (source.train.images[some].float() / 255 - mean) / std
     program = make_program(reduced, calibration, settings=settings)
     about = About(
-        network=f"{recipe.spec.name}, {chosen['label']}",
+        network=f"{recipe.spec.name if name is None else name}, {chosen['label']}",
         relus=program.public.relus,
         classes=recipe.classes,
         mean=recipe.mean,

@@ -43,6 +43,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers are shortened without a circuit where that spoils one image in 2^N at most, 8 to 40 (default 16)",
     )
+    parser.add_argument(
+        "--name",
+        metavar="TEXT",
+        help="what clients see as the network's name (default: that of a reference network, or 'network')",
+    )
     parser.add_argument("--replace", action="store_true", help="put the files in the place of another network's")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -62,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         data=options.data,
         images=options.images,
         settings=FormatSettings(margin=options.margin, failure_bits=options.failure_bits),
+        name=options.name,
         replace=options.replace,
     )
     relus, agreement, failures = made.entry["relus"], made.agreement, made.formats["failures"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,16 @@ class ServerModel:
 def make_model(program: Program, about: About) -> ServerModel:
     """Join a program with what people need to know of it.
 
+    Clients get the program, and layers carry the names of their owner's source code. So they are numbered here.
+
     Raises:
         DeepReduceError: the program is beyond what the encryption carries, see `make_layout`.
     """
+    steps = tuple(
+        changed(step, name=f"{type(step.op).__name__.lower()} {number}")
+        for number, step in enumerate(program.public.steps, start=1)
+    )
+    program = changed(program, public=changed(program.public, steps=steps))
     largest = max((_bits_of(own.weight) for own in program.weights.values() if own.weight is not None), default=2)
     model = ServerModel(ClientModel(program.public, about, max(2, largest)), program)
     _ = model.client.layout
