@@ -85,6 +85,8 @@ class Smooth(nn.Module):
 
 def test_a_network_that_cannot_run_privately_is_reduced_all_the_same(data: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
+    plan = deepreduce.plan_reduce(Smooth(), data, out=tmp_path / "run", settings=QUICK, options=ONE)
+    assert "not run privately as it is" in plan["note"] and "SiLU" in plan["note"]
     front = deepreduce.reduce(Smooth(), data, out=tmp_path / "run", settings=QUICK, options=ONE)
     reasons = [entry["private"]["reason"] for entry in front.finished]
     assert len(reasons) > 1 and all("SiLU" in reason or "silu" in reason for reason in reasons)

@@ -161,7 +161,8 @@ def plan_reduce(
 ) -> dict[str, Any]:
     """Say what `reduce` would train and roughly how long it would take here; see `deepreduce.training.plan`."""
     order = _Order(network, data, Path(out), settings, width, weights, _with_workers(options, workers))
-    return plan_search(order.context(), order.search_settings(), order.options)
+    pricer = our_pricer() if order.options.private else None
+    return plan_search(order.context(), order.search_settings(), order.options, pricer=pricer)
 
 
 def train(

@@ -46,6 +46,16 @@ class OurPricer:
             "server_bytes": cost.server_bytes,
         }
 
+    def objection(self, network: nn.Module, input: tuple[int, int, int]) -> str | None:
+        """Return why a network's operators cannot run privately, None if they can; weights do not matter."""
+        from .private.program.convert import convert
+
+        try:
+            convert(network, input)
+        except NetworkError as error:
+            return str(error)
+        return None
+
     def about(self) -> dict[str, Any]:
         """Return what the seconds rest on: links, cores of each party, and the constants' source and hardware."""
         known = constants_of("ours")

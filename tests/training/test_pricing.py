@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
 
 from deepreduce.errors import NetworkError
-from deepreduce.training import Context, Front, SearchSettings, describe, search
+from deepreduce.training import Context, Front, SearchSettings, describe, plan, search
 
 
 class Prices:
     """Gives each network the seconds that a function says, from the number of times it was asked."""
 
     links = ("lan", "wan")
+    why: str | None = None
 
     def __init__(self, seconds: Callable[[int], float] = float, *, signature: str = "one") -> None:
         self.signature, self.seconds = signature, seconds
         self.images: list[Tensor] = []
+
+    def objection(self, network: nn.Module, input: tuple[int, int, int]) -> str | None:
+        assert network(torch.zeros(1, *input)).shape == (1, 3)
+        return self.why
 
     def __call__(self, network: fx.GraphModule, images: Tensor) -> dict[str, Any]:
         assert not network.training and network(images).shape[1] == 3
@@ -116,6 +122,25 @@ def test_what_has_no_price_says_why_and_the_search_goes_on(
     assert len(files(context)) == len(front.finished) - 1  # an accident may pass; the next command asks again
     priced = [entry["id"] for entry in front.finished if "online" in entry["private"]]
     assert set(front.content["fronts_in_seconds"]["lan"]) <= set(priced)
+
+
+def test_what_can_never_run_privately_is_said_before_anything_is_trained(
+    context: Context, settings: SearchSettings, watch: Any
+) -> None:
+    pricer = Prices()
+    pricer.why = "An operator is known. Got: swish."
+    words = "not run privately as it is. An operator is known. Got: swish."
+    assert words in plan(context, settings, pricer=pricer)["note"]
+    assert words not in plan(context, settings, pricer=Prices())["note"]
+
+    class Stopping(type(watch)):  # type: ignore[misc]
+        def begin(self, jobs: Any) -> None:
+            raise KeyboardInterrupt
+
+    watcher = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        search(context, settings, pricer=pricer, progress=watcher)
+    assert [note for note in watcher.notes if words in note]
 
 
 def test_nobody_is_asked_where_nobody_knows(context: Context, settings: SearchSettings) -> None:

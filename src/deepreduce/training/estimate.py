@@ -19,6 +19,7 @@ from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
 from .mask_jobs import read_masks
 from .pareto_search import criticality_of
+from .pricing import Pricer, warning
 from .proposals import (
     Proposal,
     assumed_criticality,
@@ -115,8 +116,18 @@ class Clock:
         return steps[len(steps) // 4], marks[0] - begun
 
 
-def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOptions()) -> dict[str, Any]:  # noqa: B008
+def plan(
+    context: Context,
+    settings: SearchSettings,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    *,
+    pricer: Pricer | None = None,
+) -> dict[str, Any]:
     """Say what `search` would do, and roughly how long it would take here; nothing is written.
+
+    Args:
+        context, settings, options: as for `search`.
+        pricer: who knows whether the network can run privately at all; None asks nobody.
 
     Returns:
         `jobs[]{id, label, kind, relus, macs, epochs, seeds, unfinished, hours, status, reason}`, where `unfinished`
@@ -132,6 +143,8 @@ def plan(context: Context, settings: SearchSettings, options: RunOptions = RunOp
     teachers, critical = first_jobs(base, settings)
     searches = mask_jobs(base, settings)
     note = _NOTE
+    if said := warning(base, pricer):
+        note += f" Note: {said}"
     folder = _open(context, base, settings)
     finished = {
         job.place: found for job in (*teachers, *critical, *searches) if (found := folder.metrics(job)) is not None

@@ -17,7 +17,7 @@ from .loop import count_correct, make_accelerator
 from .mask_jobs import read_masks, unknown_candidate
 from .outcome import Outcome, Result, outcomes_of
 from .phases import Phases
-from .pricing import Pricer, fronts_in_seconds, price_all
+from .pricing import Pricer, fronts_in_seconds, price_all, warning
 from .progress import Progress
 from .proposals import (
     Proposal,
@@ -97,6 +97,8 @@ def search(
     check_budget(run.base, settings)
     with run.folder:
         run.claim()
+        if said := agree(lambda: warning(run.base, pricer)):
+            run.watcher.note(said)
         teachers, critical = first_jobs(run.base, settings)
         teacher = outcomes_of(run.carry_out(teachers), {})[0]
         _require(teacher)

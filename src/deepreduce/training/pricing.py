@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .._files import check_format, read_json, write_json
 from ..errors import DeepReduceError
-from ..reduction import pareto_front
+from ..reduction import Base, pareto_front
 from ..reduction.recipe import load_network
 from .batches import DeviceSplit
 from .jobs import Context
@@ -51,6 +51,20 @@ class Pricer(Protocol):
         Raises:
             DeepReduceError: it cannot run privately; the text says why.
         """
+
+    def objection(self, network: nn.Module, input: tuple[int, int, int]) -> str | None:
+        """Return why a network cannot run privately whatever its weights are, None if nothing speaks against it.
+
+        Args:
+            network: the full network, before anything is trained.
+            input: channels, height and width of one image.
+        """
+
+
+def warning(base: Base, pricer: Pricer | None) -> str:
+    """Return what speaks against running a network privately, before hours are spent on it; empty for nothing."""
+    why = None if pricer is None else pricer.objection(base.network, base.spec.input)
+    return f"this network can be reduced, and not run privately as it is. {why}" if why else ""
 
 
 def price_all(run: Phases, outcomes: Sequence[Outcome], pricer: Pricer) -> dict[str, dict[str, Any]]:

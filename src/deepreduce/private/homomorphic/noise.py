@@ -48,7 +48,9 @@ semi-honest model; it can get more out of the bracket than (i) and (ii) say. 3.3
 messages as independent, as they are for independent masks. Where elements of a share repeat, because a linear step
 copied them, r copies add (r - 1) / 12 to the variance 10.58 of each term; 3.3^2 = 10.89 leaves room for four. Beyond
 that (ii) can lose bits, unless the parameters have them to spare: log2(1 + 0.08 sqrt(n)) if all n elements of a sum are
-one (2.7 of 40 for n = 4608, 4.5 for n = 73,728); (i) holds as it is. Running times are not equalised.
+one (2.7 of 40 for n = 4608, 4.5 for n = 73,728); (i) holds as it is. A share that a sum has scaled by 2^s is uniform on
+the multiples of 2^s alone, so that the mean of its rounding is 2^(s-k-1): below 2^-14 with formats of 13 bits and more;
+with `activation_bits` of 4, which `FormatSettings` allows, (ii) loses a bit. Running times are not equalised.
 
 Sources: flooding for circuit privacy: Gentry, "A fully homomorphic encryption scheme", 2009, section 8.1, and Asharov
 et al., "Multiparty computation with low communication, computation and interaction via threshold FHE", Eurocrypt 2012,
