@@ -43,6 +43,8 @@ from deepreduce.networks import NetworkSpec
 from deepreduce.private import delphi_online_seconds, garbling
 from deepreduce.private.circuits import relu
 from deepreduce.private.deployment import About, ServerModel, load_client, load_server, make_model, save_model
+from deepreduce.private.estimate import LINKS as ESTIMATED
+from deepreduce.private.estimate import our_cost
 from deepreduce.private.program import Program, make_program
 from deepreduce.private.service import Client
 from deepreduce.private.store import BundleStore
@@ -248,6 +250,7 @@ def write_about(folder: Path, model: ServerModel, program: Program, saved: dict[
         "failures": program.report.failures,
         "program_seconds": seconds,
         "delphi_online_seconds": delphi_online_seconds(public.relus, public.macs),
+        "estimate": our_cost(layout, list(ESTIMATED.values())).to_json(),
     }
     (folder / "about.json").write_text(json.dumps(content))
 
