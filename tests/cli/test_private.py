@@ -176,6 +176,7 @@ def test_export_says_what_it_wrote(home: Home, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out.replace("\n", "")
     assert main(["export", "run", "--relus", "100000", "--out", "again"]) == 1
     assert "a run folder" not in shown and "comes from the caller" in capsys.readouterr().err
+    assert "estimated from an image to its class: 0." in shown and " s over wan" in shown
     assert "secret: again/server.safetensors" in shown and "public: again/client.safetensors" in shown
     kept = (home.folder / told["server"]).read_bytes()
     assert main([*EXPORT, "again", "--images", "32", "--margin", "9"]) == 1

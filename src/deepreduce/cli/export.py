@@ -84,6 +84,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     screen = console()
     screen.print(f"{made.entry['label']}: {relus:,} ReLUs")
+    online = (made.entry.get("private") or {}).get("online")
+    if online is not None:
+        times = ", ".join(f"{seconds:.2g} s over {link}" for link, seconds in online["seconds"].items())
+        screen.print(f"estimated from an image to its class: {times}", markup=False)
     screen.print(
         f"fixed point gives the same class on {agreement['same_label']:.1%} of {agreement['images']} images",
         markup=False,
