@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import math
+import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from deepreduce.private.homomorphic import (
     LayerError,
     MessageError,
     Parameters,
+    Plan,
     Pool,
     PreparedWeights,
     PublicKey,
@@ -214,15 +219,95 @@ def test_weights_in_a_file_are_computed_once_and_shared_with_workers(keys: Keys,
     assert np.array_equal(total, convolve(shape, share, weights) & ring(keys))
 
 
-def test_damaged_weights_are_named(keys: Keys, tmp_path: Path) -> None:
+def pages(plan: Plan, parameters: Parameters) -> tuple[int, int]:
+    """Return where the table of a file of prepared weights ends, and where its values begin."""
+    table = 4096 + 5 * plan.weight_polynomials + 4
+    return table, -(-table // 4096) * 4096
+
+
+@pytest.mark.parametrize("place", ["used", "checksum", "of the table", "first", "middle", "last", "cut short"])
+def test_damaged_weights_are_found_and_made_again(
+    keys: Keys, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    """One bit would make every answer of a served network wrong."""
+    shape, file = layer(9, 17, 16), tmp_path / "layer"
+    plan, weights = plan_layer(shape), np.random.default_rng(3).integers(-128, 128, shape.weight_shape)
+    prepare_weights(keys.parameters, plan, weights, weight_bits=8, file=file)
+    good = file.read_bytes()
+    table, values = pages(plan, keys.parameters)
+    assert len(good) == values + plan.weight_polynomials * keys.parameters.degree * 2 * 8
+    damaged, count = bytearray(good), plan.weight_polynomials
+    where = {
+        "used": 4096 + count - 1, "checksum": 4096 + count + 4 * (count - 1), "of the table": table - 1,
+        "first": values, "middle": (values + len(good)) // 2, "last": len(good) - 1,
+    }  # fmt: skip
+    if place == "cut short":
+        del damaged[-1:]
+    else:
+        damaged[where[place]] ^= 1
+    file.write_bytes(damaged)
+    again = prepare_weights(keys.parameters, plan, weights, weight_bits=8, file=file)
+    assert file.read_bytes() == good and np.array_equal(
+        again.words, np.frombuffer(good[values:], "<u8").reshape(count, -1)
+    )
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING" and str(file) in warning.getMessage() and "damaged" in warning.getMessage()
+    caplog.clear()
+    prepare_weights(keys.parameters, plan, weights, weight_bits=8, file=file)
+    prepare_weights(keys.parameters, plan, -weights - 1, weight_bits=8, file=file)  # other weights are no damage
+    assert not caplog.records
+
+
+def test_a_disk_that_cannot_be_read_is_damage(
+    keys: Keys, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape, file = layer(2, 2, 8), tmp_path / "layer"
-    weights = np.ones(shape.weight_shape, np.int64)
-    both_parties(keys, shape, weights, weight_bits=8, file=file)
-    content = bytearray(file.read_bytes())
-    content[-8:] = b"\xff" * 8
-    file.write_bytes(content)
-    with pytest.raises(WeightsError, match="as prepare_weights wrote them"):
-        both_parties(keys, shape, weights, weight_bits=8, file=file)
+    plan, weights = plan_layer(shape), np.ones(shape.weight_shape, np.int64)
+    prepare_weights(keys.parameters, plan, weights, weight_bits=8, file=file)
+
+    def fail(path: Path, mode: str = "r", *_: object) -> object:
+        if path == file and mode == "rb":
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, mode)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", fail)
+    prepare_weights(keys.parameters, plan, weights, weight_bits=8, file=file)
+    assert "Input/output error" in caplog.text
+
+
+def test_golden_bytes_of_prepared_weights(keys: Keys, tmp_path: Path) -> None:
+    """The file as docs/formats.md has it; polynomials that are all zero have no values and no checksum."""
+    shape, file = layer(9, 17, 16), tmp_path / "layer"
+    plan, weights = plan_layer(shape), np.zeros(shape.weight_shape, np.int64)
+    weights[-1, -1] = 1
+    prepared = prepare_weights(keys.parameters, plan, weights, weight_bits=8, file=file)
+    content, (table, values) = file.read_bytes(), pages(plan, keys.parameters)
+    line = json.loads(content[:4096])
+    assert content[4095:4096] == b"\n" and (line["format"], line["version"]) == ("deepreduce weights", 2)
+    count = plan.weight_polynomials
+    used = content[4096 : 4096 + count]
+    assert used == prepared.used.tobytes() and 0 < sum(used) < count
+    for number in range(count):
+        start = values + number * keys.parameters.degree * 16
+        own = content[start : start + keys.parameters.degree * 16]
+        checksum = content[4096 + count + 4 * number :][:4]
+        assert checksum == (zlib.crc32(own) if used[number] else 0).to_bytes(4, "little")
+        assert used[number] or not any(own)
+    assert content[table - 4 : table] == zlib.crc32(content[4096 : table - 4]).to_bytes(4, "little")
+    assert not any(content[table:values])
+
+
+def test_weights_that_are_damaged_while_they_are_used_are_named(keys: Keys, tmp_path: Path) -> None:
+    shape, file = layer(2, 2, 8), tmp_path / "layer"
+    plan = plan_layer(shape)
+    prepared = prepare_weights(keys.parameters, plan, np.ones(shape.weight_shape, np.int64), weight_bits=8, file=file)
+    with file.open("r+b") as content:
+        content.seek(-8, os.SEEK_END)
+        content.write(b"\xff" * 8)
+    sent = request(keys, plan, draw_share(keys.parameters, shape.in_shape))
+    with pytest.raises(WeightsError, match=r"as prepare_weights wrote them.*Do: start the server again"):
+        respond(prepared, PublicKey.of(keys), sent)
 
 
 def test_what_does_not_fit_is_refused(keys: Keys) -> None:

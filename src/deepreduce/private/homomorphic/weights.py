@@ -1,14 +1,19 @@
 """A layer's weights as the server multiplies by them: NTT values, computed once per model and kept in a file.
 
-The file (mode 0600: it holds the model) is one line of JSON padded to 4,096 bytes, one byte per polynomial (0: all its
-weights are zero, 1: not) padded to 4,096, then per polynomial the NTT values modulo each data prime, 8 bytes each,
-little endian. It is mapped, not read, so that all workers share one copy in memory.
+The file (mode 0600: it holds the model) is one line of JSON padded to 4,096 bytes; a table of one byte per polynomial
+(0: all its weights are zero, 1: not), the CRC-32 of each polynomial's values and that of the table so far, padded to
+4,096; then per polynomial the NTT values modulo each data prime, 8 bytes each. Numbers are little endian. It is mapped,
+so that all workers share one copy in memory, but read once before: a wrong bit would make every answer wrong, and
+nobody could see it. What goes wrong on the disk after that is found at the next start.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,8 @@ from .parameters import Parameters, check_budget
 from .scheme import scheme
 
 _PAGE = 4096
+
+log = logging.getLogger("deepreduce.server")
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ def prepare_weights(
 ) -> PreparedWeights:
     """Transform a layer's weights, or map the file of an earlier call with the same ones.
 
+    A file is compared with its checksums, at more than 1 GB/s; one that is damaged is logged and made again.
+
     Args:
         parameters: the parameters.
         plan: the layer's plan.
@@ -100,47 +109,49 @@ def prepare_weights(
             )
         )
     count, size = plan.weight_polynomials, parameters.degree * len(parameters.prime_bits)
-    header = _header(parameters, plan, weights)
     if file is None:
-        used, words = np.zeros(count, np.uint8), np.zeros((count, size), np.uint64)
-        _transform(parameters, plan, weights, used, words)
+        words = np.zeros((count, size), np.uint64)
+        used, _ = _transform(parameters, plan, weights, words)
         return PreparedWeights(parameters, plan, used, words)
-    if not _is_current(file, header, _offset(count) + 8 * count * size):
+    header = _header(parameters, plan, weights)
+    known = _read(file, header, count, size)
+    if known is None:
         with replacing(file) as temporary:
             temporary.chmod(0o600)  # still empty: nobody else has read a weight
             with temporary.open("r+b") as output:
                 output.truncate(_offset(count) + 8 * count * size)
-                output.write(header)
-            used, words = _views(temporary, count, size, "r+")
-            _transform(parameters, plan, weights, used, words)
-            used.flush()
-            words.flush()
-            del used, words
-    used, words = _views(file, count, size, "r")
-    return PreparedWeights(parameters, plan, np.array(used), words, file)
+                mapped = _words(temporary, count, size, "r+")
+                known, checksums = _transform(parameters, plan, weights, mapped)
+                mapped.flush()
+                del mapped
+                output.write(header + _table(known, checksums))
+    return PreparedWeights(parameters, plan, known, _words(file, count, size, "r"), file)
 
 
 def _transform(
-    parameters: Parameters, plan: Plan, weights: Integers, used: npt.NDArray[np.uint8], words: Words
-) -> None:
-    """Encode and transform all polynomials of weights into `words`."""
+    parameters: Parameters, plan: Plan, weights: Integers, words: Words
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+    """Encode and transform all polynomials of weights into `words`; return which are used, and their checksums."""
     context = scheme(parameters)
     ring = np.int64((1 << parameters.ring_bits) - 1)
+    used, checksums = np.zeros(len(words), np.uint8), np.zeros(len(words), np.uint32)
     number = 0
     for group_tile in range(plan.group_tiles):
         for channel_tile in range(plan.channel_tiles):
             for polynomial in plan.encode_weights(weights, group_tile, channel_tile):
                 reduced = (polynomial & ring).astype(np.uint64)
                 if reduced.any():
-                    used[number] = 1
-                    words[number] = np.frombuffer(context.transform(reduced), "<u8")
+                    values = context.transform(reduced)
+                    used[number], checksums[number] = 1, zlib.crc32(values)
+                    words[number] = np.frombuffer(values, "<u8")
                 number += 1
+    return used, checksums
 
 
 def _header(parameters: Parameters, plan: Plan, weights: Integers) -> bytes:
     content = {
         "format": "deepreduce weights",
-        "version": 1,
+        "version": 2,
         "parameters": parameters.digest.hex(),
         "plan": plan.digest.hex(),
         "weights": hashlib.sha256(weights.tobytes()).hexdigest(),
@@ -148,30 +159,56 @@ def _header(parameters: Parameters, plan: Plan, weights: Integers) -> bytes:
     return json.dumps(content).encode().ljust(_PAGE - 1) + b"\n"
 
 
+def _table(used: npt.NDArray[np.uint8], checksums: npt.NDArray[np.uint32]) -> bytes:
+    content = used.tobytes() + checksums.astype("<u4").tobytes()
+    return content + zlib.crc32(content).to_bytes(4, "little")
+
+
+def _table_size(count: int) -> int:
+    return 5 * count + 4
+
+
 def _offset(count: int) -> int:
     """Return where the words begin."""
-    return _PAGE + -(-count // _PAGE) * _PAGE
+    return _PAGE + -(-_table_size(count) // _PAGE) * _PAGE
 
 
-def _is_current(file: Path, header: bytes, size: int) -> bool:
-    if not file.is_file() or file.stat().st_size != size:
-        return False
-    with file.open("rb") as content:
-        return content.read(_PAGE) == header
+def _read(file: Path, header: bytes, count: int, size: int) -> npt.NDArray[np.uint8] | None:
+    """Compare a file with its checksums; return which polynomials are used, or None if it must be made (again)."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as content:
+            if content.read(_PAGE) != header:  # other weights, or a file of another release
+                return None
+            if os.fstat(content.fileno()).st_size != _offset(count) + 8 * count * size:
+                raise ValueError("it has another size")
+            table = content.read(_table_size(count))
+            used = np.frombuffer(table, np.uint8, count).copy()
+            checksums = np.frombuffer(table, "<u4", count, offset=count)
+            if table != _table(used, checksums):
+                raise ValueError("the table differs from its checksum")
+            # Not through the map: there an unreadable page ends the process.
+            values = bytearray(8 * size)
+            for number in np.flatnonzero(used).tolist():
+                content.seek(_offset(count) + number * len(values))
+                if content.readinto(values) != len(values) or zlib.crc32(values) != checksums[number]:
+                    raise ValueError(f"polynomial {number} differs from its checksum")
+    except (OSError, ValueError) as error:
+        log.warning("prepared weights are damaged and are made again: %s: %s", file, error)
+        return None
+    return used
 
 
-def _views(
-    file: Path, count: int, size: int, mode: Any
-) -> tuple[np.memmap[Any, np.dtype[np.uint8]], np.memmap[Any, np.dtype[np.uint64]]]:
-    used = np.memmap(file, np.uint8, mode, _PAGE, (count,))
-    return used, np.memmap(file, np.dtype("<u8"), mode, _offset(count), (count, size))
+def _words(file: Path, count: int, size: int, mode: Any) -> np.memmap[Any, np.dtype[np.uint64]]:
+    return np.memmap(file, np.dtype("<u8"), mode, _offset(count), (count, size))
 
 
 def _map(file: Path, parameters: Parameters, plan: Plan) -> Words:
     """Map the words of a file that this process's owner has checked."""
     count, size = plan.weight_polynomials, parameters.degree * len(parameters.prime_bits)
     try:
-        return _views(file, count, size, "r")[1]
+        return _words(file, count, size, "r")
     except (OSError, ValueError) as error:
         raise WeightsError(_damaged(error, file)) from error
 
@@ -180,6 +217,6 @@ def _damaged(error: object, file: Path | None) -> str:
     return problem(
         "prepared weights must be as prepare_weights wrote them",
         got=error,
-        remedy="remove the file; it is made again from the model",
+        remedy="start the server again: it finds the damage, and makes the file again from the model",
         where=file,
     )
