@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from deepreduce.private.homomorphic import Layer, Plan, plan_layer
 from deepreduce.private.homomorphic.errors import LayerError
 from deepreduce.private.homomorphic.packing import spread
-from deepreduce.private.homomorphic.tiling import DEGREE, _tilings
+from deepreduce.private.homomorphic.tiling import DEGREE, MAX_PLANNING, _tilings, check_planning
 
-from .exact import CALM, RESNET18, convolve, layer, negacyclic
+from .exact import CALM, RESNET18, convolve, layer, negacyclic, network_layers
 
 
 def through_polynomials(plan: Plan, values, weights):
@@ -129,6 +129,32 @@ def test_a_stride_does_not_waste_ciphertexts() -> None:
     # A 1x1 convolution of stride 2 sends a quarter of its input.
     plan = plan_layer(layer(64, 128, 32, 1, 2))
     assert (plan.sources >= 0).sum() == 64 * 16 * 16
+
+
+@settings(CALM, max_examples=40)
+@given(layers(), st.sampled_from([256, 8192]))
+def test_planning_is_never_more_than_was_said(shape: Layer, degree: int) -> None:
+    tilings = list(_tilings(shape, degree))
+    axes = {(tiling.split, tiling.rows): Plan(shape, tiling, degree).rows for tiling in tilings}
+    bands = sum(axis.phases * axis.bands for axis in axes.values())
+    assert len(tilings) + bands <= check_planning([shape], degree=degree) <= 20 * (len(tilings) + bands) + 1000
+
+
+def test_no_network_comes_near_the_bound_on_planning() -> None:
+    for name in ("resnet18", "mobilenet_v1", "vgg16", "wide_resnet_22_8"):
+        shapes = network_layers(name)
+        assert check_planning(shapes * 2) == check_planning(shapes) < MAX_PLANNING // 100
+    wide = [layer(2048, 2048, side, stride=stride, groups=2) for side in (7, 14, 28) for stride in (1, 2)]
+    assert check_planning(wide) < MAX_PLANNING // 7
+
+
+def test_layers_that_would_take_hours_to_plan_are_refused_at_once() -> None:
+    tall = [Layer(1, 1, 60_000, 1, (3, 1), (1, 1), (padding, 0)) for padding in range(2)]
+    grouped = [Layer(4096, 4096 - 2 * less, 2, 2, (2, 2), (2, 2), (0, 0), 2) for less in range(20)]
+    for shapes in (tall, grouped):
+        check_planning(shapes[:1])
+        with pytest.raises(LayerError, match=r"cut in at most 524,288 ways together. Got: .*Layer.* Do: give grouped"):
+            check_planning(shapes)
 
 
 def test_counts_of_resnet18() -> None:

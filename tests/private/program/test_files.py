@@ -19,6 +19,7 @@ from torch import nn
 from deepreduce.errors import RecipeError
 from deepreduce.private.program import (
     Circuit,
+    Convolution,
     FormatSettings,
     Gather,
     Matrix,
@@ -198,14 +199,43 @@ def image_of(shape: tuple[int, ...], *steps: tuple[Any, tuple[int, ...]]) -> Pub
             "circuits of",
             image_of((1, 1, 2), (Circuit("max", 9, 0, windows=np.zeros((1, 1 << 16), np.int32)), (1,))),
         ),
+        (
+            "a padded map of 68736254976 elements",
+            image_of((1024, 1, 1), (SumPool((1, 1), (4096, 4096), (4096,) * 4), (1024, 3, 3)), (Reshape(), (1024,))),
+        ),
+        (
+            "a padded map of",
+            image_of((1024, 1, 1), (Convolution((1, 1024, 1, 1), (4096, 4096), (4096,) * 4), (1, 3, 3))),
+        ),
+        (
+            "reads by local steps",
+            image_of((4, 1, 1), *[(SumPool((1, 1), (4096, 4096), (2000,) * 4), (4, 1, 1))] * 100, (Reshape(), (4,))),
+        ),
+        (
+            "rows and columns under windows",
+            image_of((1, 1, 1), *[(Convolution((1, 1, 1, 1), (4096, 1), (0, 4000, 0, 0)), (1, 1, 1))] * 300),
+        ),
         ("a padding in range", image_of((1, 1, 1), (SumPool((1, 1), (1, 1), (1 << 16, 0, 0, 0)), (1, 65537, 1)))),
     ],
-    ids=["sides", "elements", "reads", "circuits", "padding"],
+    ids=["sides", "elements", "reads", "circuits", "padded pool", "padded layer", "paddings", "listed", "padding"],
 )
 def test_a_short_file_cannot_name_endless_work(what: str, public: PublicProgram) -> None:
     assert len(public_to_bytes(public)) < 1 << 19
     with pytest.raises(RecipeError, match=what):
         check_public(public)
+
+
+def test_padding_beyond_what_a_window_reaches_is_as_valid_as_in_pytorch() -> None:
+    check_public(
+        image_of(
+            (512, 7, 7),
+            (SumPool((1, 1), (1, 1), (3, 3, 3, 3)), (512, 13, 13)),
+            (Convolution((1, 512, 1, 1), (1, 1), (9, 0, 0, 9)), (1, 16, 16)),
+            (Convolution((1, 512, 31, 31), (1, 1), (15, 15, 15, 15)), (1, 7, 7)),
+            (SumPool((2, 2), (1, 1), (-2, 1, 0, -3)), (512, 5, 3)),
+            (Gather(np.zeros(1, np.int32)), (1,)),
+        )
+    )
 
 
 def test_an_arg_max_of_a_million_classes_is_refused() -> None:

@@ -30,7 +30,7 @@ from .parameters import Parameters, check_budget, choose_parameters
 from .pool import Pool
 from .scheme import Keys
 from .server import Response, respond
-from .steps import StepPlan, plan_step
+from .steps import StepPlan, plan_step, plan_steps
 from .tiling import plan_layer
 from .weights import PreparedWeights, prepare_weights
 from .wire import Answer, PublicKey, Request, answer_size, key_size, request_size
@@ -62,6 +62,7 @@ __all__ = [
     "key_size",
     "plan_layer",
     "plan_step",
+    "plan_steps",
     "prepare_weights",
     "receive",
     "request",

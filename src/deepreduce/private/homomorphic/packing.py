@@ -143,6 +143,20 @@ class Axis:
         return self.length - self.overlap
 
 
+@functools.lru_cache(maxsize=1024)
+def axis_of(layer: Layer, direction: int, split: bool, band: int) -> Axis:
+    """Return the geometry of rows (direction 0) or columns (1); many tilings of a layer share one."""
+    return Axis(
+        (layer.height, layer.width)[direction],
+        (layer.out_height, layer.out_width)[direction],
+        layer.kernel[direction],
+        layer.stride[direction],
+        layer.padding[direction],
+        split,
+        band,
+    )
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How a layer is cut into polynomials.
@@ -205,30 +219,12 @@ class Plan:
     @functools.cached_property
     def rows(self) -> Axis:
         """The vertical geometry."""
-        layer = self.layer
-        return Axis(
-            layer.height,
-            layer.out_height,
-            layer.kernel[0],
-            layer.stride[0],
-            layer.padding[0],
-            self.tiling.split[0],
-            self.tiling.rows,
-        )
+        return axis_of(self.layer, 0, self.tiling.split[0], self.tiling.rows)
 
     @functools.cached_property
     def columns(self) -> Axis:
         """The horizontal geometry; columns are never cut into bands."""
-        layer = self.layer
-        return Axis(
-            layer.width,
-            layer.out_width,
-            layer.kernel[1],
-            layer.stride[1],
-            layer.padding[1],
-            self.tiling.split[1],
-            layer.out_width,
-        )
+        return axis_of(self.layer, 1, self.tiling.split[1], self.layer.out_width)
 
     @property
     def planes(self) -> int:

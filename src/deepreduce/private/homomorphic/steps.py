@@ -22,6 +22,7 @@ A `Matrix` is a 1x1 convolution of a 1x1 map.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,13 @@ from ...errors import problem
 from .errors import LayerError
 from .layer import Layer
 from .packing import Integers, Plan, Words
-from .tiling import plan_layer
+from .tiling import check_planning, plan_layer
 
 if TYPE_CHECKING:
     from ..program.operations import Convolution, Matrix
+
+MAX_REQUESTS = 1 << 16
+"""Bound on the ciphertexts that a client sends for one image: 13 GB. Networks with images of 224x224 send 10,000."""
 
 _ZERO = -1
 """In `Direction.sources`: a row or column of zeros."""
@@ -154,8 +158,52 @@ def plan_step(op: Convolution | Matrix, in_shape: tuple[int, ...], out_shape: tu
         The plan. It depends on public numbers alone, so both parties make the same one.
 
     Raises:
-        LayerError: operation and shapes contradict each other, or no polynomial holds a row of the layer.
+        LayerError: operation and shapes contradict each other, or no polynomial holds a row of the layer; or planning
+            or ciphertexts are beyond the bounds of `plan_steps`.
     """
+    return plan_steps([(op, in_shape, out_shape)])[0]
+
+
+def plan_steps(
+    steps: Iterable[tuple[Convolution | Matrix, tuple[int, ...], tuple[int, ...]]],
+) -> list[StepPlan]:
+    """Plan the weighted steps of a program, if planning them takes seconds and not hours.
+
+    A client does this with a file that it was given, which names shapes and has no weights to show for them.
+
+    Args:
+        steps: the arguments of `plan_step` for each.
+
+    Returns:
+        The plans in the same order.
+
+    Raises:
+        LayerError: as `plan_step`; or the layers can be cut in more than MAX_PLANNING ways together, or take more than
+            MAX_REQUESTS ciphertexts.
+    """
+    fitted = [_fit(*step) for step in steps]
+    check_planning(layer for layer, _, _, _, _, _ in fitted)
+    plans = [
+        StepPlan(plan_layer(layer), in_shape, out_shape, weight_shape, rows, columns)
+        for layer, in_shape, out_shape, weight_shape, rows, columns in fitted
+    ]
+    requests = sum(step.plan.requests for step in plans)
+    if requests > MAX_REQUESTS:
+        raise LayerError(
+            problem(
+                f"a client must send at most {MAX_REQUESTS:,} ciphertexts for an image",
+                got=f"{requests:,}",
+                remedy="make large kernels on large maps smaller, or the maps",
+                where=max(plans, key=lambda step: step.plan.requests).plan.layer,
+            )
+        )
+    return plans
+
+
+def _fit(
+    op: Convolution | Matrix, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+) -> tuple[Layer, tuple[int, ...], tuple[int, ...], tuple[int, ...], Direction, Direction]:
+    """Find the layer that does what a step does, and what `StepPlan` keeps beside its plan."""
     from ..program.operations import Matrix  # it brings PyTorch along, which the worker processes do without
 
     if isinstance(op, Matrix):
@@ -190,7 +238,7 @@ def plan_step(op: Convolution | Matrix, in_shape: tuple[int, ...], out_shape: tu
         (rows.padding, columns.padding),
         groups,
     )
-    return StepPlan(plan_layer(layer), in_shape, out_shape, op.weight_shape, rows, columns)
+    return layer, in_shape, out_shape, op.weight_shape, rows, columns
 
 
 def _direction(size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, ...]) -> Direction:

@@ -7,17 +7,23 @@ both parties make the same one.
 
 from __future__ import annotations
 
+import bisect
 import functools
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...errors import problem
 from .errors import LayerError
 from .layer import Layer
-from .packing import Axis, Plan, Tiling, spread
+from .packing import Plan, Tiling, axis_of, spread
 
 DEGREE = 8192
 """N: the smallest degree at which 128-bit security leaves room for the ring, the weights and the flooding."""
+
+MAX_PLANNING = 1 << 19
+"""Bound on the tilings that are priced, and on the bands that are looked at for it, for all layers of a program
+together: about 15 seconds. Networks with images of 224x224 need 2,000 to 75,000."""
 
 
 @dataclass(frozen=True)
@@ -70,42 +76,84 @@ def plan_layer(layer: Layer, *, degree: int = DEGREE, prices: Prices | None = No
     return best
 
 
-def _tilings(layer: Layer, degree: int) -> Iterator[Tiling]:
-    """Yield every tiling that fits and that no other one obviously beats."""
-    channels = layer.out_channels // layer.groups
+def check_planning(layers: Iterable[Layer], *, degree: int = DEGREE) -> int:
+    """Refuse layers whose planning would take long; both parties plan what is in the client's file.
+
+    Args:
+        layers: of one program. Equal ones are planned once.
+        degree: N.
+
+    Returns:
+        An upper bound on the tilings and bands that `plan_layer` looks at.
+
+    Raises:
+        LayerError: there are more than MAX_PLANNING.
+    """
+    work = 0
+    for layer in dict.fromkeys(layers):
+        for some in _work(layer, degree):
+            work += some
+            if work > MAX_PLANNING:
+                raise LayerError(
+                    problem(
+                        f"the linear layers of a program must be cut in at most {MAX_PLANNING:,} ways together",
+                        got=f"more, with {layer}",
+                        remedy="give grouped convolutions fewer channels per group, or the network fewer layers that "
+                        "differ in shape",
+                    )
+                )
+    return work
+
+
+def _work(layer: Layer, degree: int) -> Iterator[int]:
+    """Yield what `_tilings` does for a layer, in portions: bands, and tilings or more, without looking at a band."""
+    channels = _shares(layer.out_channels // layer.groups)
     for split_rows in _splits(layer.stride[0]):
         for split_columns in _splits(layer.stride[1]):
-            columns = _axis(layer, 1, split_columns, layer.out_width)
+            columns = axis_of(layer, 1, split_columns, layer.out_width)
             for rows in _shares(layer.out_height):
-                axis = _axis(layer, 0, split_rows, rows)
+                axis = axis_of(layer, 0, split_rows, rows)
+                yield axis.phases * axis.bands + columns.phases
+                # The pitch of two directions that share all the zeros they may.
+                pitch = (axis.length - axis.taps + 1) * (columns.length - columns.taps + 1)
+                if (axis.length - 1) * (columns.length - columns.taps + 1) + columns.length > degree:
+                    continue
+                planes = _shares(layer.in_channels // layer.groups * axis.phases * columns.phases)
+                for inside in planes[_first(planes, degree // pitch + 1) :]:
+                    yield 1 if layer.groups == 1 else len(channels) - _first(channels, (degree // pitch + 1) // inside)
+
+
+def _tilings(layer: Layer, degree: int) -> Iterator[Tiling]:
+    """Yield every tiling that fits and that no other one obviously beats."""
+    channels = _shares(layer.out_channels // layer.groups)
+    for split_rows in _splits(layer.stride[0]):
+        for split_columns in _splits(layer.stride[1]):
+            columns = axis_of(layer, 1, split_columns, layer.out_width)
+            for rows in _shares(layer.out_height):
+                axis = axis_of(layer, 0, split_rows, rows)
                 pitch = axis.pitch * columns.pitch
                 room = degree - (axis.length - 1) * columns.pitch - columns.length
                 if room < 0:
                     continue
                 blocks = room // pitch + 1
-                planes = layer.in_channels // layer.groups * axis.phases * columns.phases
-                for inside in _shares(planes):
-                    for outside in _shares(channels):
-                        size = inside * outside
-                        if size > blocks:
-                            continue
-                        groups = min(layer.groups, len(spread((blocks // size - 1) // 2)))
+                planes = _shares(layer.in_channels // layer.groups * axis.phases * columns.phases)
+                for inside in planes[_first(planes, blocks) :]:
+                    for outside in channels[_first(channels, blocks // inside) :]:
+                        groups = min(layer.groups, _spread_groups((blocks // (inside * outside) - 1) // 2))
                         groups = _even(layer.groups, groups)
                         yield Tiling(rows, (split_rows, split_columns), inside, outside, groups)
                         if layer.groups == 1:
                             break  # shares descend: fewer output channels at the same price of requests
 
 
-def _axis(layer: Layer, direction: int, split: bool, band: int) -> Axis:
-    return Axis(
-        (layer.height, layer.width)[direction],
-        (layer.out_height, layer.out_width)[direction],
-        layer.kernel[direction],
-        layer.stride[direction],
-        layer.padding[direction],
-        split,
-        band,
-    )
+@functools.lru_cache(maxsize=DEGREE)
+def _spread_groups(limit: int) -> int:
+    return len(spread(limit))
+
+
+def _first(descending: list[int], most: int) -> int:
+    """Return the place of the first number that is at most `most`."""
+    return bisect.bisect_left(descending, -most, key=operator.neg)
 
 
 def _splits(stride: int) -> tuple[bool, ...]:

@@ -2,7 +2,8 @@
 
 Every shape is recomputed from the inputs, every ring from its readers, every index held against its range. A program
 that passes can be executed: no step reads beyond a tensor or needs a ring that its inputs do not have. Laying it out
-and running it takes memory and time within bounds that a short file cannot push up by naming large numbers.
+and running it takes memory and time within bounds that a short file cannot push up by naming large numbers; how its
+layers are cut for the encryption has bounds of its own there (`homomorphic.plan_steps`).
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ from .program import PublicProgram, Step, TensorFormat, Weights, argmax_format, 
 MAX_STEPS = 4096
 MAX_ELEMENTS = 1 << 26
 MAX_TOTAL = 1 << 26
-"""Bounds on steps, on elements of one tensor or weight, and on elements of all tensors together."""
+"""Bounds on steps, on elements of one tensor, padded map or weight, and on elements of all tensors together."""
 
 MAX_SIDES = 1 << 20
-"""Bound on heights and widths of all feature maps together: layers list the rows and columns that they read."""
+"""Bound on heights and widths of all feature maps together, and on those of all padded maps that windows go over:
+layers list the rows and columns that they read."""
 
 MAX_READS = 1 << 32
-"""Bound on the elements that all local steps read, so often as they read them; a read counts as 64 at least."""
+"""Bound on the elements that all local steps read, so often as they read them; a read counts as 64 at least. Maps that
+windows go over count with their padding, those of layers with weights too: a client copies them in front of it."""
 
 MAX_CIRCUIT_BITS = 1 << 19
 """Bound on the bits that enter one instance of each step's circuit: an arg-max of 20,000 classes has 420,000."""
@@ -71,7 +74,7 @@ def check_public(public: PublicProgram) -> None:
         _check_tensors(public)
     except (_Broken, TypeError, ValueError, OverflowError) as reason:
         raise _refuse(str(reason), "the tensors") from None
-    reads = circuit_bits = 0
+    reads = circuit_bits = sides = 0
     known = [Masking(True, 1)]
     for number, step in enumerate(public.steps):
         try:
@@ -79,8 +82,10 @@ def check_public(public: PublicProgram) -> None:
             known.append(_masking(step, known))
             reads += _reads(public, step)
             circuit_bits += _circuit_bits(public, step)
+            sides += sum(_padded(public, step)[1:])
             _require(reads <= MAX_READS, f"{reads} reads by local steps")
             _require(circuit_bits <= MAX_CIRCUIT_BITS, f"circuits of {circuit_bits} bits")
+            _require(sides <= MAX_SIDES, f"{sides} rows and columns under windows")
         except (_Broken, TypeError, ValueError, OverflowError) as reason:
             raise _refuse(str(reason), f"step {number}") from None
 
@@ -214,12 +219,24 @@ def _shape(step: Step, inputs: list[TensorFormat], out: TensorFormat) -> tuple[i
 
 
 def _reads(public: PublicProgram, step: Step) -> int:
-    """Return how many elements a local step reads, those of many windows many times."""
+    """Return how many elements a step reads locally, those of many windows many times, zeros of the padding too."""
+    padded = math.prod(_padded(public, step))
     if step.weighted or step.circuit is not None:
-        return 0
+        return padded
     if isinstance(step.op, SumPool):
-        return max(64, public.tensors[step.output].size) * math.prod(step.op.kernel)
+        return padded + max(64, public.tensors[step.output].size) * math.prod(step.op.kernel)
     return sum(max(64, public.tensors[i].size) for i in step.inputs)
+
+
+def _padded(public: PublicProgram, step: Step) -> tuple[int, ...]:
+    """Return the shape of the padded map that a step's windows go over; nothing where there are none."""
+    if not isinstance(step.op, (Convolution, SumPool)):
+        return (0,)
+    return _padded_shape(public.tensors[step.inputs[0]].shape, step.op.padding)
+
+
+def _padded_shape(x: tuple[int, ...], padding: tuple[int, int, int, int]) -> tuple[int, int, int]:
+    return x[0], x[1] + padding[0] + padding[1], x[2] + padding[2] + padding[3]
 
 
 def _circuit_bits(public: PublicProgram, step: Step) -> int:
@@ -250,6 +267,8 @@ def _windows(
         room = size + before + after - dilation[axis] * (kernel[axis] - 1) - 1
         _require(room >= 0, "a window within the map")
         sides.append(room // stride[axis] + 1)
+    padded = math.prod(_padded_shape(x, padding))  # it is made, and may be far larger than what goes in and comes out
+    _require(padded <= MAX_ELEMENTS, f"a padded map of {padded} elements")
     return (sides[0], sides[1])
 
 

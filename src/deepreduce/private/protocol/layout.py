@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ...errors import NetworkError, problem
 from ..garbling import compile_circuit
 from ..garbling.types import MAX_LAYERS
-from ..homomorphic import Parameters, StepPlan, answer_size, check_total, choose_parameters, plan_step, request_size
+from ..homomorphic import Parameters, StepPlan, answer_size, check_total, choose_parameters, plan_steps, request_size
 from ..program import Convolution, Matrix, PublicProgram, Step, is_argmax
 from .memory import ServerMemory, server_memory
 from .packing import packed_bytes
@@ -112,7 +112,8 @@ def make_layout(public: PublicProgram, *, weight_bits: int) -> Layout:
 
     Raises:
         NetworkError: there are fewer than two classes, or too many circuits.
-        LayerError, ParameterError: a linear layer is beyond what the encryption carries.
+        LayerError, ParameterError: a linear layer is beyond what the encryption carries, or all of them are beyond
+            what is planned.
     """
     if public.classes < 2:
         raise NetworkError(
@@ -165,10 +166,11 @@ def _jobs(public: PublicProgram, schedule: Sequence[Step], weight_bits: int) -> 
     """Plan the linear layers; those with rings of a size share parameters and so keys."""
     weighted = [step for step in schedule if step.weighted]
     rings = [public.tensors[step.output].ring_bits for step in weighted]
-    plans = []
-    for step in weighted:
-        assert isinstance(step.op, (Convolution, Matrix))
-        plans.append(plan_step(step.op, public.tensors[step.inputs[0]].shape, public.tensors[step.output].shape))
+    plans = plan_steps(
+        (step.op, public.tensors[step.inputs[0]].shape, public.tensors[step.output].shape)
+        for step in weighted
+        if isinstance(step.op, (Convolution, Matrix))
+    )
     check_total([plan.plan for plan in plans])
     chosen: dict[bool, Parameters] = {}
     for large in (False, True):

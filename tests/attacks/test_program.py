@@ -1,0 +1,88 @@
+"""A hostile client file: a few hundred bytes that name large numbers and so ask for all memory, or for hours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from deepreduce.errors import RecipeError
+from deepreduce.private.deployment import load_client
+from deepreduce.private.homomorphic import LayerError
+from deepreduce.private.homomorphic import steps as homomorphic_steps
+from deepreduce.private.program import (
+    Circuit,
+    Convolution,
+    Matrix,
+    PublicProgram,
+    Reshape,
+    Step,
+    SumPool,
+    TensorFormat,
+    public_to_bytes,
+)
+
+
+def client_file(folder: Path, shape: tuple[int, ...], *ops: tuple[Any, tuple[int, ...]]) -> Path:
+    """Write the file of a network whose steps all read the image, and which classifies by the first of them."""
+    shapes = [shape, *(out for _, out in ops)]
+    steps = [Step(op, (0,), number + 1, "") for number, (op, _) in enumerate(ops)]
+    size = int(np.prod(shapes[1]))
+    for op, inputs, out in (
+        (Reshape(), 1, (size,)),
+        (Matrix((2, size)), len(shapes), (2,)),
+        (Circuit("argmax", 8, 1), len(shapes) + 1, (1,)),
+    ):
+        steps.append(Step(op, (inputs,), len(steps) + 1, ""))
+        shapes.append(out)
+    tensors = [*(TensorFormat(each, 3, 9) for each in shapes[:-1]), TensorFormat((1,), 0, 1)]
+    about = {
+        "format": "deepreduce.client", "version": 1, "network": "evil", "relus": 0, "classes": ["a", "b"],
+        "mean": [0.5] * shape[0], "std": [0.5] * shape[0], "weight_bits": 8,
+    }  # fmt: skip
+    program = np.frombuffer(public_to_bytes(PublicProgram(tuple(tensors), tuple(steps))), np.uint8)
+    path = folder / "client.safetensors"
+    save_file({"program": program, "about": np.frombuffer(json.dumps(about).encode(), np.uint8)}, path)
+    return path
+
+
+def test_example_an_honest_file_of_this_form_is_taken(tmp_path: Path) -> None:
+    path = client_file(
+        tmp_path, (4, 8, 8), (SumPool((2, 2), (2, 2)), (4, 4, 4)), (Convolution((3, 4, 8, 8)), (3, 1, 1))
+    )
+    assert len(load_client(path).layout.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    "op",
+    [SumPool((1, 1), (4096, 4096), (4096,) * 4), Convolution((1024, 1024, 1, 1), (4096, 4096), (4096,) * 4)],
+    ids=str,
+)
+def test_a_padding_of_550_gigabytes(tmp_path: Path, op: SumPool | Convolution) -> None:
+    with pytest.raises(
+        RecipeError, match=r"consistent. Got: a padded map of 68736254976 elements. Do: .* Where: step 0"
+    ):
+        load_client(client_file(tmp_path, (1024, 1, 1), (op, (1024, 3, 3))))
+
+
+def test_layers_that_take_hours_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grouped ones with many channels per group, each of another shape: a second each, and 4,000 fit into a file."""
+    ops = [(Convolution((4096 - 2 * n, 2048, 2, 2), (2, 2), groups=2), (4096 - 2 * n, 1, 1)) for n in range(200)]
+    model = load_client(client_file(tmp_path, (4096, 2, 2), *ops))
+    monkeypatch.setattr(homomorphic_steps, "plan_layer", lambda layer: pytest.fail(f"planned {layer}"))
+    with pytest.raises(LayerError, match=r"cut in at most .* ways together. Got: .* Do: give grouped convolutions"):
+        _ = model.layout
+
+
+def test_a_kernel_that_has_a_small_map_sent_many_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A polynomial holds one row of outputs, and with it 90 rows of the map: 3,956 ciphertexts where 88 would hold it."""
+    path = client_file(tmp_path, (1, 8000, 90), (Convolution((1, 1, 90, 90)), (1, 7911, 1)))
+    requests = sum(job.plan.plan.requests for job in load_client(path).layout.jobs)
+    assert requests > 3000
+    monkeypatch.setattr(homomorphic_steps, "MAX_REQUESTS", requests - 1)
+    with pytest.raises(LayerError, match=r"at most [\d,]+ ciphertexts.*Got: [\d,]+\. Do: .* Where: Layer\("):
+        _ = load_client(path).layout
