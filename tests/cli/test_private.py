@@ -234,6 +234,18 @@ def test_wrong_usage_ends_with_2(
     assert words in shown.err and "Traceback" not in shown.err and shown.out == ""
 
 
+def test_weights_that_others_may_read_are_not_served(
+    home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "server.safetensors"
+    copy.write_bytes(home.server.read_bytes())
+    copy.chmod(0o644)
+    told = failing(["serve", str(copy), "--listen", "127.0.0.1:0", *home.certificate], capsys)
+    assert "owner alone" in told and "chmod 600" in told
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
+    assert main(["estimate", str(copy)]) == 0  # who only counts may
+
+
 def test_a_port_that_is_taken_is_told_at_once(home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     )
     context = server_context(options.cert, options.key, client_ca=options.client_ca)
     host, port = parse_address(options.listen, listening=True)
-    model = load_server(options.file)
+    model = load_server(options.file, serving=True)
     folder = default_store(options.file) if options.store is None else options.store
     store = BundleStore(folder, program=model.client.digest, role="server", limit_bytes=options.store_limit)
     # PyTorch's threads stall where several clients want all cores at once.

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from functools import cached_property
@@ -199,18 +201,38 @@ def load_client(path: Path) -> ClientModel:
     return _read(path, CLIENT)[0]
 
 
-def load_server(path: Path) -> ServerModel:
+def load_server(path: Path, *, serving: bool = False) -> ServerModel:
     """Read a server's file.
+
+    Args:
+        path: of the file.
+        serving: whether it will be served: then nobody but its owner may be able to read it, as with a private key.
 
     Raises:
         RecipeError: it is damaged, of another kind, or inconsistent.
+        RunError: it will be served, and others may read it.
     """
+    if serving:
+        _check_private(path)
     client, arrays = _read(path, SERVER)
     program = program_from_bytes(arrays["program"].tobytes(), arrays["weights"].tobytes())
     largest = max((_bits_of(own.weight) for own in program.weights.values() if own.weight is not None), default=2)
     if largest > client.weight_bits:
         raise _damaged(path, f"weights of {largest} bits where {client.weight_bits} are declared")
     return ServerModel(client, program)
+
+
+def _check_private(path: Path) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else 0
+    if os.name == "posix" and mode & 0o077:
+        raise RunError(
+            problem(
+                "the weights that are served must be readable by their owner alone",
+                got=f"mode {mode:04o}",
+                remedy=f"chmod 600 '{path}', and find out who may have read them",
+                where=path,
+            )
+        )
 
 
 def _about_bytes(model: ClientModel, form: str) -> NDArray[np.uint8]:

@@ -79,6 +79,19 @@ def test_the_umask_does_not_open_the_servers_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(server.stat().st_mode) == 0o600
 
 
+def test_a_servers_file_that_others_may_read_is_not_served(files: tuple[Path, Path]) -> None:
+    server, client = files
+    assert load_server(server, serving=True).client.digest == tiny().client.digest
+    for mode in (0o640, 0o604, 0o620, 0o610, 0o777):
+        server.chmod(mode)
+        with pytest.raises(RunError, match=rf"owner alone. Got: mode {mode:04o}. Do: chmod 600 '{server}'.* Where: "):
+            load_server(server, serving=True)
+        load_server(server)  # an estimate of it, or an export, tells nobody
+    with pytest.raises(RecipeError, match="can be read"):
+        load_server(server.with_name("missing"), serving=True)
+    assert client.stat().st_mode & 0o044 and load_client(client)  # that one is public
+
+
 def test_the_digest_names_program_and_weight_bits() -> None:
     client = tiny().client
     assert len(client.digest) == 32 and client.digest != small().client.digest

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepreduce.errors import DataError, DeepReduceError, UsageError
+from deepreduce.errors import DataError, DeepReduceError, RunError, UsageError
 from deepreduce.private.homomorphic import Pool
 from deepreduce.private.ring import decode
-from deepreduce.private.service import Client, ServerLimits
+from deepreduce.private.service import Client, Server, ServerLimits
 from deepreduce.private.service import client as client_module
-from deepreduce.private.store import StoreFull
+from deepreduce.private.store import BundleStore, StoreFull
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Channel, PeerError, PeerGone, PeerTimeout, WireError
 
@@ -77,6 +77,23 @@ def test_prepared_weights_are_for_their_owner_alone(party: Party) -> None:
     paths = [weights, *weights.rglob("*")]
     assert len(paths) > 2
     assert {path.stat().st_mode & 0o777 for path in paths} == {0o700, 0o600}
+
+
+def test_a_folder_of_weights_that_others_can_enter_is_refused(tmp_path: Path) -> None:
+    folder, store = tmp_path / "weights", BundleStore(tmp_path / "s", program=tiny().client.digest, role="server")
+    folder.mkdir()
+    for mode in (0o750, 0o705, 0o770, 0o1777):
+        folder.chmod(mode)
+        with pytest.raises(RunError, match=rf"Got: mode {mode:04o}. Do: chmod 700 '{folder}'.* Where: "):
+            Server(tiny(), store, weights_folder=folder)
+        assert folder.stat().st_mode & 0o7777 == mode and not list(folder.iterdir())
+    folder.chmod(0o700)
+    Server(tiny(), store, weights_folder=folder).close()
+    made = [path for path in folder.rglob("*") if path != folder]
+    for path in made:
+        path.chmod(0o755)
+    Server(tiny(), store, weights_folder=folder).close()  # what is ours is mended
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700, 0o600}
 
 
 def test_missing_bundles_are_prepared_by_infer(party: Party) -> None:

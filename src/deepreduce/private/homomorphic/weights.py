@@ -115,7 +115,9 @@ def prepare_weights(
         return PreparedWeights(parameters, plan, used, words)
     header = _header(parameters, plan, weights)
     known = _read(file, header, count, size)
-    if known is None:
+    if known is not None:
+        file.chmod(0o600)  # a copy from elsewhere may have been made with other rights
+    else:
         with replacing(file) as temporary:
             temporary.chmod(0o600)  # still empty: nobody else has read a weight
             with temporary.open("r+b") as output:

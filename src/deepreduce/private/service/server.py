@@ -6,8 +6,10 @@ import contextlib
 import functools
 import hashlib
 import logging
+import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -145,14 +147,14 @@ class Server:
         model: the server's file.
         store: where the server's halves of bundles lie.
         weights_folder: where the transformed weights are kept, about 130 KB per ciphertext product; they hold the
-            model, so the folder is made for its owner alone.
+            model, so the folder is made for its owner alone, and refused if it is there and others can enter it.
         limits: what strangers get.
         workers: processes for the homomorphic work, at least 1; the other threads go on meanwhile.
         threads: for garbling.
         progress: called with (layer, layers) while weights are transformed, which the first start does once.
 
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be written, or is open to others.
     """
 
     def __init__(
@@ -495,11 +497,22 @@ def _prepare(
     model: ServerModel, folder: Path, progress: Callable[[int, int], None] | None
 ) -> dict[int, PreparedWeights]:
     """Transform all weights, or map what an earlier start left in the folder."""
-    folder = folder / model.client.digest.hex()[:32]
+    own = folder / model.client.digest.hex()[:32]
     try:
-        for own in (folder.parent, folder):  # `parents` alone would give the first the rights of any folder
-            own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        # Not mended: it is the caller's and may hold other things. Who can write there could put another one into it.
+        if os.name == "posix" and mode & 0o077:
+            raise RunError(
+                problem(
+                    "nobody else may enter the folder of the weights",
+                    got=f"mode {mode:04o}",
+                    remedy=f"chmod 700 '{folder}', or choose another",
+                    where=folder,
+                )
+            )
+        own.mkdir(mode=0o700, exist_ok=True)
+        own.chmod(0o700)
     except OSError as error:
         raise RunError(
             problem("the folder of the weights can be made", got=error, remedy="choose another", where=folder)
@@ -515,7 +528,7 @@ def _prepare(
             job.plan.plan,
             job.plan.fit_weights(weight),
             weight_bits=layout.weight_bits,
-            file=folder / f"{job.step.output}.ntt",
+            file=own / f"{job.step.output}.ntt",
         )
     if progress is not None:
         progress(len(layout.jobs), len(layout.jobs))
