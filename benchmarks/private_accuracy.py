@@ -23,13 +23,13 @@ from machine import results_path
 
 import deepreduce
 from deepreduce.cli._private import cores
-from deepreduce.cli._rehearsal import serving
+from deepreduce.cli._rehearsal import new_certificate, serving
 from deepreduce.data import Dataset, load
 from deepreduce.private.deployment import load_server
 from deepreduce.private.service import Client
 from deepreduce.private.store import BundleStore
 from deepreduce.private.twin import Twin
-from deepreduce.private.wire import client_context, self_signed
+from deepreduce.private.wire import client_context
 from deepreduce.report import headline
 from deepreduce.training import Front
 
@@ -91,11 +91,10 @@ def measure(front: Front, name: str, data: Dataset, options: argparse.Namespace)
     known: dict[str, Any] = json.loads(done.read_text()) if done.exists() else {}
     if known.get("model") != model.client.digest.hex():
         known = {"model": model.client.digest.hex(), "labels": [], "offline_seconds": 0.0, "online_seconds": []}
-    if not (folder / "cert.pem").exists():
-        self_signed(folder, ["127.0.0.1"])
+    certificate, key = new_certificate(folder)
     store = BundleStore(folder / "bundles", program=model.client.digest, role="client")
-    with serving(files.server, folder / "cert.pem", folder / "key.pem", folder) as address:
-        context = client_context(folder / "cert.pem")
+    with serving(files.server, certificate, key, folder) as address:
+        context = client_context(certificate)
         with Client.connect(address, context, model.client, store, workers=cores()) as client:
             while len(known["labels"]) < len(pixels):
                 start = len(known["labels"])

@@ -77,12 +77,10 @@ def rehearse(files: Exported, pixels: NDArray[np.uint8], *, folder: Path) -> Reh
     from ..private.service import Client
     from ..private.store import BundleStore
     from ..private.twin import Twin
-    from ..private.wire import client_context, self_signed
+    from ..private.wire import client_context
 
     folder.mkdir(parents=True, exist_ok=True)
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    if not (certificate.exists() and key.exists()):
-        self_signed(folder, ["127.0.0.1"])
+    certificate, key = new_certificate(folder)
     model = load_server(files.server)
     store = BundleStore(folder / "bundles", program=model.client.digest, role="client")
     with serving(files.server, certificate, key, folder) as address:
@@ -93,6 +91,15 @@ def rehearse(files: Exported, pixels: NDArray[np.uint8], *, folder: Path) -> Reh
     labels = np.array([answer.labels[0] for answer in answers])
     expected = Twin(model.program).run(model.client.normalise(pixels)).labels
     return Rehearsal(model.client.about.relus, prepared, answers, labels, expected)
+
+
+def new_certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for this machine and its key; those of an earlier rehearsal go, as they run out in 30 days."""
+    from ..private.wire import self_signed
+
+    for name in ("cert.pem", "key.pem"):
+        (folder / name).unlink(missing_ok=True)
+    return self_signed(folder, ["127.0.0.1"])
 
 
 @contextmanager
