@@ -1,6 +1,7 @@
 """The layout of a program: who does what in which order, and how many bytes travel. All of it is public.
 
-Both parties compute it from the public program, so no message carries a number that decides a size.
+Both parties compute it from the public program. Beside it the number of images alone decides how long a message is:
+START names a bundle for each, as many as the server allows.
 
     layout.jobs      linear layers with weights, in the order of their homomorphic messages
     layout.units     circuits in portions, in the order of their garbled tables; a unit's number is the tweak's layer

@@ -11,9 +11,10 @@ Everything that the two parties say is a sequence of frames in each direction. A
         16        the body
 
 The sequence catches frames that were dropped, repeated, or reordered by a defect at either end; against an attacker
-between the two parties stands TLS, below. A reader knows which kinds may come next and how long each may be, compares
-the header with that, and reserves memory only then. The largest body that anybody can make us hold is thus the
-reader's choice, not the sender's. There is no end mark: a connection that ends anywhere but after BYE was cut.
+between the two parties stands TLS, below. A reader knows which kinds may come next and how long each may be, and
+compares the header with that before it reads a body. It reserves memory for the body only then, or has brought its own
+of the size that it expects. The largest body that anybody can make us hold is thus the reader's choice, not the
+sender's. There is no end mark: a connection that ends anywhere but after BYE was cut.
 
 An ERROR frame may come where any other kind is expected. Its body is JSON in UTF-8, at most 2,048 bytes: an object
 with a "code", one of the words in `errors.py`, and a "message" for a person; other keys are left for later versions.
