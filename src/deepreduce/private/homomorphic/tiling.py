@@ -23,7 +23,8 @@ DEGREE = 8192
 
 MAX_PLANNING = 1 << 19
 """Bound on the tilings that are priced, and on the bands that are looked at for it, for all layers of a program
-together: about 15 seconds. Networks with images of 224x224 need 2,000 to 75,000."""
+together: about 15 seconds. The reference networks with images of 224x224 need 6,000 to 15,000, the widest grouped
+convolutions that we could think of 72,000."""
 
 
 @dataclass(frozen=True)
