@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deepreduce
 from deepreduce import RunOptions, SearchSettings, TrainingConfig
+from deepreduce.cli._console import Watcher
 from deepreduce.errors import DataError, RecipeError, RunError, UsageError
+from deepreduce.reduction.recipe import fit_tensors
 
 
 class Net(nn.Module):
@@ -121,6 +124,43 @@ def test_a_module_brings_its_weights_unless_it_is_trained_here(network: nn.Modul
     assert defaults.search_settings().trained and defaults.search_settings().training.flip
 
 
+@pytest.mark.parametrize(("trained", "epochs"), [(None, 0), (True, 0), (False, 1)])
+def test_a_module_with_settings_brings_its_weights_unless_they_say_otherwise(
+    trained: bool | None, epochs: int, network: nn.Module, data: Any, tmp_path: Path
+) -> None:
+    settings = replace(QUICK, trained=trained)
+    front = deepreduce.reduce(network, data, out=tmp_path / "run", settings=settings, options=ONE)
+    teacher = front.content["teacher"]
+    assert teacher["epochs"] == epochs and front.content["settings"]["trained"] is (epochs == 0)
+    kept = torch.equal(front.load(teacher, network=network)[0].fc.weight, network.fc.weight)  # type: ignore
+    assert kept is (epochs == 0)
+
+
+def test_weights_as_people_have_them_fit(network: nn.Module, data: Any, tmp_path: Path) -> None:
+    """Saved from DataParallel, in half precision, without the counters of batch norm."""
+    network.add_module("bn", nn.BatchNorm2d(4))
+    state = network.state_dict()
+    as_saved = {f"module.{name}": value.half() for name, value in state.items() if "num_batches" not in name}
+    save_file(as_saved, tmp_path / "w.safetensors")
+    fitted = fit_tensors(state, load_file(tmp_path / "w.safetensors"))
+    assert fitted.keys() == state.keys() and all(fitted[name].dtype == state[name].dtype for name in state)
+    assert torch.equal(fitted["fc.weight"], state["fc.weight"].half().float())
+    other = {name.replace("fc", "head"): value for name, value in state.items()}
+    assert fit_tensors(state, other).keys() == other.keys()  # what matters is refused as before
+
+
+def test_a_network_that_came_trained_and_guesses_is_told_at_once(
+    network: nn.Module, data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with torch.no_grad():
+        network.fc.weight.zero_()  # type: ignore[union-attr,operator]
+    with Watcher() as watcher:
+        deepreduce.reduce(network, data, out=tmp_path / "run", settings=QUICK, options=ONE, progress=watcher)
+    lines = capsys.readouterr().err.splitlines()
+    told = next(number for number, line in enumerate(lines) if "no better than chance with 2 classes" in line)
+    assert "--mean" in lines[told] and told < next(n for n, line in enumerate(lines) if line.startswith("Criticality"))
+
+
 def test_weights_come_from_a_safetensors_file_and_the_module_stays(
     network: nn.Module, data: Any, tmp_path: Path
 ) -> None:
@@ -140,6 +180,8 @@ def test_weights_come_from_a_safetensors_file_and_the_module_stays(
 def test_weights_that_do_not_fit_are_refused(network: nn.Module, data: Any, tmp_path: Path) -> None:
     save_file(Net(classes=5).state_dict(), tmp_path / "w.safetensors")
     torch.save(network.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(RecipeError, match=r"a file of torch\.save.*save_file\(torch\.load"):
+        deepreduce.reduce(network, data, out=tmp_path / "run", weights=tmp_path / "w.pt")
     for name in ("w.safetensors", "w.pt"):
         with pytest.raises(RecipeError):
             deepreduce.reduce(network, data, out=tmp_path / "run", settings=QUICK, weights=tmp_path / name)

@@ -19,7 +19,7 @@ from .errors import UsageError, problem
 from .networks import NetworkSpec, build, is_reference
 from .private import delphi_online_seconds
 from .reduction import Candidate, census_of, for_each, make_base
-from .reduction.recipe import load_tensors, read_tensors
+from .reduction.recipe import fit_tensors, load_tensors, read_tensors
 from .training import (
     Context,
     Front,
@@ -121,7 +121,8 @@ def reduce(
         network: a reference name, `package.module:function`, `timm:NAME`, or a module; a module is not changed.
         data: a data set, or its name, see `deepreduce.load_data`.
         out: run folder; the same call continues what is there.
-        settings: how to train and search; None takes the defaults, and for a module its weights as the teacher's.
+        settings: how to train and search; None takes the defaults. A module's weights are the teacher's, unless
+            `settings.trained` is False: then the teacher is trained, from these weights.
         width: width multiplier of the base network, for reference networks.
         weights: safetensors file with the trained weights of the network; implies `settings.trained`.
         workers: jobs side by side; None takes those of `options`.
@@ -222,12 +223,14 @@ class _Order:
     options: RunOptions
 
     def search_settings(self) -> SearchSettings:
-        """Return the settings; weights that come along make the network a trained one."""
-        if self.settings is None:
-            brought = isinstance(self.network, nn.Module) or self.weights is not None
+        """Return the settings; weights that come along make the network a trained one, unless it is said otherwise."""
+        settings = self.settings
+        if settings is None:
             named = self.data.name if isinstance(self.data, Dataset) else self.data
-            return SearchSettings(training=TrainingConfig(flip=named != "digits"), trained=brought)
-        return replace(self.settings, trained=self.settings.trained or self.weights is not None)
+            settings = SearchSettings(training=TrainingConfig(flip=named != "digits"))
+        if settings.trained is None:
+            settings = replace(settings, trained=isinstance(self.network, nn.Module))
+        return replace(settings, trained=settings.trained or self.weights is not None)
 
     def context(self) -> Context:
         """Read the images and build the network where it brings its weights; cheap checks come first.
@@ -247,7 +250,7 @@ class _Order:
             path = Path(self.weights)
             tensors = read_tensors(path)
             tensors.pop("deepreduce.probe", None)
-            load_tensors(module, tensors, path)
+            load_tensors(module, fit_tensors(module.state_dict(), tensors), path)
         elif self.search_settings().trained and module is None:
             module = _build_trained(spec)
         return Context(

@@ -49,9 +49,12 @@ class OurPricer:
     def objection(self, network: nn.Module, input: tuple[int, int, int]) -> str | None:
         """Return why a network's operators cannot run privately, None if they can; weights do not matter."""
         from .private.program.convert import convert
+        from .private.program.fold import check_shapes, simplify
 
         try:
-            convert(network, input)
+            graph = convert(network, input)
+            simplify(graph)
+            check_shapes(graph)
         except NetworkError as error:
             return str(error)
         return None

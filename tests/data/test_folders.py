@@ -52,6 +52,21 @@ def test_other_files_are_left_and_counted(source: Path) -> None:
     assert load(str(source)).notes == ("2 files that are no images in class folders were left unread",)
 
 
+def test_folders_inside_a_class_belong_to_it(source: Path) -> None:
+    write_folders(source, {"train": 10, "test": 3})
+    before = load(str(source))
+    inner = source / "train" / "cat" / "more" / "yet"
+    inner.mkdir(parents=True)
+    moved = sorted((source / "train" / "cat").glob("*.png"))[-1]
+    moved.rename(inner / moved.name)
+    (source / "train" / "cat" / ".hidden").mkdir()
+    (source / "train" / "cat" / ".hidden" / "x.txt").write_text("x")
+    (source / "train" / "cat" / "loop").symlink_to(source / "train" / "dog")
+    after = load(str(source))
+    assert len(after.train) == len(before.train) and after.classes == before.classes
+    assert after.notes == ("1 files that are no images in class folders were left unread",)
+
+
 def test_a_damaged_file_is_named(source: Path) -> None:
     write_folders(source, {"train": 10, "test": 3})
     (source / "test" / "dog" / "001.png").write_bytes(b"junk")

@@ -55,6 +55,24 @@ def test_front_table_in_seconds(priced, width):
     assert "DELPHI" not in text
 
 
+def test_networks_that_cannot_run_privately_have_no_seconds(priced):
+    for entry in (priced["teacher"], *priced["candidates"]):
+        entry["private"] = {"reason": "A layer is known. Got: Swish."}
+    priced["fronts_in_seconds"] = {"lan": [], "wan": []}
+    text = " ".join("\n".join(shown(front_table(priced), 160)).split())
+    assert "No network of this run can run privately as it is" in text
+    assert "Latency" not in text and "DELPHI" not in text and "LAN" not in text
+
+
+def test_a_network_that_is_no_faster_says_so(priced):
+    chosen = next(entry for entry in priced["candidates"] if entry["label"] == "S2 S3 S4, thinned")
+    text = " ".join("\n".join(shown(front_table(priced), 160)).split())
+    assert "no faster than the full network" not in text
+    chosen["private"]["online"]["seconds"] = dict(priced["teacher"]["private"]["online"]["seconds"])
+    text = " ".join("\n".join(shown(front_table(priced), 160)).split())
+    assert "with no measurable loss" in text and "no faster than the full network" in text and "Max pooling" in text
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

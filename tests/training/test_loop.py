@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ def test_example_a_small_network_learns(network: nn.Module, splits: Any, config:
     assert [epoch.epoch for epoch in seen] == [1, 2, 3, 4, 5, 6]
     assert seen[-1].loss < seen[0].loss and seen[-1].validation is not None
     assert not trained.training and not any(p.requires_grad for p in trained.parameters())
+
+
+def test_layers_that_their_owner_froze_are_trained(network: nn.Module, splits: Any, config: TrainingConfig) -> None:
+    """They must learn to do without the ReLUs around them."""
+    frozen = copy.deepcopy(network).requires_grad_(False)
+    assert same(run(frozen, splits, config), run(network, splits, config))
 
 
 def test_accuracy_is_the_share_of_largest_logits(network: nn.Module, splits: Any, config: TrainingConfig) -> None:

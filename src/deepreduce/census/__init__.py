@@ -1,7 +1,7 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
 from ._graph import all_pass, image_nodes, writes_in_place
-from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
+from .call_sites import CallSite, final_softmax, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
 from .masked_relu import MaskedReLU, on_line
 from .trace import check_trace, example_images, is_traced, trace, training_path, unwrap
@@ -15,6 +15,7 @@ __all__ = [
     "all_pass",
     "check_trace",
     "example_images",
+    "final_softmax",
     "find_relus",
     "image_nodes",
     "is_traced",

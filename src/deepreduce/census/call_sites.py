@@ -189,7 +189,22 @@ def _clamp_kind(low: Any, high: Any) -> str | None:
     return "relu6" if _is_number(high) and high == 6 else None
 
 
+def final_softmax(traced: fx.GraphModule) -> fx.Node | None:
+    """Return the softmax over the classes, or its logarithm, that a network ends with, None if it does not."""
+    (output,) = traced.graph.find_nodes(op="output")
+    last = output.args[0]
+    if not isinstance(last, fx.Node):
+        return None
+    if last.op == "call_module":
+        module = traced.get_submodule(str(last.target))
+        return last if isinstance(module, (nn.Softmax, nn.LogSoftmax)) and module.dim in (1, -1) else None
+    named = last.op in ("call_function", "call_method") and function_name(last) in ("softmax", "log_softmax")
+    return last if named and argument(last, 1, "dim") in (1, -1) else None
+
+
 def _other_kind(node: fx.Node, traced: fx.GraphModule, image: set[fx.Node]) -> str | None:
+    if node is final_softmax(traced):
+        return "it does not change the class, and is left out privately"
     if node.op == "call_module":
         return _other_module(traced.get_submodule(str(node.target)))
     name = function_name(node)

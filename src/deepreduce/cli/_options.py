@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,7 +261,7 @@ def own_network(network: str, saved: Path) -> nn.Module:
     """
     from .._files import read_json
     from .._json import json_field
-    from ..networks import NetworkSpec, build
+    from ..networks import NetworkSpec, build, is_reference
     from ..training import Front
 
     if (saved / "front.json").exists() or not (saved.is_file() or (saved / "recipe.json").exists()):
@@ -269,6 +269,9 @@ def own_network(network: str, saved: Path) -> nn.Module:
     else:
         content = read_json(saved / "recipe.json" if saved.is_dir() else saved)
     spec = NetworkSpec.from_json(json_field(content, "network", dict))
+    if ":" not in spec.name and not is_reference(spec.name) and ":" in network:
+        # A module that was passed from Python, known by the name of its class; weights and probe tell whether it fits.
+        return build(replace(spec, name=network))
     if spec.name != network:
         raise UsageError(
             problem(

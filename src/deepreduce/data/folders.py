@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,12 +127,21 @@ def _list(folder: Path, skipped: list[str]) -> _Images:
             skipped.append(entry.name)
             continue
         images.classes.append(entry.name)
-        for path in sorted(entry.iterdir(), key=lambda path: path.name):
-            if path.name.startswith("."):
-                continue
+        for path in _inside(entry):
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 images.files.append(path)
                 images.labels.append(entry.name)
             else:
                 skipped.append(path.name)
     return images
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder of a class, by name, and in folders inside it; links to folders are not followed."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _inside(path)
+        else:
+            yield path

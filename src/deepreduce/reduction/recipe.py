@@ -36,6 +36,15 @@ _MOST_MACS = 2 * 10**12  # of one image: hundreds of times ResNet50 at 224x224
 _MOST_ELEMENTS = 2**28  # of one ReLU layer: 2 GiB in float64
 
 
+_PICKLED = "a file of torch.save, which is a program that loading would run"
+_CONVERT = (
+    "convert it where you trust it: safetensors.torch.save_file(torch.load('FILE', weights_only=True), "
+    "'weights.safetensors'); of a checkpoint that holds more, take its state dictionary"
+)
+_PREFIXES = ("module.", "_orig_mod.")
+_HALF = (torch.float16, torch.bfloat16)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a saved network is, without its weights.
@@ -266,9 +275,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise ValueError("no such file")
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
+        got, remedy = (_PICKLED, _CONVERT) if _is_pickled(path) else (error, "restore the file")
         raise RecipeError(
-            problem("the weights must be a safetensors file", got=error, remedy="restore the file", where=path)
+            problem("the weights must be a safetensors file", got=got, remedy=remedy, where=path)
         ) from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Tell whether a file looks like one of `torch.save`: a zip archive, or a bare pickle."""
+    if not path.is_file():  # a pipe would wait for its other end
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:] != b"{")  # there safetensors has its header
+
+
+def fit_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dictionary as a network wants it, where it differs in nothing that matters.
+
+    A prefix that `DataParallel` or `torch.compile` puts in front of every name goes, half precision becomes the
+    network's, and counters of batches, which nothing here reads, may be missing. What else differs stays as it is.
+
+    Args:
+        own: by name, those of the network.
+        tensors: by name, those that were read.
+    """
+    found = dict(tensors)
+    for prefix in _PREFIXES:
+        if found and all(name.startswith(prefix) for name in found) and not any(n.startswith(prefix) for n in own):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    for name, tensor in own.items():
+        if name not in found and name.endswith("num_batches_tracked"):
+            found[name] = tensor.clone()
+        elif name in found and found[name].dtype in _HALF and tensor.dtype == torch.float32:
+            found[name] = found[name].float()
+    return found
 
 
 def load_tensors(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

@@ -246,6 +246,8 @@ def _headline(front: Json) -> dict[str, Any]:
     else:
         title = "Every reduced network on the front is measurably below the teacher"
         lines.insert(0, "This is the most accurate of them.")
+    if slow := seconds.no_faster(front, entry):
+        lines.append(slow)
     lines.append(_seed_note(entry[found.split]))
     # A no-break space keeps a number and its percent sign on one line.
     lines = [line.replace(" %", "\u00a0%") for line in lines]

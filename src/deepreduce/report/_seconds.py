@@ -26,6 +26,8 @@ def seconds(entry: Json, link: str) -> float | None:
 def across(front: Json) -> list[str]:
     """Return what accuracy can be drawn against: ReLUs, then the links, or DELPHI's seconds in runs without links."""
     links = list(links_of(front))
+    if front.get("private") is not None:  # our engine was asked; where it cannot run a network, nobody's seconds count
+        return [RELUS, *links]
     known = any(latency(entry) is not None for entry in (front["teacher"], *candidates(front)))
     return [RELUS, *(links or ([DELPHI] if known else []))]
 
@@ -84,6 +86,8 @@ def link_words(front: Json, name: str) -> str:
 def note(front: Json) -> str:
     """Say how the seconds came about."""
     links = links_of(front)
+    if not links and front.get("private") is not None:
+        return "No network of this run can run privately as it is; each says why."
     if not links:
         return f"Latency: one private inference, {words.LATENCY}."
     said = "; ".join(link_words(front, name) for name in links)
@@ -92,6 +96,19 @@ def note(front: Json) -> str:
     each = "" if cores is None else f", {cores:g} core{'' if cores == 1 else 's'} for each party"
     rest = f", from constants measured on {words.clean(about['hardware'])}" if about.get("hardware") else ""
     return f"{said}: estimated seconds from an image to its class with deepreduce{each}{rest}."
+
+
+def no_faster(front: Json, entry: Json) -> str:
+    """Say so where a network is no faster privately than the full one; empty where it is, or nothing is known."""
+    links = list(links_of(front))
+    times = [(value(front["teacher"], name), value(entry, name)) for name in links]
+    known = [(before, after) for before, after in times if before is not None and after is not None]
+    if not known or any(after < 0.95 * before for before, after in known):
+        return ""
+    return (
+        "Privately it is no faster than the full network: what costs there is something else than these ReLUs. Max "
+        "pooling has circuits of its own, and does the ReLUs in front of it along with them."
+    )
 
 
 def facts(front: Json, entry: Json) -> list[tuple[str, str]]:
@@ -103,7 +120,7 @@ def facts(front: Json, entry: Json) -> list[tuple[str, str]]:
         found.append(("Private, before the image", _over(entry, "offline", links)))
     elif reason := (entry.get("private") or {}).get("reason"):
         found.append(("Private inference", f"not possible as it is: {words.clean(reason)}"))
-    if latency(entry) is not None:
+    if latency(entry) is not None and (links or front.get("private") is None):
         found.append(("With DELPHI", f"{words.duration(latency(entry))} ({words.LATENCY})"))
     return found
 

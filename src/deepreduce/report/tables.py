@@ -95,13 +95,14 @@ def front_table(front: Json) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("Validation", "Test"):
         table.add_column(name, justify="right", min_width=10)
-    times = seconds.across(front)[1:] or [seconds.DELPHI]
+    times = seconds.across(front)[1:]
     for name in ("Change", *map(seconds.heading, times)):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in (teacher, *reduced):
         own = entry is teacher
+        mark = "*" if not own and seconds.by_seconds_alone(front, entry) else ""
         table.add_row(
-            _plain(entry["label"] + ("*" if seconds.by_seconds_alone(front, entry) else ""), "bold" if own else ""),
+            _plain(entry["label"] + mark, "bold" if own else ""),
             words.count(entry["relus"]),
             words.UNKNOWN if own else words.factor(teacher["relus"], entry["relus"]),
             _accuracy(entry["validation"], stacked=True),
@@ -116,7 +117,7 @@ def front_table(front: Json) -> Table:
 def _quick(front: Json, reduced: list[Json]) -> str:
     """Explain the mark of networks that are there for their seconds."""
     marked = any(seconds.by_seconds_alone(front, entry) for entry in reduced)
-    return "* the most accurate in its time; one with no more ReLUs is more accurate." if marked else ""
+    return "* the most accurate in its time; one with no more ReLUs is at least as accurate." if marked else ""
 
 
 def _method(front: Json) -> str:
@@ -152,7 +153,11 @@ def _summary(front: Json) -> str:
         return f"{times} fewer ReLUs: the validation images show no loss, the test images do: {name}."
     if not found.holds:
         return "Every reduced network on the front is measurably below the teacher."
-    return f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change is not all below 0): {name}."
+    slow = seconds.no_faster(front, found.entry)
+    return (
+        f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change is not all below 0): {name}."
+        + (f" {slow}" if slow else "")
+    )
 
 
 def _state(status: object) -> Text:

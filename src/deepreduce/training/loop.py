@@ -147,6 +147,7 @@ def train(
             )
         )
     network = laid_out(network, device, torch.channels_last).train()
+    network.requires_grad_(True)  # a layer that its owner froze must learn to do without the ReLUs around it
     optimizer = make_optimizer(network.parameters(), config)
     history = continued(network, optimizer, checkpoint, config, accelerator)
     for line in history:

@@ -12,6 +12,7 @@ from ..reduction import Base, Candidate, Criticality, measure_criticality, paret
 from ..reduction.recipe import load_network
 from .batches import DeviceSplit
 from .distributed import agree
+from .intervals import wilson_interval
 from .jobs import Context, Job
 from .loop import count_correct, make_accelerator
 from .mask_jobs import read_masks, unknown_candidate
@@ -102,6 +103,7 @@ def search(
         teachers, critical = first_jobs(run.base, settings)
         teacher = outcomes_of(run.carry_out(teachers), {})[0]
         _require(teacher)
+        _warn_of_guessing(teacher, run)
         criticality = criticality_of(run.carry_out(critical), run.base, settings)
         ranking = criticality or assumed_criticality(run.base.census)
         searched = run.carry_out(mask_jobs(run.base, settings))
@@ -181,6 +183,20 @@ def _require(outcome: Outcome) -> None:
         raise TrainingError(f"{outcome.job.label}: this network is needed and could not be trained. {outcome.failure}")
 
 
+def _warn_of_guessing(teacher: Outcome, run: Phases) -> None:
+    """Say at once where a network that came trained is no better than chance: everything else learns from it."""
+    if not run.settings.trained:
+        return
+    measured, classes = teacher.runs[0]["validation"], run.context.spec.classes
+    if wilson_interval(teacher.accuracies[0], measured["n"])[0] <= 1 / classes:
+        run.watcher.note(
+            f"the network as it came is right on {measured['correct']} of {measured['n']} held-out images, no better "
+            f"than chance with {classes} classes. Are its weights loaded? Are the pixels normalised as it learned them "
+            "(--mean, --std; without them the mean of these images is taken)? Are the classes in its order (folders "
+            "are taken by name)?"
+        )
+
+
 def _require_candidates(jobs: Sequence[Job], proposals: Sequence[Proposal], settings: SearchSettings) -> None:
     """Refuse a search that would train no candidate: zero effect is an error."""
     if jobs:
@@ -191,7 +207,7 @@ def _require_candidates(jobs: Sequence[Job], proposals: Sequence[Proposal], sett
             problem(
                 "the budget must be met by some candidate",
                 got=f"{settings.budget:,}; with the measured criticality the smallest has {smallest:,} ReLUs",
-                remedy="raise --budget, or start from a narrower network with --width",
+                remedy="raise --budget, or start from a narrower network (--width, of a reference network)",
                 where="--budget",
             )
         )

@@ -125,7 +125,7 @@ def check_budget(base: Base, settings: SearchSettings) -> None:
                 "the budget must be met by some candidate",
                 got=f"{budget:,}; "
                 + ("there is no candidate" if smallest is None else f"the smallest candidate has {smallest:,} ReLUs"),
-                remedy="raise the budget, or start from a narrower network with --width",
+                remedy="raise the budget, or start from a narrower network (--width, of a reference network)",
                 where="--budget",
             )
         )
@@ -141,7 +141,7 @@ def first_jobs(base: Base, settings: SearchSettings) -> tuple[list[Job], list[Jo
     A network with a single stage needs no criticality, nor does a method that does not ask for it.
     """
     teachers = [
-        Job("teacher", None, seed, False, settings.training, given=settings.trained)
+        Job("teacher", None, seed, False, settings.training, given=bool(settings.trained))
         for seed in range(1 if settings.trained else settings.seeds)
     ]
     asked = settings.reducer().needs_criticality and len(base.census.stages) > 1

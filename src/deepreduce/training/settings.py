@@ -52,7 +52,8 @@ class SearchSettings:
         budget: ReLUs that a candidate may have; None trains all.
         budgets: for methods that make a candidate for each budget: several of them, none above `budget`.
         collapse: make one convolution of what comes before the first ReLU of every candidate, see `head_of`.
-        trained: the network comes with its weights and is not trained again.
+        trained: the network comes with its weights and is not trained again; None for a module that is passed to
+            `deepreduce.reduce`, and not for a network that is named.
         test_all: look at the test images, once, for every candidate and not for those of the front alone: for tables
             whose rows are fixed beforehand. Nothing is chosen by it.
     """
@@ -71,7 +72,7 @@ class SearchSettings:
     budget: int | None = None
     budgets: tuple[int, ...] = ()
     collapse: bool = False
-    trained: bool = False
+    trained: bool | None = None
     test_all: bool = False
 
     def __post_init__(self) -> None:
@@ -258,7 +259,7 @@ class SearchSettings:
             "criticality_epochs": self.criticality_config().epochs,
             "criticality_plain": self.criticality_plain,
             "collapse": self.collapse,
-            "trained": self.trained,
+            "trained": bool(self.trained),
             **self.training.to_json(),
         }
 

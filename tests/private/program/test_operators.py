@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deepreduce.private.program import Circuit, Matrix, Sum, SumPool, convert
+from deepreduce.errors import NetworkError
+from deepreduce.private.program import Circuit, Matrix, Sum, SumPool, convert, make_program
 from deepreduce.private.program.fold import fold, simplify
 from deepreduce.private.program.merge import merge
+from deepreduce.private.twin import Twin
 
-from .small import Lambda, agree, images, reference, settle
+from .small import FINE, Lambda, agree, images, reference, settle
 
 
 def exact(network: nn.Module, batch: Tensor) -> None:
@@ -129,6 +132,55 @@ MOVES: list[Callable[[Tensor], Tensor]] = [
 @pytest.mark.parametrize("number", range(len(MOVES)))
 def test_moves(number: int) -> None:
     exact(head(lambda net, x: MOVES[number](x)), images(3, 4, 6, 6))
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """The channel shuffle of ShuffleNet, as torchvision writes it."""
+    n, c, h, w = x.size()
+    return torch.transpose(x.view(n, 2, c // 2, h, w), 1, 2).contiguous().view(n, -1, h, w)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_views_of_more_dimensions_that_are_taken_back(merge: bool) -> None:
+    """Nothing of four dimensions is left for the file that clients get."""
+    net = Lambda(
+        lambda net, x: net.fc(
+            shuffled(torch.cat([shuffled(net.c(x)).chunk(2, 1)[1] + 1, net.c(x)[:, :2]], 1)).flatten(1)
+        ),
+        c=nn.Conv2d(4, 4, 3, padding=1),
+        fc=nn.Linear(64, 3),
+    )
+    batch = images(6, 4, 4, 4)
+    program = make_program(net, batch, settings=replace(FINE, merge=merge))
+    assert max(len(form.shape) for form in program.public.tensors) == 3
+    with torch.no_grad():
+        assert np.array_equal(Twin(program).run(batch.double().numpy()).labels, net(batch).argmax(1).numpy())
+
+
+def test_a_view_of_more_dimensions_that_stays_is_refused_with_its_place() -> None:
+    net = Lambda(lambda net, x: net.fc(F.relu(x.view(x.size(0), 2, 2, 4, 4)).flatten(1)), fc=nn.Linear(64, 3))
+    with pytest.raises(NetworkError, match=r"at most 3 dimensions.*Got: 2x2x4x4"):
+        make_program(net, images(4, 4, 4, 4))
+
+
+SOFTMAX: list[tuple[Callable[..., Tensor], dict[str, nn.Module]]] = [
+    (lambda net, x: F.log_softmax(net.fc(x.flatten(1)), dim=1), {}),
+    (lambda net, x: F.softmax(net.fc(x.flatten(1)), 1), {}),
+    (lambda net, x: net.fc(x.flatten(1)).log_softmax(-1), {}),
+    (lambda net, x: net.s(net.fc(x.flatten(1))), {"s": nn.LogSoftmax(dim=1)}),
+]
+
+
+@pytest.mark.parametrize(("function", "layers"), SOFTMAX)
+def test_a_softmax_at_the_end_is_left_out(function: Callable[..., Tensor], layers: dict[str, nn.Module]) -> None:
+    """The class is the same without it; the logits are those in front of it."""
+    net = Lambda(function, fc=nn.Linear(12, 5), **layers)
+    batch = images(8, 3, 2, 2)
+    program = make_program(net, batch, settings=FINE)
+    answers = Twin(program).run(batch.double().numpy())
+    with torch.no_grad():
+        assert np.array_equal(answers.labels, net(batch).argmax(1).numpy())
+        assert np.abs(answers.logits - net.fc(batch.flatten(1)).numpy()).max() < 0.01
 
 
 ARITHMETIC: list[Callable[[Tensor], Tensor]] = [

@@ -18,7 +18,8 @@ from .small import Lambda, images
 
 REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
     ("Sigmoid", lambda net, x: net.s(x).flatten(1), {"s": nn.Sigmoid()}),
-    ("softmax", lambda net, x: F.softmax(x.flatten(1), 1), {}),
+    ("softmax", lambda net, x: F.softmax(x.flatten(1), 1) + 1, {}),
+    ("softmax", lambda net, x: F.softmax(x.flatten(1), 0), {}),
     ("product of two tensors", lambda net, x: (x * x.mean((2, 3), keepdim=True)).flatten(1), {}),
     ("GroupNorm", lambda net, x: net.g(x).flatten(1), {"g": nn.GroupNorm(1, 3)}),
     (
@@ -120,10 +121,11 @@ def test_settings_out_of_range(setting: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "activation", [nn.GELU(), nn.SiLU(), nn.LeakyReLU(), nn.Tanh(), nn.Hardtanh(), nn.Softmax(1)], ids=repr
+    "activation", [nn.GELU(), nn.SiLU(), nn.LeakyReLU(), nn.Tanh(), nn.Hardtanh(), nn.Softmax(2)], ids=repr
 )
 def test_what_a_census_says_cannot_run_privately_does_not_convert(activation: nn.Module) -> None:
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), activation)
+    layers = [nn.Conv2d(1, 2, 3), nn.ReLU(), activation, nn.Flatten(), nn.Linear(8, 3)]
+    network = nn.Sequential(*layers)
     (note,) = take_census(network, (1, 4, 4)).notes
     assert "cannot run privately" in note
     with pytest.raises(NetworkError, match=type(activation).__name__):

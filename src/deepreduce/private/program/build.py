@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ...census import trace
 from ...errors import DataError, NetworkError, RecipeError, problem
 from .check import check_public
-from .convert import convert
-from .fold import fold
+from .convert import convert, without_softmax
+from .fold import check_shapes, fold, simplify
 from .formats import Formats, Range, Ranges
 from .graph import Array, Graph, Input, Node
 from .merge import merge
@@ -90,7 +90,7 @@ def make_program(
             )
         )
     calibration = images.detach().cpu().double()
-    traced = trace(network)
+    traced = without_softmax(trace(network))
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     graph = convert(traced, shape, masks=masks)
     if graph.output.size < 2:
@@ -110,6 +110,9 @@ def make_program(
     fold(graph, calibration[:_BATCH])
     if chosen.merge:
         merge(graph)
+    else:
+        simplify(graph)
+    check_shapes(graph)
     trim, tuned = True, False
     while True:
         if not tuned:

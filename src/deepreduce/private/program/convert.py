@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from ...census import find_relus, masked_relu, trace
+from ...census import final_softmax, find_relus, masked_relu, trace
 from ...census.trace import source_line
 from ...errors import NetworkError, near_misses, problem
 from .graph import Affine, Array, Graph, Input, Node
@@ -56,11 +56,32 @@ def convert(network: nn.Module, input: tuple[int, int, int], *, masks: Mapping[s
         NetworkError: if an operator does not convert, with its place in the user's source and the remedy; if the
             output is not one vector of logits; if a mask does not fit.
     """
-    traced = trace(network).cpu().double().eval()
+    traced = without_softmax(trace(network)).cpu().double().eval()
     converter = _Converter(traced, input, dict(masks or {}))
     with torch.no_grad():
         converter.run(torch.zeros(_BATCH, *input, dtype=torch.float64))
     return converter.finish()
+
+
+def without_softmax(traced: fx.GraphModule) -> fx.GraphModule:
+    """Return a network without the softmax over the classes that it may end with: the class is the same without it.
+
+    A softmax costs exponentials, and the largest logit has the largest probability. So what is revealed with
+    `--reveal logits` are the logits in front of it.
+
+    Args:
+        traced: not changed.
+    """
+    if final_softmax(traced) is None:
+        return traced
+    own = copy.deepcopy(traced)
+    last = final_softmax(own)
+    assert last is not None
+    (output,) = own.graph.find_nodes(op="output")
+    output.args = (last.args[0] if last.args else next(iter(last.kwargs.values())),)
+    own.graph.eliminate_dead_code()
+    own.recompile()
+    return own
 
 
 class _Converter(fx.Interpreter):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import NetworkError, problem
 from .graph import Affine, Array, Graph, Node, evaluate
 from .operations import (
     MAX,
@@ -38,6 +39,8 @@ from .operations import (
     Sum,
     SumPool,
 )
+
+_MOST_DIMENSIONS = 3
 
 _LARGEST_GROWTH = 4.0
 """How much of the format's precision the sign trick in front of a ReLU may cost: two bits."""
@@ -339,10 +342,15 @@ def _weighted_readers(graph: Graph, node: Node) -> list[Node] | None:
 
 
 def simplify(graph: Graph) -> None:
-    """Join sums of sums, concatenations along one axis, reshapes of reshapes, if nothing else reads the inner one."""
+    """Join sums of sums, concatenations along one axis, and what only moves elements, if nothing else reads the inner
+    one.
+    """
 
     def join(graph: Graph, node: Node) -> bool:
         for position, before in enumerate(node.inputs):
+            if isinstance(node.op, Gather) and isinstance(before.op, Reshape):
+                node.inputs = list(before.inputs)  # it takes elements by their number, whatever the shape
+                return True
             if _only_reader(graph, before) is not node:
                 continue
             if isinstance(node.op, Sum) and isinstance(before.op, Sum):
@@ -356,6 +364,11 @@ def simplify(graph: Graph) -> None:
                 node.op = replace(node.op, shifts=(0,) * (len(node.inputs) - 1 + len(before.inputs)))
             elif isinstance(node.op, Reshape) and isinstance(before.op, Reshape):
                 pass
+            elif isinstance(node.op, Reshape) and isinstance(before.op, Gather):
+                node.op = before.op
+            elif isinstance(node.op, Gather) and isinstance(before.op, Gather):
+                index = np.append(before.op.index, np.int32(-1))  # -1, which is a zero, stays one
+                node.op = Gather(index[node.op.index])
             else:
                 continue
             node.inputs = node.inputs[:position] + before.inputs + node.inputs[position + 1 :]
@@ -363,6 +376,24 @@ def simplify(graph: Graph) -> None:
         return False
 
     _until_stable(graph, join)
+
+
+def check_shapes(graph: Graph) -> None:
+    """Refuse a simplified graph in which an operation needs more than channels, height and width.
+
+    Raises:
+        NetworkError: with the place.
+    """
+    for node in graph.order():
+        if len(node.shape) > _MOST_DIMENSIONS:
+            raise NetworkError(
+                problem(
+                    f"a feature map to run privately has at most {_MOST_DIMENSIONS} dimensions beside the batch",
+                    got="x".join(map(str, node.shape)),
+                    remedy="keep channels, height and width; views that are taken back at once may have more",
+                    where=node.place,
+                )
+            )
 
 
 def compact_sum(a: Array | None, b: Array | None, sign: int) -> Array | None:
