@@ -82,7 +82,8 @@ def trace(module: nn.Module) -> fx.GraphModule:
     except Exception as error:  # fx raises many types, and the user's code any other
         raise NetworkError(
             problem(
-                "the network must be traceable by torch.fx: no branch or loop may depend on the values or shape of a tensor",
+                "the network must be traceable by torch.fx: no branch or loop may depend on the values of a tensor, or "
+                "its shape",
                 got=f"{type(error).__name__}: {_first_line(error)}",
                 remedy="move that branch out of forward, or make it depend on the configuration alone",
                 where=_user_line(error),
