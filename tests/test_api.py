@@ -136,6 +136,17 @@ def test_a_module_with_settings_brings_its_weights_unless_they_say_otherwise(
     assert kept is (epochs == 0)
 
 
+def test_another_method_in_the_same_folder_says_whose_front_it_is(
+    network: nn.Module, data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, told in (("deepreduce", False), ("deepreduce", False), ("channel-pruning", True)):
+        with Watcher() as watcher:
+            settings = replace(QUICK, method=method)
+            deepreduce.reduce(network, data, out=tmp_path / "run", settings=settings, options=ONE, progress=watcher)
+        shown = capsys.readouterr().err
+        assert ("those of deepreduce come back when its command is repeated" in shown) is told
+
+
 def test_weights_as_people_have_them_fit(network: nn.Module, data: Any, tmp_path: Path) -> None:
     """Saved from DataParallel, in half precision, without the counters of batch norm."""
     network.add_module("bn", nn.BatchNorm2d(4))

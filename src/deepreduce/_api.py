@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from ._environment import environment
-from ._files import write_json
+from ._files import read_json, write_json
 from ._pricing import our_pricer
 from .data import Dataset
 from .data import load as load_data
-from .errors import UsageError, problem
+from .errors import RunError, UsageError, problem
 from .networks import NetworkSpec, build, is_reference
 from .private import delphi_online_seconds
 from .reduction import Candidate, census_of, for_each, make_base
@@ -35,7 +36,7 @@ from .training import (
 from .training import plan as plan_search
 from .training import search as run_search
 from .training import train_teacher as run_teacher
-from .training.distributed import agree
+from .training.distributed import agree, is_first
 
 
 def profile(
@@ -145,8 +146,23 @@ def reduce(
     for entry in (content["teacher"], *content["candidates"]):
         known = entry["relus"] is not None
         entry["latency"] = {"delphi": delphi_online_seconds(entry["relus"], entry["macs"])} if known else None
-    agree(lambda: write_json(context.folder / "front.json", content))
+    replaced = agree(lambda: _replace_front(context.folder, content))
+    if replaced and progress is not None and is_first():
+        progress.note(
+            f"front.json holds the networks of {settings.method} now; those of {replaced} come back when its command "
+            "is repeated, and nothing is trained for that"
+        )
     return Front(content, context.folder)
+
+
+def _replace_front(folder: Path, content: dict[str, Any]) -> str:
+    """Write the front; return the method of the one that was there, if it was another one."""
+    path, before = folder / "front.json", None
+    if path.exists():
+        with contextlib.suppress(RunError):  # a damaged one is replaced
+            before = (read_json(path).get("settings") or {}).get("method")
+    write_json(path, content)
+    return str(before) if before not in (None, content["settings"]["method"]) else ""
 
 
 def plan_reduce(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -196,6 +198,25 @@ def test_a_run_of_ones_own_network_is_estimated(home: Home, capsys: pytest.Captu
     assert "--network" in capsys.readouterr().err
     assert main([*typed[:2], "resnet18", str(network)]) == 2
     assert "for a run of 'tiny_private_network:Net'" in capsys.readouterr().err
+
+
+def test_a_run_of_a_module_from_python_takes_the_function_that_makes_it(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path
+) -> None:
+    """The run knows the class alone; weights and probe tell whether the network is the right one."""
+    monkeypatch.chdir(home.folder)
+    run = tmp_path / "run"
+    shutil.copytree(home.folder / "run", run)
+    for path in (run / "front.json", *run.rglob("recipe.json")):
+        path.write_text(path.read_text().replace('"tiny_private_network:Net"', '"Net"'))
+    for path in run.rglob("metrics.json"):
+        metrics = json.loads(path.read_text())
+        metrics["recipe_sha256"] = hashlib.sha256((path.parent / "recipe.json").read_bytes()).hexdigest()
+        path.write_text(json.dumps(metrics))
+    typed = ["export", str(run), "--relus", "100000", "--images", "32", "--out", str(tmp_path / "out"), "--network"]
+    assert main([*typed, "tiny_private_network:Net"]) == 0
+    capsys.readouterr()
+    assert main([*typed, "resnet18"]) == 2
 
 
 @pytest.mark.parametrize(
