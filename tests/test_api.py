@@ -156,6 +156,14 @@ def test_weights_as_people_have_them_fit(network: nn.Module, data: Any, tmp_path
     fitted = fit_tensors(state, load_file(tmp_path / "w.safetensors"))
     assert fitted.keys() == state.keys() and all(fitted[name].dtype == state[name].dtype for name in state)
     assert torch.equal(fitted["fc.weight"], state["fc.weight"].half().float())
+    plain = Net()
+    state = plain.state_dict()
+    save_file({f"module.{name}": value.half() for name, value in state.items()}, tmp_path / "w.safetensors")
+    front = deepreduce.reduce(
+        plain, data, out=tmp_path / "run", settings=QUICK, options=ONE, weights=tmp_path / "w.safetensors"
+    )
+    taught, _ = front.load(front.content["teacher"], network=plain)
+    assert torch.equal(taught.fc.weight, state["fc.weight"].half().float())  # type: ignore[union-attr,arg-type]
     other = {name.replace("fc", "head"): value for name, value in state.items()}
     assert fit_tensors(state, other).keys() == other.keys()  # what matters is refused as before
 

@@ -16,6 +16,7 @@ from deepreduce import _files
 from deepreduce._files import (
     append_line,
     check_format,
+    open_to_others,
     read_json,
     read_lines,
     replacing,
@@ -217,3 +218,12 @@ def test_one_line_is_one_json_value(tmp_path: Path) -> None:
     append_line(tmp_path / "h", {"text": "a\nb\u2028c"})
     assert json.loads((tmp_path / "h").read_text(encoding="utf-8")) == {"text": "a\nb\u2028c"}
     assert read_lines(tmp_path / "h") == [{"text": "a\nb\u2028c"}]
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o600, ""), (0o700, ""), (0o644, "0644"), (0o610, "0610")])
+def test_what_others_may_read_is_told_by_its_mode(tmp_path: Path, mode: int, said: str) -> None:
+    path = tmp_path / "file"
+    assert open_to_others(path) == ""
+    path.touch()
+    path.chmod(mode)
+    assert open_to_others(path) == said

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -145,6 +146,17 @@ def move_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     return path.rename(aside)
+
+
+def open_to_others(path: Path) -> str:
+    """Return the mode of a file or folder that others than its owner may read, write or enter: `0644`.
+
+    Empty where nobody may, where nothing is there, and on systems without such modes.
+    """
+    if os.name != "posix" or not path.exists():
+        return ""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    return f"{mode:04o}" if mode & 0o077 else ""
 
 
 def sha256_of(path: Path) -> str:

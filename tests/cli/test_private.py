@@ -230,6 +230,7 @@ def test_a_run_of_a_module_from_python_takes_the_function_that_makes_it(
         (["serve", "SERVER", "--listen", "127.0.0.1", "CERTIFICATE"], "HOST:PORT"),
         (["serve", "SERVER", "--listen", "127.0.0.1:0"], "--cert"),
         (["serve", "SERVER", "--listen", "127.0.0.1:0", "CERTIFICATE", "--clients", "0"], "Clients lies"),
+        (["serve", "SERVER", "--listen", "127.0.0.1:0", "CERTIFICATE", "--bundles-per-day", "0"], "bundles_per_day"),
         (["serve", "SERVER", "--listen", "127.0.0.1:0", "CERTIFICATE", "--store-limit", "-1"], "gigabytes"),
         (["serve", "SERVER", "--listen", "192.0.2.1:0", "CERTIFICATE"], "can listen at --listen"),
         (["serve", "SERVER", "--listen", "127.0.0.1:0", "CERTIFICATE", "--reveal", "weights"], "--reveal"),

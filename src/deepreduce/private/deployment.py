@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from functools import cached_property
@@ -27,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from .._files import replacing
+from .._files import open_to_others, replacing
 from .._json import json_field, json_list, parse_json
 from ..errors import DataError, RecipeError, RunError, problem
 from .program import Program, PublicProgram, program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
@@ -223,12 +221,11 @@ def load_server(path: Path, *, serving: bool = False) -> ServerModel:
 
 
 def _check_private(path: Path) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else 0
-    if os.name == "posix" and mode & 0o077:
+    if path.is_file() and (mode := open_to_others(path)):
         raise RunError(
             problem(
                 "the weights that are served must be readable by their owner alone",
-                got=f"mode {mode:04o}",
+                got=f"mode {mode}",
                 remedy=f"chmod 600 '{path}', and find out who may have read them",
                 where=path,
             )

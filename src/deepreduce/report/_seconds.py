@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deepreduce.report import _words as words
-from deepreduce.report.front import Json, candidates, front_entries, latency
+from deepreduce.report.front import Json, candidates, latency
 
 RELUS, DELPHI = "relus", "delphi"
 """What a front can be drawn against, beside the links."""
@@ -25,11 +25,10 @@ def seconds(entry: Json, link: str) -> float | None:
 
 def across(front: Json) -> list[str]:
     """Return what accuracy can be drawn against: ReLUs, then the links, or DELPHI's seconds in runs without links."""
-    links = list(links_of(front))
     if front.get("private") is not None:  # our engine was asked; where it cannot run a network, nobody's seconds count
-        return [RELUS, *links]
+        return [RELUS, *links_of(front)]
     known = any(latency(entry) is not None for entry in (front["teacher"], *candidates(front)))
-    return [RELUS, *(links or ([DELPHI] if known else []))]
+    return [RELUS, DELPHI] if known else [RELUS]
 
 
 def value(entry: Json, name: str) -> float | None:
@@ -48,11 +47,8 @@ def fronts_of(front: Json) -> dict[str, list[str]]:
 
 def on_a_front(front: Json) -> list[Json]:
     """Return the reduced networks on the front of ReLUs or on one of seconds, most ReLUs first."""
-    names = {name for ids in fronts_of(front).values() for name in ids} - {front["teacher"]["id"]}
-    quick = [entry for entry in candidates(front) if entry["id"] in names]
-    by_relus = front_entries(front)
-    more = [entry for entry in quick if all(entry is not other for other in by_relus)]
-    return sorted([*by_relus, *more], key=lambda entry: -(words.number(entry["relus"]) or 0))
+    names = {name for ids in fronts_of(front).values() for name in ids}
+    return [entry for entry in candidates(front) if entry["id"] in names]
 
 
 def by_seconds_alone(front: Json, entry: Json) -> bool:

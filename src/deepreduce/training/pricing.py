@@ -76,7 +76,7 @@ def price_all(run: Phases, outcomes: Sequence[Outcome], pricer: Pricer) -> dict[
         pricer: who is asked. What it cannot price costs the search nothing: hours of training lie behind it.
 
     Returns:
-        By id what `pricer` said, or `reason`. A new answer each time, free to be changed.
+        By id what `pricer` said, or `reason`.
     """
     finished = [outcome for outcome in outcomes if outcome.complete]
     found: dict[str, dict[str, Any]] = {}
@@ -87,9 +87,10 @@ def price_all(run: Phases, outcomes: Sequence[Outcome], pricer: Pricer) -> dict[
             todo.append(outcome)
         else:
             found[outcome.job.id] = known
+    images = _some_images(run.context)
     for done, outcome in enumerate(todo):
         run.watcher.step("Private cost", done, len(todo))
-        found[outcome.job.id] = _ask(run, outcome, pricer)
+        found[outcome.job.id] = _ask(run, outcome, pricer, images)
     if todo:
         run.watcher.step("Private cost", len(todo), len(todo))
     return found
@@ -139,13 +140,15 @@ def _is_price(price: dict[str, Any], links: Sequence[str]) -> bool:
     return all(isinstance(value, float | int) and value >= 0 for value in seconds)
 
 
-def _ask(run: Phases, outcome: Outcome, pricer: Pricer) -> dict[str, Any]:
+def _ask(
+    run: Phases, outcome: Outcome, pricer: Pricer, images: Float[Tensor, "batch channel height width"]
+) -> dict[str, Any]:
     """Ask for the price of one network, and keep it."""
     context = run.context
     folder = context.folder / outcome.best_place
     try:
         network, _ = load_network(folder, context.full_network())
-        price = pricer(network, _some_images(context))
+        price = pricer(network, images)
     except DeepReduceError as error:
         price = {"reason": str(error)}
     except Exception as error:  # whatever it is, the trained networks do not go down with it

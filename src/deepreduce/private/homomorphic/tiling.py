@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ...errors import problem
 from .errors import LayerError
 from .layer import Layer
-from .packing import Plan, Tiling, axis_of, spread
+from .packing import Axis, Plan, Tiling, axis_of, spread
 
 DEGREE = 8192
 """N: the smallest degree at which 128-bit security leaves room for the ring, the weights and the flooding."""
@@ -109,42 +109,43 @@ def check_planning(layers: Iterable[Layer], *, degree: int = DEGREE) -> int:
 def _work(layer: Layer, degree: int) -> Iterator[int]:
     """Yield what `_tilings` does for a layer, in portions: bands, and tilings or more, without looking at a band."""
     channels = _shares(layer.out_channels // layer.groups)
+    for _, _, axis, columns in _cuts(layer):
+        yield axis.phases * axis.bands + columns.phases
+        # The pitch of two directions that share all the zeros they may.
+        pitch = (axis.length - axis.taps + 1) * (columns.length - columns.taps + 1)
+        if (axis.length - 1) * (columns.length - columns.taps + 1) + columns.length > degree:
+            continue
+        planes = _shares(layer.in_channels // layer.groups * axis.phases * columns.phases)
+        for inside in planes[_first(planes, degree // pitch + 1) :]:
+            yield 1 if layer.groups == 1 else len(channels) - _first(channels, (degree // pitch + 1) // inside)
+
+
+def _cuts(layer: Layer) -> Iterator[tuple[tuple[bool, bool], int, Axis, Axis]]:
+    """Yield every way to split the strides and to cut rows into bands: (split, rows), and both geometries."""
     for split_rows in _splits(layer.stride[0]):
         for split_columns in _splits(layer.stride[1]):
             columns = axis_of(layer, 1, split_columns, layer.out_width)
             for rows in _shares(layer.out_height):
-                axis = axis_of(layer, 0, split_rows, rows)
-                yield axis.phases * axis.bands + columns.phases
-                # The pitch of two directions that share all the zeros they may.
-                pitch = (axis.length - axis.taps + 1) * (columns.length - columns.taps + 1)
-                if (axis.length - 1) * (columns.length - columns.taps + 1) + columns.length > degree:
-                    continue
-                planes = _shares(layer.in_channels // layer.groups * axis.phases * columns.phases)
-                for inside in planes[_first(planes, degree // pitch + 1) :]:
-                    yield 1 if layer.groups == 1 else len(channels) - _first(channels, (degree // pitch + 1) // inside)
+                yield (split_rows, split_columns), rows, axis_of(layer, 0, split_rows, rows), columns
 
 
 def _tilings(layer: Layer, degree: int) -> Iterator[Tiling]:
     """Yield every tiling that fits and that no other one obviously beats."""
     channels = _shares(layer.out_channels // layer.groups)
-    for split_rows in _splits(layer.stride[0]):
-        for split_columns in _splits(layer.stride[1]):
-            columns = axis_of(layer, 1, split_columns, layer.out_width)
-            for rows in _shares(layer.out_height):
-                axis = axis_of(layer, 0, split_rows, rows)
-                pitch = axis.pitch * columns.pitch
-                room = degree - (axis.length - 1) * columns.pitch - columns.length
-                if room < 0:
-                    continue
-                blocks = room // pitch + 1
-                planes = _shares(layer.in_channels // layer.groups * axis.phases * columns.phases)
-                for inside in planes[_first(planes, blocks) :]:
-                    for outside in channels[_first(channels, blocks // inside) :]:
-                        groups = min(layer.groups, _spread_groups((blocks // (inside * outside) - 1) // 2))
-                        groups = _even(layer.groups, groups)
-                        yield Tiling(rows, (split_rows, split_columns), inside, outside, groups)
-                        if layer.groups == 1:
-                            break  # shares descend: fewer output channels at the same price of requests
+    for split, rows, axis, columns in _cuts(layer):
+        pitch = axis.pitch * columns.pitch
+        room = degree - (axis.length - 1) * columns.pitch - columns.length
+        if room < 0:
+            continue
+        blocks = room // pitch + 1
+        planes = _shares(layer.in_channels // layer.groups * axis.phases * columns.phases)
+        for inside in planes[_first(planes, blocks) :]:
+            for outside in channels[_first(channels, blocks // inside) :]:
+                groups = min(layer.groups, _spread_groups((blocks // (inside * outside) - 1) // 2))
+                groups = _even(layer.groups, groups)
+                yield Tiling(rows, split, inside, outside, groups)
+                if layer.groups == 1:
+                    break  # shares descend: fewer output channels at the same price of requests
 
 
 @functools.lru_cache(maxsize=DEGREE)

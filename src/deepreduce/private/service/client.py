@@ -270,9 +270,9 @@ class Client:
     def _infer(self, values: Words, reveal: Reveal) -> Inference:
         self._model.layout.compile()
         load = len(values) * _bundle_bytes(self._model) <= _IN_MEMORY_BYTES
-        bundles: list[Bundle] = []
+        named: list[tuple[bytes, int]] = []
         materials: list[Material] = []
-        try:
+        with contextlib.ExitStack() as stack:
             while len(materials) < len(values):  # another process may take what we prepare
                 missing = len(values) - len(materials)
                 short = missing - self._store.count()
@@ -284,23 +284,19 @@ class Client:
                 with contextlib.suppress(BundleDamaged):  # it is gone, and another one takes its place
                     taken = self._store.take_next(missing)  # from here on nobody can use them again
                 for bundle in taken:
+                    stack.callback(bundle.close)
+                for bundle in taken:
                     with contextlib.suppress(BundleDamaged):  # so here: its header was whole, a section is not
                         materials.append(_material(bundle, load))
-                        bundles.append(bundle)
-                        continue
-                    bundle.close()
-            named = tuple((bundle.name.session, bundle.name.number) for bundle in bundles)
+                        named.append((bundle.name.session, bundle.name.number))
             with self._whole_or_over():
-                self._start(Start(named, reveal))
+                self._start(Start(tuple(named), reveal))
                 begin, before = time.perf_counter(), self._channel.snapshot()
                 result: Result = infer_client(
                     self._channel, self._model.layout, materials, values, reveal=reveal, threads=self._threads
                 )
             seconds = time.perf_counter() - begin
             return Inference(result.labels, result.logits, seconds, result.seconds, self._channel.snapshot() - before)
-        finally:
-            for bundle in bundles:
-                bundle.close()
 
     def _start(self, start: Start) -> None:
         """Have the server take its halves of the bundles."""

@@ -8,14 +8,13 @@ reaches it may ask it for labels. Nothing older than TLS 1.3 is spoken and no se
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import ssl
-import stat
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from deepreduce._files import open_to_others
 from deepreduce.errors import problem
 
 from .address import check_host, parse_address
@@ -326,12 +325,11 @@ def _check_pem(path: Path, block: str, what: str) -> None:
 
 
 def _check_private(key: Path) -> None:
-    mode = stat.S_IMODE(key.stat().st_mode)
-    if os.name == "posix" and mode & 0o077:
+    if mode := open_to_others(key):
         raise TlsError(
             problem(
                 "a private key must be readable by its owner alone",
-                got=f"mode {mode:04o}",
+                got=f"mode {mode}",
                 remedy=f"chmod 600 {key}, and make a new key if others may have read it",
                 where=key,
             )

@@ -1,0 +1,65 @@
+"""What one server gives to strangers: bounds on everything that they decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...errors import UsageError, problem
+from ..protocol import Reveal
+from .messages import MAX_IMAGES
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What one server gives to strangers.
+
+    Attributes:
+        reveal: what clients may learn; the logits tell more of the weights than the label does.
+        clients: connections at once; further ones are told to come again.
+        bundles: most bundles of one request.
+        bundles_per_day: most bundles that one client has made in any 24 hours, see `quota`; None for no limit.
+        images: most images of one online phase; clients send larger batches in turns.
+        batch_bytes: memory of one online phase, so `clients` times as much in all, beside program and weights. Where
+            `images` would take more, fewer go at once, at least one: `ServerMemory` says how many. It is what is in
+            use; the allocator keeps up to about 64 MiB of what was freed for each client.
+        deadline_seconds: longest wait for any one message of a client, between requests included.
+        handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
+            connection counts among the strangers, of whom there may be `clients` + 8 at once, see `strangers`.
+    """
+
+    reveal: tuple[Reveal, ...] = ("label",)
+    clients: int = 8
+    bundles: int = 1000
+    bundles_per_day: int | None = None
+    images: int = 64
+    batch_bytes: int = 256 << 20
+    deadline_seconds: float = 120.0
+    handshake_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: naming what is out of range.
+        """
+        for name, low, high in (
+            ("clients", 1, 10_000),
+            ("bundles", 1, 1 << 31),
+            ("bundles_per_day", 1, 1 << 31),
+            ("images", 1, MAX_IMAGES),
+            ("batch_bytes", 1, 1 << 60),
+            ("deadline_seconds", 0.05, 86_400),
+            ("handshake_seconds", 0.05, 3_600),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(
+                    problem(
+                        f"{name} lies between {low} and {high}",
+                        got=value,
+                        remedy="choose another",
+                        where="the limits of the server",
+                    )
+                )
+        if not self.reveal or not set(self.reveal) <= {"label", "logits"}:
+            raise UsageError(problem("a server reveals label or logits", got=self.reveal, remedy="name one of them"))
