@@ -52,6 +52,7 @@ def profile(
     trim: int | Sequence[int] = (),
     bypass: bool = False,
     collapse: bool = False,
+    average_pooling: bool = False,
     width: float = 1.0,
 ) -> dict[str, Any]:
     """Count ReLUs, MACs and parameters of a network, and of what a reduction leaves of it.
@@ -70,6 +71,7 @@ def profile(
         bypass: put linear layers beside those layers, in place of the channels and positions that they lose, where
             there is a way around them already.
         collapse: make one convolution of what comes before the first ReLU that stays.
+        average_pooling: put average pooling in the place of max pooling.
         width: width multiplier of the base network, for reference networks.
 
     Returns:
@@ -93,6 +95,7 @@ def profile(
         trim=for_each(trim, stages),
         bypass=bypass,
         collapse=collapse,
+        average_pooling=average_pooling,
     )
     if keep is None and not thin and candidate.is_unscaled:
         return {**named, **base.census.to_json()}

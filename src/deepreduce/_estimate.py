@@ -48,6 +48,7 @@ def estimate(
     trim: int | Sequence[int] = (),
     bypass: bool = False,
     collapse: bool = False,
+    average_pooling: bool = False,
     width: float = 1.0,
     relus: int | None = None,
     full: nn.Module | None = None,
@@ -65,7 +66,8 @@ def estimate(
             run folder, the name of a network, or a module.
         input: channels, height and width of one image; for a name or a module alone.
         classes: number of classes, likewise; default 100.
-        keep, thin, alpha, rho, beta, trim, bypass, collapse, width: a reduction, likewise; as in `profile`.
+        keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width: a reduction, likewise; as in
+            `profile`.
         relus: largest number of ReLUs; for a run folder alone.
         full: the full network, where a recipe or a run is not of a reference network.
         protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
@@ -97,7 +99,7 @@ def estimate(
         raise UsageError(
             problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
         )
-    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, trim, bypass, collapse, width)
+    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         subject = _subject(network, reduction, relus, full, program="ours" in protocols)
@@ -145,6 +147,7 @@ class _Reduction:
     trim: int | Sequence[int] = ()
     bypass: bool = False
     collapse: bool = False
+    average_pooling: bool = False
     width: float = 1.0
 
     def refuse(self, what: object) -> None:
@@ -173,6 +176,7 @@ class _Reduction:
             trim=trim,
             bypass=self.bypass,
             collapse=self.collapse,
+            average_pooling=self.average_pooling,
         )
         return None if self.keep is None and not self.thin and candidate.is_unscaled else candidate
 

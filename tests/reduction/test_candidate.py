@@ -29,6 +29,7 @@ def candidates(draw: st.DrawFn) -> Candidate:
         drop=draw(st.lists(st.text(), unique=True, max_size=3).map(tuple)),
         beta=draw(st.sampled_from([(), tuple(draw(scales) for _ in keep)])),
         collapse=draw(st.booleans()),
+        average_pooling=draw(st.booleans()),
         trim=draw(st.sampled_from([(), tuple(draw(st.integers(0, 9)) for _ in keep)])),
     )
 
@@ -53,6 +54,9 @@ def test_further_names() -> None:
     assert (trimmed.id, trimmed.label) == ("S3S4-b0.5-1.0-t1-0-c", "S3 S4, beta 0.5 1, trim 1 0, collapsed")
     assert trimmed.to_json()["trim"] == [1, 0] and Candidate(keep=("S3",), trim=(0,)) == Candidate(keep=("S3",))
     assert Candidate(keep=("S3", "S4"), trim=(1, 1)).label == "S3 S4, trim 1"
+    averaged = Candidate(keep=("S3",), thin=True, average_pooling=True)
+    assert (averaged.id, averaged.label) == ("S3-thin-p", "S3, thinned, average pooling")
+    assert averaged.to_json()["average_pooling"] is True
     dropping = Candidate(keep=("S1",), drop=("layer1.0:relu", "relu"))
     assert re.fullmatch(r"S1-d[0-9a-f]{16}", dropping.id)
     assert dropping.label == "S1, without 2 more ReLU layers"
@@ -71,13 +75,24 @@ def test_an_id_is_a_folder_and_means_one_candidate(one: Candidate, other: Candid
     assert re.fullmatch(r"[A-Za-z0-9.\-]+", one.id)
     assert PurePath(one.id).name == one.id
     if one.id == other.id:
-        assert (one.keep, one.thin, one.alpha, one.beta, one.trim, one.collapse, one.rho, set(one.drop)) == (
+        assert (
+            one.keep,
+            one.thin,
+            one.alpha,
+            one.beta,
+            one.trim,
+            one.collapse,
+            one.average_pooling,
+            one.rho,
+            set(one.drop),
+        ) == (
             other.keep,
             other.thin,
             other.alpha,
             other.beta,
             other.trim,
             other.collapse,
+            other.average_pooling,
             other.rho,
             set(other.drop),
         )

@@ -87,6 +87,34 @@ def test_example_away_from_the_border_the_convolution_is_the_stack() -> None:
     assert [n.name for n in collapsed.graph.nodes if n.op == "placeholder"] == ["x"]
 
 
+@pytest.mark.parametrize("size", [16, 17, 18, 19, 23])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.AvgPool2d((3, 2), (3, 1), (1, 0), ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(2, 3, ceil_mode=True, divisor_override=3),
+    ],
+    ids=str,
+)
+def test_averages_are_what_they_are_away_from_the_border(pool: nn.AvgPool2d, size: int) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1)
+    linear = nn.Sequential(first, pool, second)
+    network, input = trace(nn.Sequential(linear, nn.ReLU(), Head(5))), (3, size, size)
+    node = head_of(network, input)
+    assert node is not None
+    collapsed = collapse(network, node.name, input).eval()
+    (head,) = [module for module in collapsed.modules() if isinstance(module, nn.Conv2d)]
+    images = torch.randn(2, *input)
+    found, expected = head(images), linear(images)
+    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+    assert found.shape == expected.shape and expected[inner].numel()
+    torch.testing.assert_close(found[inner], expected[inner], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "keep"),
     [("resnet18", ("S3", "S4")), ("resnet34", ("S2", "S3", "S4")), ("mobilenet_v1", ("S4", "S5")),

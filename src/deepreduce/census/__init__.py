@@ -1,6 +1,6 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
-from ._graph import all_pass, image_nodes, writes_in_place
+from ._graph import all_pass, argument, image_nodes, writes_in_place
 from .call_sites import CallSite, final_softmax, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
 from .masked_relu import MaskedReLU, on_line
@@ -13,6 +13,7 @@ __all__ = [
     "ReluLayer",
     "Stage",
     "all_pass",
+    "argument",
     "check_trace",
     "example_images",
     "final_softmax",

@@ -98,11 +98,14 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
         action="store_true",
         help="make one convolution of the layers before the first ReLU that stays",
     )
+    parser.add_argument(
+        "--average-pooling", action="store_true", help="put average pooling in the place of max pooling"
+    )
 
 
 def reduction(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_reduction` read, and the width, by the names that `profile` and `estimate` give them."""
-    names = ("keep", "thin", "alpha", "rho", "beta", "trim", "bypass", "collapse", "width")
+    names = ("keep", "thin", "alpha", "rho", "beta", "trim", "bypass", "collapse", "average_pooling", "width")
     return {name: getattr(options, name) for name in names}
 
 

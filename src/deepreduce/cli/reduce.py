@@ -68,6 +68,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="make one convolution of what comes before the first ReLU that stays: much less work in private, a little "
         "less accurate",
     )
+    parser.add_argument(
+        "--keep-max-pooling",
+        action="store_true",
+        help="leave max pooling as it is (default: average pooling takes its place, which is free in private)",
+    )
     parser.add_argument("--distilled-only", action="store_true", help="measure criticality with distillation alone")
     parser.add_argument("--weights", metavar="FILE", help="safetensors file with the network's trained weights")
     parser.add_argument("--trained", action="store_true", help="NETWORK brings its trained weights itself")
@@ -102,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
         finalists=options.finalists,
         criticality_epochs=options.criticality_epochs,
         collapse=options.collapse,
+        keep_max_pooling=options.keep_max_pooling,
         criticality_plain=not options.distilled_only,
         trained=options.trained or options.weights is not None,
     )

@@ -18,6 +18,7 @@ from .masks import GRANULARITIES, LayerMask, Mask, Masks
 from .narrowing import narrowing
 from .nonlinearity import linear_fit, nonlinear_variance
 from .pareto import pareto_front
+from .pooling import average_pools, has_max_pooling
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
 from .reducers import REDUCERS, Propose, Reducer, find_reducer
 from .relupruner import importance
@@ -46,6 +47,7 @@ __all__ = [
     "SlopedReLU",
     "Survey",
     "add_bypasses",
+    "average_pools",
     "build_candidate",
     "census_of",
     "channel_pruning",
@@ -60,6 +62,7 @@ __all__ = [
     "find_reducer",
     "finish_fading",
     "for_each",
+    "has_max_pooling",
     "head_of",
     "importance",
     "is_slope",

@@ -43,6 +43,7 @@ class Candidate:
             `head_of`.
         bypass: whether those layers have linear ones beside them, in place of the channels and positions that they
             lose, where there is a way around them already and only plain layers lie around them; see `add_bypasses`.
+        average_pooling: whether average pooling takes the place of max pooling, see `average_pools`.
         drop: call sites whose ReLUs go besides; for methods finer than stages.
         masks: which elements of further call sites keep their ReLU; for methods finer than layers. They are of the
             shapes that the layers have at `rho`, and go with neither thinning (which `drop` can say), alpha, beta,
@@ -59,6 +60,7 @@ class Candidate:
     collapse: bool = False
     trim: tuple[int, ...] = ()
     bypass: bool = False
+    average_pooling: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges; whether the stages and call sites exist is checked against a network.
@@ -162,6 +164,8 @@ class Candidate:
             parts.append("y")
         if self.collapse:
             parts.append("c")
+        if self.average_pooling:
+            parts.append("p")
         if self.drop:
             parts.append("d" + hashlib.sha256("\n".join(sorted(self.drop)).encode()).hexdigest()[:16])
         if self.masks is not None:
@@ -186,9 +190,10 @@ class Candidate:
     @property
     def label(self) -> str:
         """What a person reads: `S2 S3 S4, thinned, alpha 0.5`; for masks `snl by element, budget 12,288`."""
+        pooling = ", average pooling" if self.average_pooling else ""
         if self.masks is not None:
             scale = "" if self.rho == 1 else f", rho {self.rho:g}"
-            return self.masks.label + scale
+            return self.masks.label + scale + pooling
         parts = [" ".join(self.keep) or "no ReLU"]
         if self.thin:
             parts.append("thinned")
@@ -207,7 +212,7 @@ class Candidate:
             parts.append("collapsed")
         if self.drop:
             parts.append(f"without {len(self.drop)} more ReLU layer{'s' if len(self.drop) > 1 else ''}")
-        return ", ".join(parts)
+        return ", ".join(parts) + pooling
 
     def to_json(self, *, bits: bool = True) -> dict[str, Any]:
         """Return the JSON form, as in a recipe; without `bits` masks are described and cannot be read back."""
@@ -222,6 +227,7 @@ class Candidate:
             **({"trim": list(self.trim)} if self.trim else {}),
             **({"bypass": True} if self.bypass else {}),
             **({"collapse": True} if self.collapse else {}),
+            **({"average_pooling": True} if self.average_pooling else {}),
             **masks,
         }
 
@@ -244,4 +250,5 @@ class Candidate:
             trim=tuple(json_list(value, "trim", int)) if "trim" in value else (),
             bypass=json_field(value, "bypass", bool) if "bypass" in value else False,
             collapse=json_field(value, "collapse", bool) if "collapse" in value else False,
+            average_pooling=json_field(value, "average_pooling", bool) if "average_pooling" in value else False,
         )

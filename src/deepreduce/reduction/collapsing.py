@@ -174,18 +174,33 @@ def _through(above: _Map, module: nn.Module, name: str) -> _Map | None:
             bias = bias + module.bias
         return replace(above, kernel=above.kernel * scale[:, None, None], bias=bias)
     if isinstance(module, nn.AvgPool2d):
-        size, stride, padding = (_pair(value) for value in (module.kernel_size, module.stride, module.padding))
-        if module.ceil_mode or not (module.count_include_pad or padding == (0, 0)):
-            return None
-        channels = above.kernel.shape[1]
-        area = module.divisor_override or math.prod(size)
-        weight = above.kernel.new_full((channels, 1, *size), 1 / area)
-        return _convolved(above, weight, None, stride, padding, (1, 1), channels, above.layers)
+        return _averaged(above, module)
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         stride, padding, dilation = (_pair(value) for value in (module.stride, module.padding, module.dilation))
         layers = above.layers | {name}
         return _convolved(above, module.weight, module.bias, stride, padding, dilation, module.groups, layers)
     return None
+
+
+def _averaged(above: _Map, pool: nn.AvgPool2d) -> _Map:
+    """Return the map followed by an average over windows; those at the border count as if they were whole."""
+    size, stride, padding = (_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
+    channels = above.kernel.shape[1]
+    area = pool.divisor_override or math.prod(size)
+    weight = above.kernel.new_full((channels, 1, *size), 1 / area)
+    after = _convolved(above, weight, None, stride, padding, (1, 1), channels, above.layers)
+    if not pool.ceil_mode:
+        return after
+    # One more window where there is a rest, if it begins on the map or the padding in front of it.
+    return replace(
+        after,
+        size=_pair(
+            [
+                n + 1 if (whole + 2 * p - k) % s and n * s < whole + p else n
+                for n, whole, p, k, s in zip(after.size, above.size, padding, size, stride, strict=True)
+            ]
+        ),
+    )
 
 
 def _convolved(

@@ -33,23 +33,27 @@ class MaskOrder:
         granularity: `element`, `channel` or `layer`: what is kept or removed as a whole.
         budget: ReLUs to keep at most.
         most_layers: how many layers may keep a ReLU; None for any number.
+        average_pooling: whether average pooling takes the place of max pooling.
     """
 
     method: str
     granularity: str
     budget: int
     most_layers: int | None = None
+    average_pooling: bool = False
 
     @property
     def id(self) -> str:
         """Short name, fit for a folder."""
         limit = "" if self.most_layers is None else f"-l{self.most_layers}"
-        return f"{self.method}-{self.granularity}-{self.budget}{limit}"
+        pooling = "-p" if self.average_pooling else ""
+        return f"{self.method}-{self.granularity}-{self.budget}{limit}{pooling}"
 
     @property
     def label(self) -> str:
         """What a person reads."""
-        return mask_label(self.method, self.granularity, self.budget, self.most_layers)
+        pooling = ", average pooling" if self.average_pooling else ""
+        return mask_label(self.method, self.granularity, self.budget, self.most_layers) + pooling
 
 
 def check_granularity(name: str) -> None:

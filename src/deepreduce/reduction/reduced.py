@@ -26,6 +26,7 @@ from .bypassing import add_bypasses
 from .candidate import Candidate
 from .collapsing import before, collapse, head_of
 from .lines import first_lines, line_sites
+from .pooling import average_pools
 from .removal import remove_relus
 from .reshaping import narrow_channels, scale_channels, scale_resolution
 from .thinning import thinned_layers
@@ -156,7 +157,7 @@ def _check_masks(base: Base, candidate: Candidate, kept: set[str]) -> None:
 
 
 def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
-    """Build the candidate's network at its alpha, rho, beta, trim and bypass with all ReLUs still in place.
+    """Build the candidate's network with its scales and its pooling, and all ReLUs still in place.
 
     Narrow layers hold the weights of the base's strongest channels, the others the base's weights: the warm start.
 
@@ -172,7 +173,7 @@ def build_full(base: Base, candidate: Candidate) -> fx.GraphModule:
             network = _with_weights_of(base.spec, candidate, network)
         else:
             _check_resolution(network, base.spec, candidate.rho)
-    network = _narrowed(network, base, candidate)
+    network = _altered(network, base, candidate)
     return trace(network) if network is base.network else network
 
 
@@ -185,7 +186,7 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
         NetworkError: if this network cannot be reshaped so.
     """
     if base.reference:
-        return _narrowed(trace(build(base.spec, alpha=candidate.alpha, rho=candidate.rho)), base, candidate)
+        return _altered(trace(build(base.spec, alpha=candidate.alpha, rho=candidate.rho)), base, candidate)
     network = copy.deepcopy(base.network)
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None)
@@ -194,8 +195,12 @@ def build_fresh(base: Base, candidate: Candidate) -> fx.GraphModule:
     return build_full(replace(base, network=network), candidate)
 
 
-def _narrowed(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:
-    """Return a network of the base's call sites with the candidate's beta, bypass and trim."""
+def _altered(network: fx.GraphModule, base: Base, candidate: Candidate) -> fx.GraphModule:
+    """Return a network of the base's call sites with the candidate's pooling, beta, bypass and trim."""
+    if candidate.average_pooling:
+        network = average_pools(network)
+    if not (candidate.beta or candidate.bypass or candidate.trim):
+        return network
     wide, read = network, dict[str, list[int]]()
     stages, kept = base.census.stage_of(), sorted(kept_layers(base, candidate))
     if candidate.beta:
@@ -268,17 +273,17 @@ def _with_lines(census: Census, base: Base, candidate: Candidate) -> Census:
 
 
 def scaled_census(base: Base, candidate: Candidate) -> Census:
-    """Count a candidate's network with all its ReLUs; that of the base itself where nothing but ReLUs is removed.
+    """Count a candidate's network with all its ReLUs; that of the base itself where nothing but ReLUs changes.
 
     Raises:
         NetworkError: if this network cannot be reshaped so.
     """
-    if candidate.is_unscaled:
+    if candidate.is_unscaled and not candidate.average_pooling:
         return base.census
     kept: tuple[object, ...] = ()
     if candidate.depends_on_kept:
         kept = candidate.keep, frozenset(kept_layers(base, candidate))
-    scale = *candidate.scales, *kept
+    scale = *candidate.scales, candidate.average_pooling, *kept
     if scale not in base._scaled:
         base._scaled[scale] = (_count_collapsed if candidate.collapse else _count_scaled)(base, candidate)
     return base._scaled[scale]
@@ -333,7 +338,7 @@ def _head(full: fx.GraphModule, base: Base, candidate: Candidate) -> tuple[str, 
 
 
 def _count_scaled(base: Base, candidate: Candidate) -> Census:
-    """Count the network at the candidate's alpha, rho, beta, trim and bypass."""
+    """Count the network with the candidate's scales and pooling."""
     stages = {layer.name: stage for stage in base.census.stages for layer in stage.layers}
     return take_census(_to_count(base, candidate), base.spec.input, stages=stages)
 
@@ -365,7 +370,7 @@ def _to_count(base: Base, candidate: Candidate) -> fx.GraphModule:
     """Build a candidate's network with all its ReLUs; that of a reference network without memory for its weights."""
     if not base.reference:
         return build_full(base, candidate)
-    return _narrowed(_reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho), base, candidate)
+    return _altered(_reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho), base, candidate)
 
 
 def _reference_twin(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> fx.GraphModule:

@@ -181,6 +181,7 @@ def masked_candidate(
     budget: int,
     lines: bool = False,
     most_layers: int | None = None,
+    average_pooling: bool = False,
 ) -> Candidate:
     """Return the candidate that keeps the ReLUs of these masks and no other.
 
@@ -192,6 +193,7 @@ def masked_candidate(
         budget: that was asked for.
         lines: see `Masks`.
         most_layers: that was asked for.
+        average_pooling: see `Candidate`.
 
     Raises:
         UsageError: if the masks keep nothing, or are not those of the network's call sites.
@@ -221,6 +223,7 @@ def masked_candidate(
         keep=stages,
         drop=tuple(name for name in gone if stage_of[name] in stages),
         masks=Masks(method, granularity, budget, partial, lines, most_layers),
+        average_pooling=average_pooling,
     )
 
 

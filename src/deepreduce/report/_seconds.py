@@ -103,7 +103,7 @@ def no_faster(front: Json, entry: Json) -> str:
         return ""
     return (
         "Privately it is no faster than the full network: what costs there is something else than these ReLUs. Max "
-        "pooling has circuits of its own, and does the ReLUs in front of it along with them."
+        "pooling has circuits of its own, and does the ReLUs in front of it along with them; average pooling has none."
     )
 
 

@@ -29,6 +29,7 @@ from .proposals import (
     first_jobs,
     mask_jobs,
     propose,
+    remark,
     weigh,
 )
 from .ranking import rank, ranking_jobs
@@ -143,8 +144,8 @@ def plan(
     teachers, critical = first_jobs(base, settings)
     searches = mask_jobs(base, settings)
     note = _NOTE
-    if said := warning(base, pricer):
-        note += f" Note: {said}"
+    for said in (warning(base, pricer), remark(base, settings)):
+        note += f" Note: {said.removesuffix('.')}." if said else ""
     folder = _open(context, base, settings)
     finished = {
         job.place: found for job in (*teachers, *critical, *searches) if (found := folder.metrics(job)) is not None

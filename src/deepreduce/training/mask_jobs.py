@@ -82,6 +82,7 @@ def _search(
             budget=order.budget,
             lines=bool(drawn),
             most_layers=order.most_layers,
+            average_pooling=order.average_pooling,
         )
         tensors = _weights(network, line_sites(taught.network), found, drawn)
         with replacing(folder / "weights.safetensors") as temporary:
@@ -142,7 +143,9 @@ def read_masks(folder: Path, order: MaskOrder) -> Candidate:
     try:
         candidate = Candidate.from_json(json_field(value, "candidate", dict))
         masks = candidate.masks
-        if masks is None or MaskOrder(masks.method, masks.granularity, masks.budget, masks.most_layers) != order:
+        if masks is None or order != MaskOrder(
+            masks.method, masks.granularity, masks.budget, masks.most_layers, candidate.average_pooling
+        ):
             raise ValueError("the masks of another job")
     except (DeepReduceError, ValueError) as error:
         raise RunError(
@@ -158,4 +161,5 @@ def read_masks(folder: Path, order: MaskOrder) -> Candidate:
 
 def unknown_candidate(order: MaskOrder) -> Candidate:
     """Return what stands for a candidate whose masks are not known: its label is right, and it keeps no ReLU."""
-    return Candidate(keep=(), masks=Masks(order.method, order.granularity, order.budget, most_layers=order.most_layers))
+    masks = Masks(order.method, order.granularity, order.budget, most_layers=order.most_layers)
+    return Candidate(keep=(), masks=masks, average_pooling=order.average_pooling)

@@ -18,7 +18,17 @@ from torch import Tensor, fx
 
 from ..census import Census
 from ..errors import Interrupted, NetworkError, problem
-from ..reduction import Mask, MaskFinder, MaskOrder, SlopedReLU, Survey, find_reducer, watch, with_slopes
+from ..reduction import (
+    Mask,
+    MaskFinder,
+    MaskOrder,
+    SlopedReLU,
+    Survey,
+    average_pools,
+    find_reducer,
+    watch,
+    with_slopes,
+)
 from ..reduction.finding import kept, set_masks
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
@@ -204,7 +214,8 @@ class MaskSearch:
 
     def _sloped(self, teacher: fx.GraphModule, granularity: str, draws_lines: bool) -> _Sloped:
         """Return the network with slopes, and the teacher with slopes that nobody changes, on the device."""
-        network, slopes = with_slopes(teacher, self.census, granularity, draws_lines=draws_lines)
+        begins = average_pools(teacher) if self.order.average_pooling else teacher
+        network, slopes = with_slopes(begins, self.census, granularity, draws_lines=draws_lines)
         taught, taught_slopes = with_slopes(teacher, self.census, "layer")
         device = self.accelerator.device
         network = laid_out(network, device, torch.channels_last).requires_grad_(True).train()

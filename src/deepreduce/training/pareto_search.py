@@ -28,6 +28,7 @@ from .proposals import (
     first_jobs,
     mask_jobs,
     propose,
+    remark,
     weigh,
 )
 from .ranking import Ranked, rank, ranking_jobs
@@ -99,6 +100,8 @@ def search(
     with run.folder:
         run.claim()
         if said := agree(lambda: warning(run.base, pricer)):
+            run.watcher.note(said)
+        if said := remark(run.base, settings):
             run.watcher.note(said)
         teachers, critical = first_jobs(run.base, settings)
         teacher = outcomes_of(run.carry_out(teachers), {})[0]

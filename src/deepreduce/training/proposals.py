@@ -50,7 +50,8 @@ def propose(base: Base, criticality: tuple[Criticality, ...], settings: SearchSe
     """
     ask = settings.reducer().propose
     found = () if ask is None else ask(base.census, criticality, settings.asked_budgets())
-    found = tuple(replace(candidate, collapse=settings.collapse) for candidate in found)
+    average = settings.average_pooling(base)
+    found = tuple(replace(each, collapse=settings.collapse, average_pooling=average) for each in found)
     return weigh(base, found, budget=settings.budget)
 
 
@@ -66,7 +67,7 @@ def weigh(base: Base, candidates: Sequence[Candidate], *, budget: int | None = N
             continue
         reason = ""
         masks = () if candidate.masks is None else candidate.masks.layers
-        same = (*candidate.scales, masks, *sorted(kept_layers(base, candidate)))
+        same = (*candidate.scales, candidate.average_pooling, masks, *sorted(kept_layers(base, candidate)))
         if census.relus == 0:
             reason = "no ReLU would remain"
         elif budget is not None and census.relus > budget:
@@ -146,13 +147,24 @@ def first_jobs(base: Base, settings: SearchSettings) -> tuple[list[Job], list[Jo
     ]
     asked = settings.reducer().needs_criticality and len(base.census.stages) > 1
     stages = criticality_candidates(base.census) if asked else ()
+    average = settings.average_pooling(base)
     kinds = (True, False) if settings.criticality_plain else (True,)
     critical = [
-        Job("criticality", candidate, 0, distilled, settings.criticality_config())
+        Job("criticality", replace(candidate, average_pooling=average), 0, distilled, settings.criticality_config())
         for candidate in stages
         for distilled in kinds
     ]
     return teachers, critical
+
+
+def remark(base: Base, settings: SearchSettings) -> str:
+    """Return what is done to all reduced networks without being asked for; empty for nothing."""
+    if not settings.average_pooling(base):
+        return ""
+    return (
+        "average pooling takes the place of max pooling in the reduced networks; a maximum costs more in private than "
+        "the ReLUs in front of it. --keep-max-pooling leaves it"
+    )
 
 
 def mask_jobs(base: Base, settings: SearchSettings) -> list[Job]:

@@ -14,6 +14,7 @@ from ..reduction import (
     Reducer,
     check_granularity,
     find_reducer,
+    has_max_pooling,
     smallest_budget,
 )
 from .config import TrainingConfig
@@ -52,6 +53,8 @@ class SearchSettings:
         budget: ReLUs that a candidate may have; None trains all.
         budgets: for methods that make a candidate for each budget: several of them, none above `budget`.
         collapse: make one convolution of what comes before the first ReLU of every candidate, see `head_of`.
+        keep_max_pooling: leave max pooling in the reduced networks; otherwise average pooling takes its place, which
+            costs nothing online in private inference, see `average_pools`. The teacher keeps its own.
         trained: the network comes with its weights and is not trained again; None for a module that is passed to
             `deepreduce.reduce`, and not for a network that is named.
         test_all: look at the test images, once, for every candidate and not for those of the front alone: for tables
@@ -72,6 +75,7 @@ class SearchSettings:
     budget: int | None = None
     budgets: tuple[int, ...] = ()
     collapse: bool = False
+    keep_max_pooling: bool = False
     trained: bool | None = None
     test_all: bool = False
 
@@ -222,6 +226,10 @@ class SearchSettings:
         """Return the budgets that were given."""
         return self.budgets or (() if self.budget is None else (self.budget,))
 
+    def average_pooling(self, base: Base) -> bool:
+        """Tell whether the reduced networks have average pooling where the full one has max pooling."""
+        return not self.keep_max_pooling and has_max_pooling(base.network)
+
     def mask_orders(self, base: Base) -> tuple[MaskOrder, ...]:
         """Return the masks to find, for the given budgets or those that are made from the network's ReLUs.
 
@@ -241,7 +249,8 @@ class SearchSettings:
                 remedy="give a smaller number, or leave it out",
                 where="--most-layers",
             )
-        return tuple(MaskOrder(self.method, granularity, budget, layers) for budget in dict.fromkeys(budgets))
+        average = self.average_pooling(base)
+        return tuple(MaskOrder(self.method, granularity, budget, layers, average) for budget in dict.fromkeys(budgets))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by name, those of training among them."""
@@ -259,6 +268,7 @@ class SearchSettings:
             "criticality_epochs": self.criticality_config().epochs,
             "criticality_plain": self.criticality_plain,
             "collapse": self.collapse,
+            "keep_max_pooling": self.keep_max_pooling,
             "trained": bool(self.trained),
             **self.training.to_json(),
         }
