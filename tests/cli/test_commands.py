@@ -73,6 +73,15 @@ def test_profile_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "114,688" in capsys.readouterr().out
 
 
+def test_profile_with_average_pooling(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["profile", "vgg16", "--input", "3x32x32", "--width", "0.25", "--keep", "S3", "--json"]
+    for more in ([], ["--average-pooling"]):
+        assert main([*typed, *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["candidate"].get("average_pooling", False) is bool(more)
+        assert any("MaxPool2d compares" in note for note in found["notes"]) is not bool(more)
+
+
 def test_a_dry_run_prints_the_plan_and_trains_nothing(
     net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

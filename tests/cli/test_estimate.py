@@ -39,6 +39,17 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert online["received_bytes"] == 1184 * found["relus"] and set(online["seconds"]) == {"lan"}
 
 
+def test_average_pooling_sends_less_and_saves_round_trips(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["estimate", "vgg16", "--input", "3x32x32", "--width", "0.0625", "--keep", "S3,S4", "--json"]
+    found = []
+    for more in ([], ["--average-pooling"]):
+        assert main([*typed, "--protocol", "ours", "--link", "lan", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    before, after = (each["protocols"]["ours"]["online"] for each in found)
+    assert found[0]["relus"] == found[1]["relus"] and after["round_trips"] < before["round_trips"]
+    assert 2 * after["received_bytes"] < before["received_bytes"]
+
+
 def test_the_choices_are_those_of_the_library() -> None:
     assert set(_LINKS) == set(LINKS) and _PROTOCOLS == PROTOCOLS
 

@@ -231,3 +231,31 @@ def test_a_network_that_cannot_be_culled_is_thinned_and_narrowed() -> None:
     for budget, thin, relus in ((500, False, 384), (280, True, 256), (100, True, 64)):
         (found,) = narrowing(base.census, (), [budget])
         assert (found.thin, census_of(base, found).relus) == (thin, relus)
+
+
+class Block(nn.Module):
+    """Two ReLU layers: in the first block of a stage nothing goes around them, as in MobileNetV2."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(inputs, 2 * inputs, 3, stride, 1), nn.Conv2d(2 * inputs, 2 * inputs, 3, 1, 1)
+        self.conv3 = nn.Conv2d(2 * inputs, outputs, 1)
+        self.around = stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
+        return x + y if self.around else y
+
+
+def test_only_what_has_a_way_around_it_is_trimmed_whatever_else_goes() -> None:
+    torch.manual_seed(0)
+    blocks = [block for _ in range(4) for block in (Block(8, 8, 2), Block(8, 8, 1), Block(8, 8, 1))]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    base = make_base(NetworkSpec("Users", (3, 64, 64), 8), network)
+    trimmed = [each for each in structures(base.census) if any(each.trim)]
+    assert any(each.drop for each in trimmed)
+    for each in trimmed:
+        assert build_candidate(base, each).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 8)
+    for budget in (base.census.relus // divisor for divisor in (4, 8, 16, 32, 64)):
+        (candidate,) = narrowing(base.census, (), [budget])
+        assert 0.6 * budget < census_of(base, candidate).relus <= budget

@@ -99,18 +99,23 @@ def structures(census: Census) -> list[Candidate]:
         if first == 0:
             steps.append(whole)
             continue
-        most = [_largest_trim(layers) for layers in _layers(census, whole)]
-        trims = [
-            tuple(size if place < trimmed else 0 for place, size in enumerate(most))
-            for trimmed in range(len(keep), -1, -1)
-        ]
+        trimmed = _trims(census, whole)
         if len(keep) <= _LEAST_STAGES:
-            steps += [replace(whole, trim=trim) for trim in (trims[:1] if first > 1 and any(most) else trims)]
+            steps += trimmed[:1] if first > 1 and any(trimmed[0].trim) else trimmed
             continue
-        lead = tuple(layer.name for layer in _layers(census, whole)[0][1:]) if any(most) else ()
-        steps += [replace(whole, trim=trim, drop=lead) for trim in trims[:2] if lead]
-        steps += [replace(whole, trim=trim) for trim in trims[1 if lead else 0 :]]
+        lead = tuple(layer.name for layer in _layers(census, whole)[0][1:]) if any(trimmed[0].trim) else ()
+        steps += _trims(census, replace(whole, drop=lead))[:2] if lead else []
+        steps += trimmed[1 if lead else 0 :]
     return sorted(dict.fromkeys(steps), key=lambda step: _relus(census, step, 1.0))
+
+
+def _trims(census: Census, structure: Candidate) -> list[Candidate]:
+    """Return a structure with all its stages trimmed as far as they may be, all but the last, and so on to none."""
+    most = [_largest_trim(layers) for layers in _layers(census, structure)]
+    return [
+        replace(structure, trim=tuple(size if place < trimmed else 0 for place, size in enumerate(most)))
+        for trimmed in range(len(most), -1, -1)
+    ]
 
 
 def _largest_trim(layers: Sequence[ReluLayer]) -> int:
