@@ -19,6 +19,7 @@ from ..census import (
     trace,
     training_path,
     unwrap,
+    without_traceback,
 )
 from ..errors import NetworkError, UsageError, near_misses, problem
 from ..networks import NetworkSpec, build, is_reference
@@ -415,7 +416,8 @@ def _notes(network: nn.Module, traced: fx.GraphModule) -> list[str]:
 
 def _check_resolution(network: fx.GraphModule, spec: NetworkSpec, rho: float) -> None:
     try:
-        _check_logits(network, spec)
+        with without_traceback():
+            _check_logits(network, spec)
     except Exception as error:  # any operator's own error
         raise NetworkError(
             problem(

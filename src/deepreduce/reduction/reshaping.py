@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..census import example_images, image_nodes, trace
+from ..census import example_images, image_nodes, trace, without_traceback
 from ..errors import DeepReduceError, NetworkError, problem
 from .candidate import Candidate
 from .nonlinearity import by_nonlinearity
@@ -235,7 +235,8 @@ def _with_gradients(own: fx.GraphModule) -> Iterator[None]:
 def _refusing(what: str, network: nn.Module) -> Iterator[None]:
     """Turn what torch-pruning and a user's forward raise, which is of any type, into our own error."""
     try:
-        yield
+        with without_traceback():
+            yield
     except DeepReduceError:
         raise
     except Exception as error:
