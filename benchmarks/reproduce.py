@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import contextlib
+import signal
 import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +37,7 @@ import deepreduce
 from deepreduce._files import read_json, write_json
 from deepreduce.cli._console import Watcher
 from deepreduce.errors import DeepReduceError, Interrupted, UsageError, problem
-from deepreduce.reduction import REDUCERS, Candidate, Reducer
+from deepreduce.reduction import REDUCERS, Candidate, Reducer, census_of, make_base
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig, make_accelerator
 from deepreduce.training.batches import DeviceSplit, Normalisation
 
@@ -92,7 +95,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="networks trained side by side")
     parser.add_argument("--threads", type=int, help="processor threads of each")
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command continues")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="stop after so long, with the step then under way; the same command continues. Leave two more on a GPU: "
+        "the first step of a network compiles it",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained, and train nothing")
     parser.add_argument("--no-times", action="store_true", help="do not compare epoch times with a plain loop")
     _add_results(parser)
@@ -120,6 +128,8 @@ def _join(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Train what is missing, as far as time allows, and print the table."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs behind it
     limit = threading.Timer(60 * (options.minutes or 0), _thread.interrupt_main)
     limit.daemon = True
     if options.minutes is not None:
@@ -137,10 +147,10 @@ def run(options: argparse.Namespace) -> int:
             if options.dry_run:
                 print_plan(network, data, options, published)
                 continue
-            with Watcher() as watcher:
-                train_all(network, data, options, published, watcher, failures)
             if not options.no_times and data.input[0] == 3:  # the plain loop is one for colour images
                 epoch_times(network, data, options)
+            with Watcher() as watcher:
+                train_all(network, data, options, published, watcher, failures)
     except (Interrupted, KeyboardInterrupt):
         print("stopped; the same command continues", file=sys.stderr)
         if options.minutes is None:
@@ -191,7 +201,8 @@ def train_all(
 ) -> None:
     """Train the teacher and then every method's candidates of one network; a method that fails is passed over.
 
-    What is finished is written budget by budget, so that a machine that goes away takes the rest alone.
+    What is finished is written network by network, front and results file, so that a machine that goes away takes the
+    rest alone.
     """
     teaching, methods = settings_of(network, data, options, published)
     place, running = options.runs / network, RunOptions(workers=options.workers, threads=options.threads, private=False)
@@ -202,7 +213,7 @@ def train_all(
         limit = "" if settings.most_layers is None else f"-l{settings.most_layers}"
         finished = options.runs / "fronts" / f"{network}-{name}{limit}.json"
         partial = finished.with_suffix(".part.json")  # an earlier front of fewer seeds stays until all are trained
-        for part in parts_of(settings, options.workers):
+        for part in parts_of(settings, options.workers, networks_of(network, data, options, settings)):
             try:
                 front = deepreduce.reduce(network, data, settings=part, **more)
             except Interrupted:
@@ -212,15 +223,38 @@ def train_all(
                 print(f"{network}: {name} failed: {error}", file=sys.stderr, flush=True)
                 break
             write_json(partial, front.content)
+            with contextlib.suppress(OSError):  # it is written again at the end, and an error told then
+                save_results(options)
         else:
             partial.replace(finished)
 
 
-def parts_of(settings: SearchSettings, workers: int) -> list[SearchSettings]:
-    """Return the same settings with the first budgets, with some more, and so on to all; as many at once as workers."""
-    budgets = settings.budgets
-    ends = [*range(workers, len(budgets), workers), len(budgets)] if budgets else []
-    return [replace(settings, budget=max(budgets[:end]), budgets=budgets[:end]) for end in ends] or [settings]
+def parts_of(settings: SearchSettings, workers: int, networks: Sequence[int] = ()) -> list[SearchSettings]:
+    """Return the same settings for the first networks, for some more, and so on to all; as many at once as workers.
+
+    Args:
+        settings: with budgets, one for each network, or none.
+        workers: networks trained side by side.
+        networks: without budgets, the ReLUs of each network.
+    """
+    budgets, sizes = settings.budgets, sorted(networks)
+    if not budgets:
+        limits = [sizes[end - 1] for end in range(workers, len(sizes), workers) if sizes[end - 1] < sizes[end]]
+        return [*(replace(settings, budget=limit) for limit in limits), settings]
+    ends = [*range(workers, len(budgets), workers), len(budgets)]
+    return [replace(settings, budget=max(budgets[:end]), budgets=budgets[:end]) for end in ends]
+
+
+def networks_of(
+    network: str, data: deepreduce.Dataset, options: argparse.Namespace, settings: SearchSettings
+) -> list[int]:
+    """Return the ReLUs of what a method proposes without being asked for budgets, where that is known beforehand."""
+    reducer = settings.reducer()
+    if settings.budgets or reducer.propose is None or reducer.needs_criticality:
+        return []
+    spec = deepreduce.NetworkSpec(network, data.input, len(data.classes), options.width)
+    base = make_base(spec)
+    return [census_of(base, candidate).relus for candidate in reducer.propose(base.census, (), ())]
 
 
 def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespace, published: dict[str, Any]) -> None:
@@ -326,7 +360,10 @@ def published_candidates(
 def epoch_times(
     network: str, data: deepreduce.Dataset, options: argparse.Namespace, *, turns: int = 3, seconds: float = 5.0
 ) -> None:
-    """Measure an epoch of our loop and of a plain PyTorch loop, in turns, on the same network and images; once."""
+    """Measure an epoch of our loop and of a plain PyTorch loop, in turns, on the same network and images; once.
+
+    Both train the full network on labels. Beside that stands our loop with a teacher, as reduced networks train.
+    """
     path = options.runs / "times" / f"{network}.json"
     if path.exists():
         return
@@ -340,7 +377,9 @@ def epoch_times(
     split = DeviceSplit.of(data.train, Normalisation(data.mean, data.std), device)
     ours = OurLoop(deepreduce.build(spec), split, config)
     plain.run(seconds / 2)
-    rates = [(plain.run(seconds), ours.run(seconds, warm_up=20 if device.type == "cuda" else 3)) for _ in range(turns)]
+    rates = ours.in_turns(seconds, turns, lambda: plain.run(seconds))
+    taught = OurLoop(deepreduce.build(spec), split, config, teacher=deepreduce.build(spec))
+    ((_, with_teacher),) = taught.in_turns(seconds, 1, lambda: None)
     images = len(data.train)
     slow, fast = (images / statistics.median(rate) for rate in zip(*rates, strict=True))
     write_json(
@@ -352,6 +391,7 @@ def epoch_times(
             "precision": {"ours": accelerator.mixed_precision, "plain": "no"},
             "plain_epoch_seconds": slow,
             "our_epoch_seconds": fast,
+            "our_distilled_epoch_seconds": images / with_teacher,
             "ratio": slow / fast,
             "turns": [{"plain": plain_rate, "ours": our_rate} for plain_rate, our_rate in rates],
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "processor",
@@ -362,8 +402,24 @@ def epoch_times(
 
 def table_of(options: argparse.Namespace) -> int:
     """Print the tables of run folders and results files, and write the results file and the plot."""
+    content, text = results_of(options, options.runs)
+    print(text)
+    folder = options.results or next((place for place in options.runs if place.is_dir()), Path())
+    for path in write_results(content, folder, options.name):
+        print(path)
+    return 0
+
+
+def save_results(options: argparse.Namespace) -> None:
+    """Write the results file of what a run has finished so far."""
+    content, _ = results_of(options, [options.runs])
+    write_results(content, options.results or options.runs, options.name, plot=False)
+
+
+def results_of(options: argparse.Namespace, places: Sequence[Path]) -> tuple[dict[str, Any], str]:
+    """Return what stands in a results file of run folders and earlier results files, and the tables."""
     fronts, times, private = [], [], []
-    for place in options.runs:
+    for place in places:
         if place.is_dir():
             fronts += [read_json(path) for path in sorted(place.glob("fronts/*.json"))]
             times += [read_json(path) for path in sorted(place.glob("times/*.json"))]
@@ -374,12 +430,7 @@ def table_of(options: argparse.Namespace) -> int:
             private += [earlier["private"]] if earlier.get("private") else []
     if options.private is not None:
         private.append(load_private(options.private))
-    content, text = reproduction(load_published(options.published), fronts, times, all_private(private))
-    print(text)
-    folder = options.results or next((place for place in options.runs if place.is_dir()), Path())
-    for path in write_results(content, folder, options.name):
-        print(path)
-    return 0
+    return reproduction(load_published(options.published), fronts, times, all_private(private))
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -411,11 +411,13 @@ def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:
     return factors
 
 
-def write_results(content: Json, folder: Path, name: str) -> list[Path]:
+def write_results(content: Json, folder: Path, name: str, *, plot: bool = True) -> list[Path]:
     """Write the results file, named by device and date, and the plot beside it where matplotlib is installed."""
     environment = content["environment"]
     path = results_path(folder, name, device_of(environment), date=environment["date"])
     write_json(path, {"benchmark": name, **content})
+    if not plot:
+        return [path]
     try:
         from reproduction_plot import draw
     except ImportError:

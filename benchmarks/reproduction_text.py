@@ -67,6 +67,7 @@ def as_text(content: Json) -> str:
             f"epoch of {time['network']['name']}, width {time['network']['width']:g}, {time['images']:,} images, on "
             f"{time['device']}: {time['our_epoch_seconds']:.2f} s, plain loop {time['plain_epoch_seconds']:.2f} s "
             f"({time['ratio']:.1f} times)"
+            + (f", distilled {taught:.2f} s" if (taught := time.get("our_distilled_epoch_seconds")) else "")
         )
     return "\n".join(lines)
 

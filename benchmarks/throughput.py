@@ -12,12 +12,15 @@ The result is a data file in results/, named by processor and date.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,6 +33,8 @@ from deepreduce.census import trace
 from deepreduce.errors import Interrupted
 from deepreduce.training import TrainingConfig, make_accelerator, train
 from deepreduce.training.batches import DeviceSplit, Normalisation
+
+Other = TypeVar("Other")
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
@@ -98,31 +103,61 @@ class PlainLoop:
 
 
 class OurLoop:
-    """`deepreduce.training.train`, stopped after a while at every turn; set-up and compilation are not counted."""
+    """`deepreduce.training.train`; set-up and compilation are not counted."""
 
-    def __init__(self, network: nn.Module, split: DeviceSplit, config: TrainingConfig) -> None:
+    def __init__(
+        self, network: nn.Module, split: DeviceSplit, config: TrainingConfig, *, teacher: nn.Module | None = None
+    ) -> None:
         self.network, self.split, self.config = trace(network), split, config
+        self.teacher = None if teacher is None else trace(teacher)
         self.accelerator = make_accelerator(config)
 
-    def run(self, seconds: float, *, warm_up: int = 5) -> float:
-        """Train for about this long and return images per second."""
-        marks: list[float] = []
+    def in_turns(self, seconds: float, turns: int, other: Callable[[], Other]) -> list[tuple[Other, float]]:
+        """Train in turns with something else: one training, compiled once, that waits while the other runs.
+
+        Args:
+            seconds: of each turn of ours, about.
+            turns: how many.
+            other: runs before each turn of ours.
+
+        Returns:
+            For each turn what `other` returned, and our images per second.
+        """
+        cuda = self.split.images.device.type == "cuda"
+        warm_up, every = (20, 20) if cuda else (3, 1)  # steps; a look at the clock waits for the device
+        found: list[tuple[Other, float]] = []
+        begun, steps = 0.0, -warm_up
+        before: tuple[Other] | None = None
 
         def enough() -> bool:
-            if len(marks) in (warm_up, 0) or len(marks) % 20 == 0:
-                self._wait()
-            marks.append(time.perf_counter())
-            return len(marks) > warm_up + 1 and marks[-1] - marks[warm_up] > seconds
+            """Asked before every step; what lies before step 0 is warm-up."""
+            nonlocal begun, steps, before
+            steps += 1
+            if steps < 0 or steps % every:
+                return False
+            if cuda:
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if steps and now - begun > seconds:
+                assert before is not None
+                found.append((before[0], self.config.batch_size * steps / (now - begun)))
+                steps = 0
+            if steps == 0 and len(found) < turns:
+                before = (other(),)
+                begun = time.perf_counter()
+            return len(found) == turns
 
-        try:
-            train(self.network, self.split, self.split, self.config, accelerator=self.accelerator, should_stop=enough)
-        except Interrupted:
-            self._wait()
-        return self.config.batch_size * (len(marks) - 1 - warm_up) / (time.perf_counter() - marks[warm_up])
-
-    def _wait(self) -> None:
-        if self.split.images.device.type == "cuda":
-            torch.cuda.synchronize()
+        with contextlib.suppress(Interrupted):
+            train(
+                self.network,
+                self.split,
+                self.split,
+                self.config,
+                accelerator=self.accelerator,
+                teacher=self.teacher,
+                should_stop=enough,
+            )
+        return found
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
@@ -169,15 +204,17 @@ def main() -> int:
     ours = OurLoop(deepreduce.build(spec), split, config)
     mixed = accelerator.mixed_precision == "bf16"
     plain.run(options.seconds / 2)
-    turns = []
-    for _ in range(options.turns):
-        turn = {
+
+    def others() -> dict[str, float]:
+        kind = torch.bfloat16 if mixed else torch.float32
+        return {
             "plain": plain.run(options.seconds),
-            "ours": ours.run(options.seconds, warm_up=20 if device.type == "cuda" else 3),
-            "matrix_macs_per_second": matrix_rate(
-                device, torch.bfloat16 if mixed else torch.float32, options.seconds / 5
-            ),
+            "matrix_macs_per_second": matrix_rate(device, kind, options.seconds / 5),
         }
+
+    turns = []
+    for found, rate in ours.in_turns(options.seconds, options.turns, others):
+        turn = {**found, "ours": rate}
         turn["ratio"] = turn["ours"] / turn["plain"]
         # Forward, gradient of inputs and gradient of weights: three passes of the network's MACs.
         turn["share_of_perfect"] = turn["ours"] * 3 * macs / turn["matrix_macs_per_second"]

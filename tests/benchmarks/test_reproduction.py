@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reproduce
+import torch
 from machine import public
 from reproduction import load_published, reproduction
+from throughput import OurLoop
 
 import deepreduce
 from deepreduce import Front
@@ -18,7 +24,8 @@ from deepreduce.errors import Interrupted, RunError
 from deepreduce.networks import NetworkSpec
 from deepreduce.reduction import REDUCERS, Candidate, census_of
 from deepreduce.reduction.reduced import make_reference_base
-from deepreduce.training import SearchSettings
+from deepreduce.training import SearchSettings, TrainingConfig
+from deepreduce.training.batches import DeviceSplit, Normalisation
 
 WHOLE = {"keep": ["S2", "S3", "S4"], "thin": False, "alpha": 1.0, "rho": 1.0, "drop": []}
 
@@ -258,6 +265,65 @@ def test_what_is_finished_of_a_method_is_written_though_the_rest_fails(
     assert reproduce.main([*command, "--workers", "2"]) == 0
     assert asked[3:] == [(800, 400), (800, 400, 200)]
     assert [path.name for path in (tmp_path / "runs" / "fronts").iterdir()] == ["resnet18-deepreduce-narrow.json"]
+
+
+def test_the_papers_own_networks_are_written_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SearchSettings(method="deepreduce")
+    assert [part.budget for part in reproduce.parts_of(settings, 1, [300, 100, 200, 200])] == [100, 200, None]
+    assert [part.budget for part in reproduce.parts_of(settings, 2, [300, 100, 200, 400])] == [200, None]
+    assert reproduce.parts_of(settings, 1) == [settings]
+    released = (Candidate(("S3",)), Candidate(("S3",), thin=True), Candidate(("S2",)))
+    monkeypatch.setattr(reproduce, "published_candidates", lambda *_: released)
+    command = [
+        "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width", "0.125", "--methods", "published",
+        "--epochs", "1", "--batch-size", "32", "--threads", "1", "--no-times",
+    ]  # fmt: skip
+    honest, asked = deepreduce.reduce, []
+
+    def reduce(*arguments: Any, settings: SearchSettings, **more: Any) -> Front:
+        asked.append(settings.budget)
+        if len(asked) == 3:
+            (results,) = (tmp_path / "runs").glob("reproduce-*.json")  # though nothing comes after it
+            assert len([m for m in json.loads(results.read_text())["measured"] if m["method"] != "teacher"]) == 2
+            raise Interrupted("the machine goes away")
+        return honest(*arguments, settings=settings, **more)
+
+    monkeypatch.setattr(deepreduce, "reduce", reduce)
+    assert reproduce.main([*command, "--minutes", "9"]) == 0
+    assert reproduce.main(command) == 0
+    assert asked[:3] == asked[3:] and asked[2] is None and asked[0] < asked[1]
+    (front,) = json.loads(next((tmp_path / "runs").glob("reproduce-*.json")).read_text())["fronts"]
+    assert [entry["status"] for entry in front["candidates"]] == ["done"] * 3
+
+
+def test_the_time_is_kept_to_behind_a_shell_that_ignores_interrupts(tmp_path: Path) -> None:
+    command = [
+        sys.executable, reproduce.__file__, "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width",
+        "0.125", "--methods", "snl", "--budgets", "400", "--epochs", "9999", "--batch-size", "32", "--threads", "1",
+        "--no-times", "--minutes", "0.05",
+    ]  # fmt: skip
+    started = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    ended = subprocess.run(started, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0 and "the same command continues" in ended.stderr
+
+
+def test_our_loop_waits_for_the_other_at_every_turn() -> None:
+    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = DeviceSplit(images, torch.arange(64) % 3, Normalisation((0.5,) * 3, (0.2,) * 3))
+    spec = deepreduce.NetworkSpec("resnet18", (3, 8, 8), 3, 0.125)
+    config = TrainingConfig(epochs=100_000, batch_size=16)
+    waited = []
+
+    def other() -> int:
+        waited.append(time.perf_counter())
+        time.sleep(0.2)
+        return len(waited)
+
+    loop = OurLoop(deepreduce.build(spec), split, config, teacher=deepreduce.build(spec))
+    turns = loop.in_turns(0.1, 3, other)
+    assert [number for number, _ in turns] == [1, 2, 3] == list(range(1, len(waited) + 1))
+    assert all(later - earlier > 0.3 for earlier, later in itertools.pairwise(waited))
+    assert all(rate > 0 for _, rate in turns)
 
 
 def test_missing_packages_are_named_before_anything_is_trained(
