@@ -144,6 +144,18 @@ def test_a_runtime_error_of_pytorch_is_the_jobs_own(context: Context, teacher: J
         run_job(teacher, context)
 
 
+def test_a_compiler_that_fails_is_told_apart_from_memory_that_is_full(
+    context: Context, teacher: Job, monkeypatch: Any
+) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise OSError("no compiler here")
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend=backend))
+    with pytest.raises(TrainingError, match=r"no compiler here.*--compile off"):
+        run_job(replace(teacher, config=replace(teacher.config, compile="on")), context)
+
+
 @pytest.mark.parametrize("name", ["save_network", "write_json", "append_line"])
 def test_a_full_disk_says_so_wherever_it_happens(name: str, context: Context, teacher: Job, monkeypatch: Any) -> None:
     def no_space(*_: Any, **__: Any) -> None:

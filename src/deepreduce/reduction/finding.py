@@ -125,8 +125,12 @@ class SlopedReLU(nn.Module):
 
     def slopes(self) -> Array:
         """Return the slope of every element."""
-        alpha = self.alpha.detach()[0].double().cpu().numpy()
-        return np.ascontiguousarray(np.broadcast_to(alpha, self.shape), dtype=np.float64)
+        return self.spread(self.alpha)
+
+    def spread(self, alpha: Tensor) -> Array:
+        """Return the value of every element from one of the shape of `alpha`."""
+        values = alpha.detach()[0].double().cpu().numpy()
+        return np.ascontiguousarray(np.broadcast_to(values, self.shape), dtype=np.float64)
 
 
 def with_slopes(

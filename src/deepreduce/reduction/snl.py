@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey
 from .masks import Mask
@@ -52,7 +53,7 @@ class SNL(MaskFinder):
         self.scale = 0.0
         self.step = 0
         self.active = self.total
-        self._earlier = self._slopes()
+        self._earlier = self._alphas()
 
     def slope_rate(self, momentum: float) -> float:
         """Return a rate at which a slope without any gradient falls from 1 to 0 in the search, at a lambda of 1."""
@@ -82,16 +83,18 @@ class SNL(MaskFinder):
         """Look at the slopes, so that a search that is continued here goes on alike."""
         self._look()
 
+    @torch.no_grad()
     def _look(self) -> None:
-        now = self._slopes()
-        self.active = int(sum((alpha > THRESHOLD).sum() for alpha in now.values()))
+        counts = [(slope.alpha > THRESHOLD).sum() * slope.group for slope in self.slopes.values()]
+        sums = [slope.alpha.double().sum() * slope.group for slope in self.slopes.values()]
+        active, total = torch.stack([torch.stack(counts).sum().double(), torch.stack(sums).sum()]).tolist()
+        self.active = int(active)
         if self.is_finished():
             return
-        self._earlier = now
+        self._earlier = self._alphas()
         share = self.order.budget / self.total
         progress = min(1.0, self.step / (_PATH * self.steps * self.epochs))
-        mean = sum(float(alpha.sum()) for alpha in now.values()) / self.total
-        if mean > 1 - (1 - share) * progress:
+        if total / self.total > 1 - (1 - share) * progress:
             self.strength = min(self.strength * _RAISE, _STRONGEST)
 
     def is_finished(self) -> bool:
@@ -110,7 +113,7 @@ class SNL(MaskFinder):
         """See `MaskFinder.restore`."""
         self.strength, self.scale = float(state["strength"]), float(state["scale"])
         self.step, self.active = int(state["step"]), int(state["active"])
-        self._earlier = self._slopes()
+        self._earlier = self._alphas()
 
     def masks(self) -> dict[str, Mask]:
         """Keep the largest slopes; of those that have fallen since the last look, the ones that were larger then."""
@@ -118,8 +121,12 @@ class SNL(MaskFinder):
 
     def scores(self) -> dict[str, Array]:
         """Return the order in which the slopes stay, by call site."""
-        now = self._slopes()
-        return {name: np.where(now[name] > THRESHOLD, 1 + now[name], self._earlier[name]) for name in now}
+        scores = {}
+        for name, slope in self.slopes.items():
+            now, earlier = slope.slopes(), slope.spread(self._earlier[name])
+            scores[name] = np.where(now > THRESHOLD, 1 + now, earlier)
+        return scores
 
-    def _slopes(self) -> dict[str, Array]:
-        return {name: slope.slopes() for name, slope in self.slopes.items()}
+    def _alphas(self) -> dict[str, Tensor]:
+        """Return copies of the slopes as they are, on their device."""
+        return {name: slope.alpha.detach().clone() for name, slope in self.slopes.items()}

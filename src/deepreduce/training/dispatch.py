@@ -12,6 +12,8 @@ from .distributed import process_count
 from .jobs import Context, Job, run_training_job
 from .mask_jobs import run_mask_job
 
+_COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
+
 
 def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda: False) -> str:
     """Train one network (or find masks) and write its folder: history, weights, recipe, and last of all its metrics.
@@ -52,14 +54,26 @@ def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda
             # PyTorch reports everything by RuntimeError: no memory, a kernel that cannot take this shape.
             if process_count() > 1:
                 raise  # the other processes wait for this one: let torchrun end them
+            compiling = type(error).__module__.startswith(_COMPILERS)
+            remedy = (
+                "leave compilation out (--compile off)"
+                if compiling
+                else "use a smaller --batch-size or fewer --workers"
+            )
             raise TrainingError(
                 problem(
                     "a network must run and fit into memory",
-                    got=f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}",
-                    remedy="use a smaller --batch-size or fewer --workers, then run the same command again",
+                    got=f"{type(error).__name__}: {_first_words(str(error))}",
+                    remedy=f"{remedy}, then run the same command again",
                     where=context.folder / job.place,
                 )
             ) from error
+
+
+def _first_words(text: str) -> str:
+    """Return the first line of a message, and the second where the first only announces it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 @contextlib.contextmanager

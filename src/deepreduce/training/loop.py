@@ -81,7 +81,25 @@ def make_accelerator(config: TrainingConfig, **options: Any) -> Accelerator:
     """
     # accelerate keeps the precision for the whole process; here each network may have its own.
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=precision_of(config), cpu=on_processors(), **options)
+    accelerator = Accelerator(mixed_precision=precision_of(config), cpu=on_processors(), **options)
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every step of a training has the same shapes
+    return accelerator
+
+
+def prepare(
+    network: fx.GraphModule, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[Callable[[Tensor], Tensor], torch.optim.Optimizer]:
+    """Return what a training step calls: the network, of several processes one that adds gradients up; the optimiser.
+
+    A network that is trained alone is left as it is. accelerate would put the casting of mixed precision inside, which
+    the step does anyway, and what compiles with it is not kept from one network to the next.
+    """
+    if accelerator.num_processes > 1:
+        prepared: tuple[Callable[[Tensor], Tensor], torch.optim.Optimizer] = accelerator.prepare(network, optimizer)
+        return prepared
+    own: torch.optim.Optimizer = accelerator.prepare(optimizer)
+    return network, own
 
 
 def crop_of(config: TrainingConfig, input: tuple[int, ...]) -> int:
@@ -154,12 +172,11 @@ def train(
         on_epoch(Epoch(**line))
     if teacher is not None:
         teacher = laid_out(teacher, device, torch.channels_last).eval().requires_grad_(False)
-    prepared, optimizer = accelerator.prepare(network, optimizer)
-    forward: Callable[[Tensor], Tensor] = prepared
+    forward, optimizer = prepare(network, optimizer, accelerator)
     ask_teacher: Callable[[Tensor], Tensor] | None = teacher
     if is_compiled(config, device):
         torch.compiler.reset()  # what was compiled for the last network of this process only fills the memory
-        forward = torch.compile(prepared)
+        forward = torch.compile(forward)
         ask_teacher = None if teacher is None else torch.compile(teacher)
 
     steps = data.steps(config.batch_size, world)
@@ -177,7 +194,7 @@ def train(
             rank=accelerator.process_index,
             world=world,
         )
-        rate = fade = 0.0
+        rate, fade, faded = 0.0, 0.0, -1.0
         for step, (images, labels) in enumerate(batches):
             if should_stop():
                 raise Interrupted("stopped on request; run the same command again to continue")
@@ -186,7 +203,9 @@ def train(
             rate, fade = learning_rate_at(config, progress), fade_at(config, progress)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            set_fade(network, fade)
+            if fade != faded:
+                set_fade(network, fade)
+                faded = fade
 
             with accelerator.autocast():
                 logits = forward(images)

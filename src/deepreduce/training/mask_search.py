@@ -34,7 +34,7 @@ from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
 from .distillation import distillation_loss
-from .loop import continued, crop_of, is_compiled, laid_out, make_optimizer, mean_loss
+from .loop import continued, crop_of, is_compiled, laid_out, make_optimizer, mean_loss, prepare
 
 _RATE = 0.5  # of the peak learning rate, in a schedule of its own: the network is trained already
 _CHECK_EVERY = 50
@@ -140,12 +140,11 @@ class MaskSearch:
             finder.restore(history[-1]["state"])
         # A search that goes on has its masks for slopes already; chosen anew they could be others.
         masks = kept(slopes) if finder.is_finished() else None
-        prepared, optimizer = self.accelerator.prepare(network, optimizer)
-        forward: Callable[[Tensor], Tensor] = prepared
+        forward, optimizer = prepare(network, optimizer, self.accelerator)
         ask_teacher: Callable[[Tensor], Tensor] = teacher
         if is_compiled(self.config, self.accelerator.device) and not finder.matches_teacher:
             torch.compiler.reset()  # see `loop.train`
-            forward, ask_teacher = torch.compile(prepared), torch.compile(teacher)
+            forward, ask_teacher = torch.compile(forward), torch.compile(teacher)
         return _Search(sloped, finder, optimizer, forward, ask_teacher, peak, history, masks)
 
     def _epoch(self, search: _Search, data: DeviceSplit, epoch: int, should_stop: Callable[[], bool]) -> dict[str, Any]:
