@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,12 +127,91 @@ MOVES: list[Callable[[Tensor], Tensor]] = [
     lambda x: F.pixel_shuffle(x, 2),
     lambda x: x.permute(0, 2, 3, 1),
     lambda x: x.flip(3),
+    lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect"),
+    lambda x: F.pad(x, (1, 2, 0, 1), mode="circular"),
+    lambda x: nn.functional.interpolate(x, scale_factor=2),
+    lambda x: F.interpolate(x, size=(9, 5), mode="nearest-exact"),
+    lambda x: x.roll((1, 2), (1, 3)).repeat(1, 2, 1, 1),
+    lambda x: torch.stack([x[:, :2], x[:, 2:]], dim=2).flatten(1, 2),
+    lambda x: torch.stack([x.mean((2, 3)), x.mean((2, 3))], -1).flatten(1),
+    lambda x: x.swapaxes(1, 2).narrow(3, 1, 4).select(1, 2).unsqueeze(1),
+    lambda x: torch.cat(torch.unbind(x.unflatten(1, (2, 2)), 1), 1),
+    lambda x: x.index_select(1, torch.tensor([3, 0, 0])),
+    lambda x: torch.repeat_interleave(x, 2, dim=1),
+]
+
+SUMS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x.sum((2, 3)),
+    lambda x: x.sum((-1, -2), keepdim=True),
+    lambda x: x.mean(1),
+    lambda x: torch.sum(x, 1, keepdim=True),
+    lambda x: x.mean(3),
+    lambda x: torch.mean(x, (1, 2)),
+    lambda x: x.sum((1, 2, 3), keepdim=True),
+    lambda x: torch.stack([x, 2 * x, x.flip(2)], dim=1).sum(1),
+    lambda x: torch.stack([x, -x], 4).mean(4),
+    lambda x: x.flatten(1).mean(1, keepdim=True),
+    lambda x: x.flatten(1).sum(-1).unsqueeze(1),
 ]
 
 
 @pytest.mark.parametrize("number", range(len(MOVES)))
 def test_moves(number: int) -> None:
     exact(head(lambda net, x: MOVES[number](x)), images(3, 4, 6, 6))
+
+
+@pytest.mark.parametrize("number", range(len(SUMS)))
+def test_sums(number: int) -> None:
+    exact(head(lambda net, x: SUMS[number](x)), images(3, 4, 6, 6))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [1, (2, 0), "same"])
+def test_convolutions_with_a_border_of_their_own(mode: str, padding: Any) -> None:
+    layer = nn.Conv2d(4, 3, (3, 2), padding=padding, padding_mode=mode, dilation=(1, 2))
+    exact(head(lambda net, x: net.layer(x), layer=layer), images(3, 4, 6, 6))
+
+
+@pytest.mark.parametrize("module", [nn.ReflectionPad2d(1), nn.ReplicationPad2d((1, 0, 2, 1)), nn.Upsample(None, 3)])
+def test_modules_that_copy(module: nn.Module) -> None:
+    exact(head(lambda net, x: net.module(x), module=module), images(3, 4, 6, 6))
+
+
+PRODUCTS: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda x, w: x @ w,
+    lambda x, w: torch.matmul(x, w),
+    lambda x, w: x.mm(mat2=w),
+    lambda x, w: torch.addmm(w[0], x, w),
+    lambda x, w: torch.addmm(w[0, :1], mat1=x, mat2=w),
+    lambda x, w: F.linear(input=x, weight=w.transpose(0, 1)),
+]
+
+
+@pytest.mark.parametrize("number", range(len(PRODUCTS)))
+def test_products_with_a_constant_matrix(number: int) -> None:
+    holder = nn.Linear(5, 16)
+    exact(Lambda(lambda net, x: PRODUCTS[number](x.flatten(1), net.f.weight), f=holder), images(3, 1, 4, 4))
+
+
+def test_a_network_with_copies_stacks_and_sums_agrees() -> None:
+    """Branches of two resolutions, as in HRNet, put together by a stack; channels summed; a border of its own pixels."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = F.relu(net.first(x))
+        coarse = F.interpolate(F.relu(net.coarse(x)), scale_factor=2)
+        x = F.relu(torch.stack([net.fine(x), coarse], dim=2).sum(2))
+        x = torch.stack([x, x.flip(3), coarse], dim=1).mean(1)
+        return torch.cat([x.sum((2, 3)), x.mean(1).flatten(1) @ net.last.weight], 1)
+
+    torch.manual_seed(0)
+    net = Lambda(
+        run,
+        first=nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"),
+        coarse=nn.Conv2d(6, 6, 2, stride=2),
+        fine=nn.Conv2d(6, 6, 3, padding=1, padding_mode="replicate"),
+        last=nn.Linear(4, 64),
+    )
+    agree(net.eval(), images(40, 3, 8, 8))
 
 
 def shuffled(x: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
     ("softmax", lambda net, x: F.softmax(x.flatten(1), 0), {}),
     ("product of two tensors", lambda net, x: (x * x.mean((2, 3), keepdim=True)).flatten(1), {}),
     ("GroupNorm", lambda net, x: net.g(x).flatten(1), {"g": nn.GroupNorm(1, 3)}),
-    (
-        "padding mode 'reflect'",
-        lambda net, x: net.c(x).flatten(1),
-        {"c": nn.Conv2d(3, 3, 3, 1, 1, padding_mode="reflect")},
-    ),
+    ("interpolate", lambda net, x: F.interpolate(x, scale_factor=2, mode="bilinear").flatten(1), {}),
+    ("Upsample", lambda net, x: net.u(x).flatten(1), {"u": nn.Upsample(None, 2, "bilinear")}),
+    ("stack of images", lambda net, x: torch.stack([x, x]).flatten(1), {}),
+    ("stack with a constant", lambda net, x: torch.stack([x, net.c.weight], 1).flatten(1), {"c": nn.Conv2d(3, 2, 6)}),
+    ("leave the batch", lambda net, x: x.sum(0).flatten(1), {}),
+    ("depend on the image", lambda net, x: (x @ x.flip(2)).flatten(1), {}),
+    ("constant matrix behind it", lambda net, x: (x @ net.f.weight).flatten(1), {"f": nn.Linear(2, 6)}),
     (
         "without running statistics",
         lambda net, x: net.b(x).flatten(1),
@@ -42,7 +44,6 @@ REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
         lambda net, x: F.max_pool2d(x[:, :, :3, :3], 2, 1, padding=1, dilation=4).flatten(1),
         {},
     ),
-    ("mean over dimensions", lambda net, x: x.mean(1).flatten(1), {}),
 ]
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from ...census import final_softmax, find_relus, masked_relu, trace
+from ...census import argument, final_softmax, find_relus, masked_relu, trace
 from ...census.trace import source_line
 from ...errors import NetworkError, near_misses, problem
 from .graph import Affine, Array, Graph, Input, Node
@@ -25,6 +26,7 @@ from .operators import (
     FUNCTIONS,
     METHODS,
     MODULES,
+    NEAREST,
     SHAPE_FUNCTIONS,
     SHAPE_METHODS,
     SHAPE_MODULES,
@@ -176,7 +178,7 @@ class _Converter(fx.Interpreter):
         handler: Callable[[Call], Node] | None = None
         moves = False
         if module is not None:
-            if isinstance(module, SHAPE_MODULES):
+            if isinstance(module, SHAPE_MODULES) or (isinstance(module, nn.Upsample) and module.mode in NEAREST):
                 moves = True
             else:
                 handler = TRACED_MODULES.get(type(module).__name__)
@@ -185,6 +187,7 @@ class _Converter(fx.Interpreter):
             moves, handler = n.target in SHAPE_METHODS, METHODS.get(str(n.target))
         else:
             moves, handler = n.target in SHAPE_FUNCTIONS, FUNCTIONS.get(n.target)
+            moves |= n.target is F.interpolate and argument(n, 3, "mode", "nearest") in NEAREST
         call = Call(
             name=self._name(n),
             source=source_line(n),

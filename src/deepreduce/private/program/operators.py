@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def _convolution(call: Call) -> Node:
         x, weight, bias = call.source_node, m.weight, m.bias
         stride, padding, dilation, groups = m.stride, m.padding, m.dilation, m.groups
         if m.padding_mode != "zeros":
-            raise Unsupported(f"Conv2d with padding mode {m.padding_mode!r}", "pad with zeros")
+            x, padding = _bordered(call, x, m), (0, 0)
     else:
         x, weight, bias, stride, padding, dilation, groups = call.bound(
             "input",
@@ -111,6 +112,15 @@ def _convolution(call: Call) -> Node:
     return call.node(op, [x], tuple(call.result.shape[1:]), weight=kernel, bias=_channel_bias(bias))
 
 
+def _bordered(call: Call, x: Node, convolution: nn.Conv2d) -> Node:
+    """Return a feature map with the border of its own elements that a convolution pads it with."""
+    numbers = torch.arange(1, x.size + 1, dtype=torch.float64).reshape(1, *x.shape)
+    border = convolution._reversed_padding_repeated_twice
+    moved = F.pad(numbers, border, mode=convolution.padding_mode)[0]
+    index = (moved.reshape(-1).long().numpy() - 1).astype(np.int32)
+    return Node(Gather(index), [x], tuple(moved.shape), f"{call.name}:border", call.source)
+
+
 def _channel_bias(bias: Any) -> Array | None:
     return None if bias is None else _array(bias, "a bias").reshape(-1, 1, 1)
 
@@ -130,6 +140,33 @@ def _linear(call: Call) -> Node:
     raise Unsupported(
         f"a linear layer over tensors of shape {x.shape}",
         "flatten to (batch, features) first, or use a 1x1 convolution",
+    )
+
+
+def _matrix_product(call: Call) -> Node:
+    x, weight = call.bound("input", "other") if call.kwargs.get("mat2") is None else call.bound("input", "mat2")
+    return _times(call, x, weight, None)
+
+
+def _matrix_product_and_sum(call: Call) -> Node:
+    bias, x, weight = call.bound("input", "mat1", "mat2")
+    if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("beta", 1) != 1:
+        raise Unsupported("addmm with alpha or beta other than 1", "multiply first")
+    return _times(call, x, weight, bias)
+
+
+def _times(call: Call, x: Any, weight: Any, bias: Any) -> Node:
+    """Return x @ weight + bias for the features of an image and a constant matrix."""
+    if isinstance(x, Node) and isinstance(weight, Node):
+        raise Unsupported("the product of two tensors that depend on the image", "attention has no linear form")
+    if not isinstance(x, Node) or len(x.shape) != 1 or np.ndim(weight) != 2:
+        raise Unsupported(
+            "a matrix product other than of (batch, features) with a constant matrix behind it", "use a linear layer"
+        )
+    matrix = np.ascontiguousarray(_array(weight, "a weight").T)
+    own = None if bias is None else np.broadcast_to(_array(bias, "a bias").reshape(-1), matrix.shape[:1]).copy()
+    return call.node(
+        Matrix((matrix.shape[0], matrix.shape[1])), [x], tuple(call.result.shape[1:]), weight=matrix, bias=own
     )
 
 
@@ -231,6 +268,23 @@ def _concatenation(call: Call) -> Node:
     return call.node(Concatenate(axis - 1, (0,) * len(tensors)), list(tensors), tuple(call.result.shape[1:]))
 
 
+def _stack(call: Call) -> Node:
+    tensors, axis = call.bound("tensors", "dim", dim=0)
+    if not all(isinstance(each, Node) for each in tensors):
+        raise Unsupported("a stack with a constant", "add it after the network's first layer")
+    shape = tuple(call.result.shape[1:])
+    axis = axis % (len(shape) + 1)
+    if axis == 0:
+        raise Unsupported("a stack of images along the batch")
+    # Side by side as vectors, and then in their places: a shape of many dimensions goes with what reads it.
+    size = tensors[0].size
+    flat = [Node(Reshape(), [x], (size,), f"{call.name}:{i}", call.source) for i, x in enumerate(tensors)]
+    vector = call.node(Concatenate(0, (0,) * len(flat)), flat, (size * len(flat),))
+    places = np.arange(size * len(flat), dtype=np.int32).reshape(len(flat), *tensors[0].shape)
+    index = np.ascontiguousarray(np.moveaxis(places, 0, axis - 1)).reshape(-1)
+    return Node(Gather(index), [vector], shape, f"{call.name}:stack", call.source)
+
+
 def _average(call: Call) -> Node:
     x = call.source_node
     m = call.module
@@ -272,14 +326,33 @@ def _adaptive(call: Call) -> Node:
     return _pooled(call, x, spans, [[b - a for a, b in axis] for axis in spans], None)
 
 
-def _mean(call: Call) -> Node:
-    x, dims, keep = call.bound("input", "dim", "keepdim", keepdim=False)
-    dims = [dims] if isinstance(dims, int) else list(dims or [])
-    if not isinstance(x, Node) or len(x.shape) != 3 or sorted(d % 4 for d in dims) != [2, 3]:
-        raise Unsupported(f"a mean over dimensions {dims}", "take the mean over height and width, dims (2, 3)")
-    spans = [[(0, size)] for size in x.shape[1:]]
-    pooled = average_pool(call.name, call.source, x, spans, [[size] for size in x.shape[1:]], None)
-    return pooled if keep else call.node(Reshape(), [pooled], (x.shape[0],))
+def _over_dimensions(*, mean: bool) -> Callable[[Call], Node]:
+    def build(call: Call) -> Node:
+        x, dims, _ = call.bound("input", "dim", "keepdim")
+        dims = [dims] if isinstance(dims, int) else list(dims or [])
+        if not isinstance(x, Node):
+            raise Unsupported("a sum of something that is not the image's")
+        axes = sorted(dim % (len(x.shape) + 1) for dim in dims)
+        if not axes or axes[0] == 0:
+            raise Unsupported(f"a sum or mean over dimensions {dims}", "leave the batch as it is")
+        shape = tuple(call.result.shape[1:])
+        if axes[-1] - axes[0] >= len(axes):  # they do not lie side by side: the others go in front
+            order = [axis for axis in range(1, len(x.shape) + 1) if axis not in axes] + axes
+            places = np.arange(x.size, dtype=np.int32).reshape(x.shape).transpose([axis - 1 for axis in order])
+            index = np.ascontiguousarray(places).reshape(-1)
+            x = Node(Gather(index), [x], places.shape, f"{call.name}:order", call.source)
+            axes = list(range(len(x.shape) - len(axes) + 1, len(x.shape) + 1))
+        before, inside, after = (
+            math.prod(x.shape[first:last])
+            for first, last in ((0, axes[0] - 1), (axes[0] - 1, axes[-1]), (axes[-1], len(x.shape)))
+        )
+        flat = Node(Reshape(), [x], (before, inside, after), f"{call.name}:in", call.source)
+        columns = [(place, place + 1) for place in range(after)]
+        divisor = None if mean else 1.0
+        total = average_pool(call.name, call.source, flat, [[(0, inside)], columns], [[inside], [1] * after], divisor)
+        return Node(Reshape(), [total], shape, f"{call.name}:out", call.source)
+
+    return build
 
 
 def _pooled(
@@ -363,16 +436,21 @@ def movement(source: Node, moved: Tensor, call: Call) -> Node:
 
 SHAPE_MODULES = (
     nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d,
-    nn.UpsamplingNearest2d,
+    nn.UpsamplingNearest2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
 )  # fmt: skip
 SHAPE_FUNCTIONS: set[Any] = {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
-    torch.split, operator.getitem, F.pad, F.pixel_shuffle, F.channel_shuffle, torch.unflatten, torch.flip,
+    torch.split, operator.getitem, F.pad, F.pixel_shuffle, F.channel_shuffle, torch.unflatten, torch.flip, torch.roll,
+    torch.movedim, torch.swapaxes, torch.unbind, torch.narrow, torch.select, torch.index_select, torch.tile,
+    torch.repeat_interleave, torch.tensor_split, F.pixel_unshuffle,
 }  # fmt: skip
 SHAPE_METHODS = {
     "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split", "contiguous",
-    "unflatten", "clone", "flip", "view_as", "reshape_as",
+    "unflatten", "clone", "flip", "view_as", "reshape_as", "roll", "movedim", "swapaxes", "unbind", "narrow", "select",
+    "index_select", "tile", "repeat", "expand", "repeat_interleave", "tensor_split",
 }  # fmt: skip
+NEAREST = ("nearest", "nearest-exact")
+"""Modes of resizing that only copy elements."""
 
 MODULES: dict[type[nn.Module], Callable[[Call], Node]] = {
     nn.Conv2d: _convolution,
@@ -417,7 +495,13 @@ FUNCTIONS: dict[Any, Callable[[Call], Node]] = {
     operator.neg: _negation,
     torch.cat: _concatenation,
     torch.concat: _concatenation,
-    torch.mean: _mean,
+    torch.stack: _stack,
+    torch.mean: _over_dimensions(mean=True),
+    torch.sum: _over_dimensions(mean=False),
+    torch.matmul: _matrix_product,
+    torch.mm: _matrix_product,
+    operator.matmul: _matrix_product,
+    torch.addmm: _matrix_product_and_sum,
     F.avg_pool2d: _average,
     F.adaptive_avg_pool2d: _adaptive,
     F.max_pool2d: _max,
@@ -438,7 +522,10 @@ METHODS: dict[str, Callable[[Call], Node]] = {
     "div": _quotient,
     "div_": _quotient,
     "neg": _negation,
-    "mean": _mean,
+    "mean": _over_dimensions(mean=True),
+    "sum": _over_dimensions(mean=False),
+    "matmul": _matrix_product,
+    "mm": _matrix_product,
     "float": _same_place,
     "double": _same_place,
     "to": _same_place,
