@@ -83,6 +83,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budgets", type=_counts, help="ReLUs of masks (default: the published ones, times the width)")
     parser.add_argument("--granularity", choices=["element", "channel", "layer"], help="default: element")
     parser.add_argument("--most-layers", type=int, help="layers in which deepreduce-masks may keep ReLUs")
+    parser.add_argument(
+        "--keep-max-pooling", action="store_true", help="of networks that have it, as `deepreduce reduce` does"
+    )
     parser.add_argument("--epochs", type=int, default=200, help="of each reduced network, its search included")
     parser.add_argument("--teacher-epochs", type=int, help="default: those of --epochs")
     parser.add_argument("--search-share", type=float, default=0.4, help="of the epochs, for finding masks")
@@ -211,6 +214,7 @@ def train_all(
     for name, settings in methods.items():
         print(f"{network}: {name}", file=sys.stderr, flush=True)
         limit = "" if settings.most_layers is None else f"-l{settings.most_layers}"
+        limit += "-max" if settings.keep_max_pooling else ""
         finished = options.runs / "fronts" / f"{network}-{name}{limit}.json"
         partial = finished.with_suffix(".part.json")  # an earlier front of fewer seeds stays until all are trained
         for part in parts_of(settings, options.workers, networks_of(network, data, options, settings)):
@@ -297,7 +301,13 @@ def settings_of(
         compile=options.compile,
         flip=data.name != "digits",
     )
-    settings = SearchSettings(training=training, criticality_plain=False, seeds=options.seeds, test_all=True)
+    settings = SearchSettings(
+        training=training,
+        criticality_plain=False,
+        seeds=options.seeds,
+        test_all=True,
+        keep_max_pooling=options.keep_max_pooling,
+    )
     teaching = replace(settings, training=replace(training, epochs=options.teacher_epochs or options.epochs))
     released = published_candidates(published, network, data.name, options)
     found = {name: settings_for(name, network, relus, settings, options, released) for name in options.methods}

@@ -308,6 +308,7 @@ def _measured(front: Json, entry: Json) -> Json | None:
         "method": "teacher" if entry["id"] == "teacher" else front["settings"]["method"],
         "label": entry["label"],
         "most_layers": (entry["recipe"] or {}).get("masks", {}).get("most_layers"),
+        "average_pooling": (entry["recipe"] or {}).get("average_pooling", False),
         "relus": entry["relus"],
         "macs": entry["macs"],
         "split": split,
@@ -339,7 +340,9 @@ def _row(row: Json, fronts: list[Json]) -> Json:
 def _is(recipe: Json, candidate: Json) -> bool:
     kept = {name: recipe[name] for name in ("keep", "thin", "alpha", "rho")}
     return (
-        kept == candidate and not recipe["drop"] and not {"masks", "beta", "trim", "bypass", "collapse"} & set(recipe)
+        kept == candidate
+        and not recipe["drop"]
+        and not {"masks", "beta", "trim", "bypass", "collapse", "average_pooling"} & set(recipe)
     )
 
 

@@ -96,7 +96,8 @@ def _private(content: Json) -> list[str]:
 
 def _name(m: Json) -> str:
     """Return the method, and with it the number of layers that it was limited to."""
-    return str(m["method"]) + ("" if m["most_layers"] is None else f"-l{m['most_layers']}")
+    limit = "" if m["most_layers"] is None else f"-l{m['most_layers']}"
+    return str(m["method"]) + limit + ("-avg" if m.get("average_pooling") else "")
 
 
 def _interval(m: Json) -> str:
