@@ -31,6 +31,8 @@ from deepreduce.training import (
 from deepreduce.training.phases import Phases
 from deepreduce.training.proposals import Proposal
 
+from .conftest import Small
+
 
 def weights(folder: Path) -> dict[str, str]:
     found = folder.rglob("weights.safetensors")
@@ -300,6 +302,21 @@ def test_a_budget_out_of_reach_is_refused_before_any_training(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         search(context, replace(settings, budget=budget))
+    assert not context.folder.exists()
+
+
+def test_a_method_that_cannot_build_any_candidate_says_why(context: Context, settings: SearchSettings) -> None:
+    class Fixed(Small):
+        """Channels shuffled by numbers that stand in forward."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.relu1(self.bn1(self.conv1(x))).reshape(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)
+            x = self.relu2(self.bn2(self.conv2(x))).reshape(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)
+            return self.fc(torch.flatten(self.pool(x), 1))
+
+    fixed = replace(context, network=Fixed())
+    with pytest.raises(UsageError, match=r"can be built.*channels of the network must be scalable.*deepreduce-masks"):
+        search(fixed, replace(settings, method="deepreduce-narrow", budget=300))
     assert not context.folder.exists()
 
 

@@ -109,23 +109,26 @@ def check_budget(base: Base, settings: SearchSettings) -> None:
         )
     budget = min(settings.asked_budgets())
     if settings.reducer().finds_masks:
-        smallest: int | None = smallest_budget(base.census, settings.resolved_granularity())
+        smallest = smallest_budget(base.census, settings.resolved_granularity())
     else:
-        smallest = min(
-            (
-                proposal.census.relus
-                for last in base.census.stages
-                for proposal in propose(base, _most_critical(base.census, last.name), settings)
-                if proposal.census is not None and proposal.census.relus
-            ),
-            default=None,
-        )
-    if smallest is None or budget < smallest:
+        stages = base.census.stages
+        proposals = [p for last in stages for p in propose(base, _most_critical(base.census, last.name), settings)]
+        sizes = [p.census.relus for p in proposals if p.census is not None and p.census.relus]
+        if not sizes:
+            raise UsageError(
+                problem(
+                    "the method must have a candidate that can be built",
+                    got=proposals[0].reason if proposals else "no candidate",
+                    remedy="use another method: those that find masks, such as deepreduce-masks, scale nothing",
+                    where="--method",
+                )
+            )
+        smallest = min(sizes)
+    if budget < smallest:
         raise UsageError(
             problem(
                 "the budget must be met by some candidate",
-                got=f"{budget:,}; "
-                + ("there is no candidate" if smallest is None else f"the smallest candidate has {smallest:,} ReLUs"),
+                got=f"{budget:,}; the smallest candidate has {smallest:,} ReLUs",
                 remedy="raise the budget, or start from a narrower network (--width, of a reference network)",
                 where="--budget",
             )
