@@ -26,6 +26,7 @@ REFUSED: list[tuple[str, Callable[..., Tensor], dict[str, nn.Module]]] = [
     ("Upsample", lambda net, x: net.u(x).flatten(1), {"u": nn.Upsample(None, 2, "bilinear")}),
     ("stack of images", lambda net, x: torch.stack([x, x]).flatten(1), {}),
     ("stack with a constant", lambda net, x: torch.stack([x, net.c.weight], 1).flatten(1), {"c": nn.Conv2d(3, 2, 6)}),
+    ("leave out dtype", lambda net, x: x.sum(1, dtype=torch.int64).flatten(1), {}),
     ("leave the batch", lambda net, x: x.sum(0).flatten(1), {}),
     ("depend on the image", lambda net, x: (x @ x.flip(2)).flatten(1), {}),
     ("constant matrix behind it", lambda net, x: (x @ net.f.weight).flatten(1), {"f": nn.Linear(2, 6)}),

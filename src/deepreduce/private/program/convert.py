@@ -20,21 +20,11 @@ from torch import Tensor, fx, nn
 from ...census import argument, final_softmax, find_relus, masked_relu, trace
 from ...census.trace import source_line
 from ...errors import NetworkError, near_misses, problem
+from .calls import Call, Unsupported
 from .graph import Affine, Array, Graph, Input, Node
+from .movements import NEAREST, SHAPE_FUNCTIONS, SHAPE_METHODS, SHAPE_MODULES, movement
 from .operations import RELU, RELU6, Circuit, Gather, Sum
-from .operators import (
-    FUNCTIONS,
-    METHODS,
-    MODULES,
-    NEAREST,
-    SHAPE_FUNCTIONS,
-    SHAPE_METHODS,
-    SHAPE_MODULES,
-    TRACED_MODULES,
-    Call,
-    Unsupported,
-    movement,
-)
+from .operators import FUNCTIONS, METHODS, MODULES, TRACED_MODULES
 
 _BATCH = 2
 REMEDY = (
