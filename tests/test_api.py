@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import deepreduce
 from deepreduce import RunOptions, SearchSettings, TrainingConfig
 from deepreduce.cli._console import Watcher
-from deepreduce.errors import DataError, RecipeError, RunError, UsageError
+from deepreduce.errors import DataError, NetworkError, RecipeError, RunError, UsageError
 from deepreduce.reduction.recipe import fit_tensors
 
 
@@ -98,6 +98,49 @@ def test_a_network_that_cannot_run_privately_is_reduced_all_the_same(data: Any, 
         front.best(seconds=1.0)
 
 
+def test_activations_that_are_no_relus_are_exchanged_and_learnt(data: Any, tmp_path: Path) -> None:
+    """The teacher trains with ReLUs from the weights that come, and the networks run privately."""
+    torch.manual_seed(3)
+    network = Net()
+    network.relu1, network.relu2, network.relu3 = nn.SiLU(), nn.LeakyReLU(0.1), nn.GELU()
+    with pytest.raises(NetworkError, match="exchange-activations"):
+        deepreduce.reduce(network, data, out=tmp_path / "refused", settings=QUICK, options=ONE)
+    slow = replace(QUICK, method="snl", budget=100, training=replace(QUICK.training, learning_rate=1e-6))
+    more = {"exchange_activations": True, "options": ONE}
+    front = deepreduce.reduce(network, data, out=tmp_path / "run", settings=slow, **more)
+    assert front.content["settings"]["trained"] is False and front.content["teacher"]["epochs"] == 1
+    assert front.content["network"]["exchange_activations"] is True and front.content["teacher"]["relus"] == 384
+    given = network.state_dict()
+    trained = load_file(tmp_path / "run" / "teacher" / "seed0" / "weights.safetensors")
+    assert all(torch.allclose(trained[name], value, atol=1e-3) for name, value in given.items())
+    (entry,) = front.content["candidates"]
+    assert entry["relus"] <= 100 and "online" in entry["private"]
+    for each in (entry, front.content["teacher"]):
+        reduced, _ = front.load(each, network=network)
+        assert not any(isinstance(module, (nn.SiLU, nn.LeakyReLU, nn.GELU)) for module in reduced.modules())
+    assert isinstance(network.relu1, nn.SiLU)
+    save_file(given, tmp_path / "weights.safetensors")
+    again = deepreduce.reduce(
+        Net2(), data, out=tmp_path / "file", settings=slow, weights=tmp_path / "weights.safetensors", **more
+    )
+    assert again.content["settings"]["trained"] is False
+    from_file = load_file(tmp_path / "file" / "teacher" / "seed0" / "weights.safetensors")
+    assert all(torch.allclose(from_file[name], value, atol=1e-3) for name, value in given.items())
+    outcome = deepreduce.train(network, data, out=tmp_path / "teacher", settings=slow, **more)
+    assert outcome.complete
+    assert deepreduce.profile(network, input=(1, 8, 8), classes=2, exchange_activations=True)["relus"] == 384
+    estimate = deepreduce.estimate(network, input=(1, 8, 8), classes=2, exchange_activations=True, protocols=("ours",))
+    assert estimate["relus"] == 384
+    plan = deepreduce.plan_reduce(network, data, out=tmp_path / "plan", settings=slow, **more)
+    assert next(job for job in plan["jobs"] if job["kind"] == "teacher")["epochs"] == 1
+
+
+class Net2(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu1, self.relu2, self.relu3 = nn.Mish(), nn.ELU(), nn.Hardswish()
+
+
 def test_private_cost_can_be_left_out_and_added_later(network: nn.Module, data: Any, tmp_path: Path) -> None:
     more: dict[str, Any] = {"out": tmp_path / "run", "settings": QUICK}
     without = deepreduce.reduce(network, data, **more, options=RunOptions(threads=1, private=False))
@@ -120,7 +163,7 @@ def test_profile_counts_before_and_after() -> None:
 def test_a_module_brings_its_weights_unless_it_is_trained_here(network: nn.Module, data: Any, tmp_path: Path) -> None:
     outcome = deepreduce.train(network, data, out=tmp_path / "trained", settings=QUICK, options=ONE)
     assert outcome.runs[0]["epochs"] == 1
-    defaults = deepreduce._api._Order(network, data, tmp_path, None, 1.0, None, ONE)  # type: ignore[attr-defined]
+    defaults = deepreduce._api._Order(network, data, tmp_path, None, 1.0, None, False, ONE)  # type: ignore[attr-defined]
     assert defaults.search_settings().trained and defaults.search_settings().training.flip
 
 

@@ -54,6 +54,7 @@ def profile(
     collapse: bool = False,
     average_pooling: bool = False,
     width: float = 1.0,
+    exchange_activations: bool = False,
 ) -> dict[str, Any]:
     """Count ReLUs, MACs and parameters of a network, and of what a reduction leaves of it.
 
@@ -73,6 +74,8 @@ def profile(
         collapse: make one convolution of what comes before the first ReLU that stays.
         average_pooling: put average pooling in the place of max pooling.
         width: width multiplier of the base network, for reference networks.
+        exchange_activations: put ReLUs in the place of other activations first, see
+            `deepreduce.reduction.exchange_activations`.
 
     Returns:
         `network`, `input`, `relus`, `macs`, `params`, `stages[]{name, resolution, relus, macs, params, layers[]}`,
@@ -82,7 +85,7 @@ def profile(
         UsageError: if a value is out of range, or the reduction removes nothing.
         NetworkError: if the network cannot be traced or reduced so.
     """
-    spec, module = _network(network, input, classes, width)
+    spec, module = _network(network, input, classes, width, exchange_activations)
     base = make_base(spec, module)
     named = {"network": spec.name, "input": list(spec.input), "classes": spec.classes, "width": spec.width}
     stages = tuple(stage.name for stage in base.census.stages) if keep is None else tuple(keep)
@@ -115,6 +118,7 @@ def reduce(
     settings: SearchSettings | None = None,
     width: float = 1.0,
     weights: Path | str | None = None,
+    exchange_activations: bool = False,
     workers: int | None = None,
     options: RunOptions | None = None,
     progress: Progress | None = None,
@@ -129,6 +133,9 @@ def reduce(
             `settings.trained` is False: then the teacher is trained, from these weights.
         width: width multiplier of the base network, for reference networks.
         weights: safetensors file with the trained weights of the network; implies `settings.trained`.
+        exchange_activations: put ReLUs in the place of other activations, see
+            `deepreduce.reduction.exchange_activations`. The teacher is then trained with them, from the weights that
+            the network brings, if any.
         workers: jobs side by side; None takes those of `options`.
         options: where jobs run, and which tracker follows them; None runs one after another in this process.
         progress: who watches.
@@ -140,7 +147,9 @@ def reduce(
         DeepReduceError: see `deepreduce.training.search`.
         Interrupted: on Ctrl-C while networks are trained.
     """
-    order = _Order(network, data, Path(out), settings, width, weights, _with_workers(options, workers))
+    order = _Order(
+        network, data, Path(out), settings, width, weights, exchange_activations, _with_workers(options, workers)
+    )
     context, settings = order.context(), order.search_settings()
     pricer = our_pricer() if order.options.private else None
     found = run_search(context, settings, order.options, progress=progress, pricer=pricer)
@@ -176,11 +185,14 @@ def plan_reduce(
     settings: SearchSettings | None = None,
     width: float = 1.0,
     weights: Path | str | None = None,
+    exchange_activations: bool = False,
     workers: int | None = None,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
     """Say what `reduce` would train and roughly how long it would take here; see `deepreduce.training.plan`."""
-    order = _Order(network, data, Path(out), settings, width, weights, _with_workers(options, workers))
+    order = _Order(
+        network, data, Path(out), settings, width, weights, exchange_activations, _with_workers(options, workers)
+    )
     pricer = our_pricer() if order.options.private else None
     return plan_search(order.context(), order.search_settings(), order.options, pricer=pricer)
 
@@ -192,6 +204,7 @@ def train(
     out: Path | str,
     settings: SearchSettings | None = None,
     width: float = 1.0,
+    exchange_activations: bool = False,
     options: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -199,7 +212,7 @@ def train(
 
     A module starts from the weights it has. Arguments and errors are those of `reduce`.
     """
-    order = _teaching(network, data, out, settings, width, options)
+    order = _teaching(network, data, out, settings, width, exchange_activations, options)
     return run_teacher(order.context(), order.search_settings(), order.options, progress=progress)
 
 
@@ -210,10 +223,11 @@ def plan_train(
     out: Path | str,
     settings: SearchSettings | None = None,
     width: float = 1.0,
+    exchange_activations: bool = False,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
     """Say what `train` would train and roughly how long it would take here; see `deepreduce.training.plan_teacher`."""
-    order = _teaching(network, data, out, settings, width, options)
+    order = _teaching(network, data, out, settings, width, exchange_activations, options)
     return plan_teacher(order.context(), order.search_settings(), order.options)
 
 
@@ -223,10 +237,11 @@ def _teaching(
     out: Path | str,
     settings: SearchSettings | None,
     width: float,
+    exchange: bool,
     options: RunOptions | None,
 ) -> _Order:
-    settings = SearchSettings(training=TrainingConfig()) if settings is None else settings
-    return _Order(network, data, Path(out), replace(settings, trained=False), width, None, options or RunOptions())
+    settings = replace(SearchSettings(training=TrainingConfig()) if settings is None else settings, trained=False)
+    return _Order(network, data, Path(out), settings, width, None, exchange, options or RunOptions())
 
 
 @dataclass
@@ -239,10 +254,19 @@ class _Order:
     settings: SearchSettings | None
     width: float
     weights: Path | str | None
+    exchange_activations: bool
     options: RunOptions
 
     def search_settings(self) -> SearchSettings:
-        """Return the settings; weights that come along make the network a trained one, unless it is said otherwise."""
+        """Return the settings; weights that come along make the network a trained one, unless it is said otherwise.
+
+        With its activations exchanged it is none: the weights are where its training begins.
+        """
+        settings = self._with_weights()
+        return replace(settings, trained=settings.trained and not self.exchange_activations)
+
+    def _with_weights(self) -> SearchSettings:
+        """Return the settings, `trained` where weights come along."""
         settings = self.settings
         if settings is None:
             named = self.data.name if isinstance(self.data, Dataset) else self.data
@@ -263,14 +287,15 @@ class _Order:
         if isinstance(self.network, str):
             check_name(self.network)
         images = load_data(self.data) if isinstance(self.data, str) else self.data
-        spec, module = _network(self.network, images.input, len(images.classes), self.width)
+        classes = len(images.classes)
+        spec, module = _network(self.network, images.input, classes, self.width, self.exchange_activations)
         if self.weights is not None:
             module = build(spec) if module is None else copy.deepcopy(module)
             path = Path(self.weights)
             tensors = read_tensors(path)
             tensors.pop("deepreduce.probe", None)
             load_tensors(module, fit_tensors(module.state_dict(), tensors), path)
-        elif self.search_settings().trained and module is None:
+        elif self._with_weights().trained and module is None:
             module = _build_trained(spec)
         return Context(
             spec,
@@ -308,15 +333,15 @@ def check_name(network: str) -> None:
 
 
 def _network(
-    network: str | nn.Module, input: tuple[int, int, int], classes: int, width: float
+    network: str | nn.Module, input: tuple[int, int, int], classes: int, width: float, exchange: bool
 ) -> tuple[NetworkSpec, nn.Module | None]:
     if isinstance(network, str):
-        return NetworkSpec(network, input, classes, width), None
+        return NetworkSpec(network, input, classes, width, exchange), None
     if width != 1:
         raise UsageError(
             problem("a module has the width it has", got=f"width {width:g}", remedy="leave the width at 1")
         )
-    return NetworkSpec(type(network).__name__, input, classes), network
+    return NetworkSpec(type(network).__name__, input, classes, exchange_activations=exchange), network
 
 
 def _with_workers(options: RunOptions | None, workers: int | None) -> RunOptions:

@@ -50,6 +50,7 @@ def estimate(
     collapse: bool = False,
     average_pooling: bool = False,
     width: float = 1.0,
+    exchange_activations: bool = False,
     relus: int | None = None,
     full: nn.Module | None = None,
     protocols: Sequence[str] = PROTOCOLS,
@@ -66,8 +67,8 @@ def estimate(
             run folder, the name of a network, or a module.
         input: channels, height and width of one image; for a name or a module alone.
         classes: number of classes, likewise; default 100.
-        keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width: a reduction, likewise; as in
-            `profile`.
+        keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width, exchange_activations: a reduction,
+            likewise; as in `profile`.
         relus: largest number of ReLUs; for a run folder alone.
         full: the full network, where a recipe or a run is not of a reference network.
         protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
@@ -99,7 +100,10 @@ def estimate(
         raise UsageError(
             problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
         )
-    reduction = _Reduction(input, classes, keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width)
+    reduction = _Reduction(
+        input, classes, keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width,
+        exchange_activations,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         subject = _subject(network, reduction, relus, full, program="ours" in protocols)
@@ -149,6 +153,7 @@ class _Reduction:
     collapse: bool = False
     average_pooling: bool = False
     width: float = 1.0
+    exchange_activations: bool = False
 
     def refuse(self, what: object) -> None:
         """Refuse whatever was given: a saved network is what it is."""
@@ -220,7 +225,7 @@ def _named(network: str | Path | nn.Module, reduction: _Reduction, program: bool
     own = network if isinstance(network, nn.Module) else None
     name = type(network).__name__ if own is not None else str(network)
     classes = 100 if reduction.classes is None else reduction.classes
-    base = make_base(NetworkSpec(name, reduction.input, classes, reduction.width), own)
+    base = make_base(NetworkSpec(name, reduction.input, classes, reduction.width, reduction.exchange_activations), own)
     candidate = reduction.candidate(base.census)
     census = base.census if candidate is None else census_of(base, candidate)
     label = base.spec.name if candidate is None else f"{base.spec.name}, {candidate.label}"

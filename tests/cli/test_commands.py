@@ -94,6 +94,28 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(
     assert not Path("run").exists()
 
 
+def test_other_activations_are_exchanged_from_the_plan_to_the_report(
+    net: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path("tiny_user_network.py")
+    source.write_text(NET.replace("nn.ReLU()", "nn.SiLU()"))
+    sys.modules.pop("tiny_user_network", None)
+    typed = ["reduce", net, "--out", "run", *QUICK, "--method", "snl", "--budget", "200", "--workers", "1"]
+    assert main([*typed, "--dry-run"]) == 1
+    assert "--exchange-activations" in capsys.readouterr().err
+    typed.append("--exchange-activations")
+    assert main([*typed, "--dry-run"]) == 0 and main([*typed, "--json"]) == 0
+    shown = capsys.readouterr().out
+    front = json.loads(shown[shown.index("\n{") :])
+    assert front["network"]["exchange_activations"] and front["candidates"][0]["status"] == "done"
+    folder = Path("run/candidate") / front["candidates"][0]["id"] / "seed0"
+    pytest.importorskip("seal")
+    assert main(["estimate", str(folder), "--network", net, "--protocol", "ours", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["relus"] <= 200
+    assert main(["profile", net, "--input", "1x8x8", "--exchange-activations", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["relus"] == 4 * 64 + 2 * 4 * 16
+
+
 def test_a_method_that_finds_masks(
     net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,7 +221,7 @@ def take_census(
             problem(
                 "a network to reduce must have ReLUs",
                 got="none" + (f"; found instead: {'; '.join(notes[:5])}" if notes else ""),
-                remedy="train it with ReLU activations",
+                remedy="train it with ReLU activations; --exchange-activations puts them in the place of others",
                 where=type(network).__name__,
             )
         )

@@ -49,18 +49,28 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """Add NETWORK and --width."""
+    """Add NETWORK and `add_base`."""
     parser.add_argument(
         "network",
         metavar="NETWORK",
         help="resnet18, resnet34, mobilenet_v1, vgg16, wide_resnet_22_8, package.module:function, or timm:NAME",
     )
+    add_base(parser)
+
+
+def add_base(parser: argparse._ActionsContainer) -> None:
+    """Add what a network that is named begins with: --width and --exchange-activations."""
     parser.add_argument(
         "--width",
         type=float,
         default=1.0,
         metavar="X",
         help="width of the full network, for the reference networks (default 1)",
+    )
+    parser.add_argument(
+        "--exchange-activations",
+        action="store_true",
+        help="put ReLUs in the place of LeakyReLU, GELU, SiLU and the like; the teacher is then trained with them",
     )
 
 
@@ -105,7 +115,19 @@ def add_reduction(parser: argparse._ActionsContainer) -> None:
 
 def reduction(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_reduction` read, and the width, by the names that `profile` and `estimate` give them."""
-    names = ("keep", "thin", "alpha", "rho", "beta", "trim", "bypass", "collapse", "average_pooling", "width")
+    names = (
+        "keep",
+        "thin",
+        "alpha",
+        "rho",
+        "beta",
+        "trim",
+        "bypass",
+        "collapse",
+        "average_pooling",
+        "width",
+        "exchange_activations",
+    )
     return {name: getattr(options, name) for name in names}
 
 

@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for NETWORK")
     group.add_argument("--input", type=_options.size, metavar="CxHxW", help="size of one image, such as 3x32x32")
     group.add_argument("--classes", type=int, metavar="N", help="number of classes (default 100)")
-    group.add_argument("--width", type=float, default=1.0, metavar="X", help="width of the full network (default 1)")
+    _options.add_base(group)
     _options.add_reduction(group)
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -120,7 +120,14 @@ def run(options: argparse.Namespace) -> int:
     weights = None if options.weights is None else _options.existing_file(options.weights)
     check_name(options.network)
     data = _options.load_data(options)
-    asked = {"out": options.out, "settings": settings, "width": options.width, "weights": weights, "options": running}
+    asked = {
+        "out": options.out,
+        "settings": settings,
+        "width": options.width,
+        "weights": weights,
+        "exchange_activations": options.exchange_activations,
+        "options": running,
+    }
     if options.dry_run:
         plan = plan_reduce(options.network, data, **asked)
         if options.json:

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
             out=options.out,
             settings=settings,
             width=options.width,
+            exchange_activations=options.exchange_activations,
             options=_options.run_options(options),
             progress=watcher,
         )

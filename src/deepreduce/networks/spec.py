@@ -18,12 +18,15 @@ class NetworkSpec:
         input: channels, height and width of one image.
         classes: number of classes, at least 2.
         width: width multiplier of the base network; only reference networks take one other than 1.
+        exchange_activations: whether ReLUs take the place of other activations, see
+            `deepreduce.reduction.exchange_activations`.
     """
 
     name: str
     input: tuple[int, int, int]
     classes: int
     width: float = 1.0
+    exchange_activations: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers; the name is checked when the network is built.
@@ -62,7 +65,8 @@ class NetworkSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, as in a recipe."""
-        return {"name": self.name, "input": list(self.input), "classes": self.classes, "width": self.width}
+        named = {"name": self.name, "input": list(self.input), "classes": self.classes, "width": self.width}
+        return {**named, **({"exchange_activations": True} if self.exchange_activations else {})}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> NetworkSpec:
@@ -78,6 +82,7 @@ class NetworkSpec:
             (channels, height, width),
             json_field(value, "classes", int),
             json_field(value, "width", float),
+            json_field(value, "exchange_activations", bool) if "exchange_activations" in value else False,
         )
 
 

@@ -13,6 +13,7 @@ from .criticality import (
     measure_criticality,
 )
 from .culling import cull
+from .exchanging import exchange_activations
 from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularity, is_slope, watch, with_slopes
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
 from .narrowing import narrowing
@@ -59,6 +60,7 @@ __all__ = [
     "cull",
     "cut",
     "deepreduce",
+    "exchange_activations",
     "find_reducer",
     "finish_fading",
     "for_each",

@@ -26,6 +26,7 @@ from ..networks import NetworkSpec, build, is_reference
 from .bypassing import add_bypasses
 from .candidate import Candidate
 from .collapsing import before, collapse, head_of
+from .exchanging import exchange_activations
 from .lines import first_lines, line_sites
 from .pooling import average_pools
 from .removal import remove_relus
@@ -65,9 +66,11 @@ def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
     Raises:
         NetworkError: if it cannot be traced, does not take such images, gives other than one logit per class, or has
             no ReLU; or if the traced network does not compute what the network computes.
-        UsageError: if no network has this name.
+        UsageError: if no network has this name, or there is no activation to exchange.
     """
     counted = make_reference_base(spec) if is_reference(spec.name) else None
+    if counted is not None and spec.exchange_activations:
+        exchange_activations(counted.network)  # has none to exchange, and says so
     if network is None and counted is not None:
         full = copy.deepcopy(counted.network)
         full.load_state_dict(build(spec).state_dict(), assign=True)
@@ -82,6 +85,8 @@ def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
         notes += _notes(own, traced)
     if any(p.is_floating_point() and p.dtype != torch.float32 for p in traced.parameters()):
         notes.append("the weights are converted to float32")
+    if spec.exchange_activations:
+        traced = exchange_activations(traced)
     traced = traced.cpu().float()
     census = take_census(traced, spec.input)
     _check_logits(traced, spec)

@@ -1,0 +1,66 @@
+"""ReLUs in place of other activations, so that a network that was made with those can be reduced and run privately.
+
+A leaky or a smooth rectifier has no circuit here, and is no ReLU that could be removed. ReLU is what all of them
+resemble, and a network learns to use it: the teacher is trained with ReLUs, from the weights that the network has.
+Sigmoids, softmaxes and what else is a gate or a share stay, since no ReLU can stand for them.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from torch import fx, nn
+
+from ..errors import UsageError, problem
+
+_MODULES = (
+    nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish,
+)  # fmt: skip
+_FUNCTIONS = {
+    F.leaky_relu, F.prelu, F.rrelu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
+    torch.prelu, torch.rrelu, torch.celu, torch.selu,
+}  # fmt: skip
+
+
+def exchange_activations(network: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a traced network with a ReLU wherever it has another activation that is one but for its shape.
+
+    Args:
+        network: not changed. The copy keeps the names of its layers, and loses the weights of PReLUs.
+
+    Raises:
+        UsageError: if there is no such activation.
+    """
+    own = copy.deepcopy(network)
+    found = False
+    for node in list(own.graph.nodes):
+        if node.op == "call_module" and type(own.get_submodule(str(node.target))) in _MODULES:
+            parent, _, name = str(node.target).rpartition(".")
+            setattr(own.get_submodule(parent), name, nn.ReLU())
+            found = True
+        elif node.op == "call_function" and node.target in _FUNCTIONS:
+            with own.graph.inserting_before(node):
+                relu = own.graph.call_function(F.relu, (node.all_input_nodes[0],))
+            relu.meta.update(node.meta)
+            node.replace_all_uses_with(relu)
+            own.graph.erase_node(node)
+            found = True
+    if not found:
+        raise UsageError(
+            problem(
+                "there must be an activation to exchange for ReLU",
+                got="none that resembles a ReLU, such as LeakyReLU, GELU or SiLU",
+                remedy="leave it out",
+                where="--exchange-activations",
+            )
+        )
+    named = {node.target for node in own.graph.nodes if node.op == "get_attr"}
+    own.graph.eliminate_dead_code()
+    for target in named - {node.target for node in own.graph.nodes if node.op == "get_attr"}:  # of functional PReLUs
+        parent, _, name = str(target).rpartition(".")
+        delattr(own.get_submodule(parent), name)
+    own.delete_all_unused_submodules()
+    own.recompile()
+    return own
