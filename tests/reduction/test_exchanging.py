@@ -69,6 +69,20 @@ def test_the_weights_of_a_functional_prelu_go_with_it() -> None:
     assert len(find_relus(own)) == 1
 
 
+def test_norms_with_an_activation_inside_keep_their_statistics() -> None:
+    """As timm writes them: functions on the tensors of a module that is never called itself."""
+
+    class NormAct(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+            return F.silu(x)
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), NormAct(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    base = make_base(NetworkSpec("Users", (3, 6, 6), 5, exchange_activations=True), network)
+    assert base.census.relus == 4 * 16
+    assert base.network.state_dict().keys() == network.state_dict().keys()
+
+
 def test_nothing_to_exchange_is_an_error() -> None:
     for name in ("resnet18", "vgg16"):
         with pytest.raises(UsageError, match="activation to exchange"):

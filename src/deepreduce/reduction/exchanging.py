@@ -34,7 +34,7 @@ def exchange_activations(network: fx.GraphModule) -> fx.GraphModule:
         UsageError: if there is no such activation.
     """
     own = copy.deepcopy(network)
-    found = False
+    found, weights = False, set[str]()
     for node in list(own.graph.nodes):
         if node.op == "call_module" and type(own.get_submodule(str(node.target))) in _MODULES:
             parent, _, name = str(node.target).rpartition(".")
@@ -44,6 +44,7 @@ def exchange_activations(network: fx.GraphModule) -> fx.GraphModule:
             with own.graph.inserting_before(node):
                 relu = own.graph.call_function(F.relu, (node.all_input_nodes[0],))
             relu.meta.update(node.meta)
+            weights |= {str(above.target) for above in node.all_input_nodes[1:] if above.op == "get_attr"}
             node.replace_all_uses_with(relu)
             own.graph.erase_node(node)
             found = True
@@ -56,10 +57,9 @@ def exchange_activations(network: fx.GraphModule) -> fx.GraphModule:
                 where="--exchange-activations",
             )
         )
-    named = {node.target for node in own.graph.nodes if node.op == "get_attr"}
     own.graph.eliminate_dead_code()
-    for target in named - {node.target for node in own.graph.nodes if node.op == "get_attr"}:  # of functional PReLUs
-        parent, _, name = str(target).rpartition(".")
+    for target in weights - {str(node.target) for node in own.graph.nodes if node.op == "get_attr"}:
+        parent, _, name = target.rpartition(".")  # of a functional PReLU: nothing else reads it
         delattr(own.get_submodule(parent), name)
     own.delete_all_unused_submodules()
     own.recompile()
