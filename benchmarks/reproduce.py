@@ -227,7 +227,7 @@ def train_all(
                 print(f"{network}: {name} failed: {error}", file=sys.stderr, flush=True)
                 break
             write_json(partial, front.content)
-            with contextlib.suppress(OSError):  # it is written again at the end, and an error told then
+            with contextlib.suppress(OSError, DeepReduceError):  # all is written again at the end, and told then
                 save_results(options)
         else:
             partial.replace(finished)
@@ -257,8 +257,11 @@ def networks_of(
     if settings.budgets or reducer.propose is None or reducer.needs_criticality:
         return []
     spec = deepreduce.NetworkSpec(network, data.input, len(data.classes), options.width)
-    base = make_base(spec)
-    return [census_of(base, candidate).relus for candidate in reducer.propose(base.census, (), ())]
+    base, relus = make_base(spec), []
+    for candidate in reducer.propose(base.census, (), ()):
+        with contextlib.suppress(DeepReduceError):  # the run itself says why it cannot be built
+            relus.append(census_of(base, candidate).relus)
+    return relus
 
 
 def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespace, published: dict[str, Any]) -> None:

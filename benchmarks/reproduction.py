@@ -152,6 +152,8 @@ def joined(fronts: list[Json]) -> list[Json]:
             own["settings"] = {**own["settings"], "budgets": list(dict.fromkeys(_budgets(other) + _budgets(own)))}
             if own["settings"].get("most_layers") != other["settings"].get("most_layers"):
                 own["settings"]["most_layers"] = None  # each network's recipe says its own
+            if own["settings"].get("keep_max_pooling") != other["settings"].get("keep_max_pooling"):
+                own["settings"]["keep_max_pooling"] = None
             own["candidates"] = _best_of(other["candidates"] + own["candidates"])
             own["environments"] = list({str(each): each for each in other["environments"] + ran}.values())
         found[key] = own
@@ -233,7 +235,8 @@ def versus(fronts: list[Json]) -> list[Json]:
         rows = []
         for theirs in sorted(filter(_tested, front["candidates"]), key=lambda e: -e["relus"]):
             relus = theirs["relus"]
-            fitting = [e for e in filter(_tested, own["candidates"]) if not _limited(e) and e["relus"] <= relus]
+            same = [e for e in filter(_tested, own["candidates"]) if _averages(e) is _averages(theirs)]
+            fitting = [e for e in same if not _limited(e) and e["relus"] <= relus]
             if fitting and any(0.97 * relus <= budget <= 1.03 * relus for budget in _unlimited_budgets(own)):
                 mine = max(fitting, key=lambda e: e["relus"])
                 ours, other = ([100 * accuracy for accuracy in entry["test"]["runs"]] for entry in (mine, theirs))
@@ -285,6 +288,11 @@ def _limited(entry: Json) -> bool:
     return "most_layers" in (entry["recipe"] or {}).get("masks", {})
 
 
+def _averages(entry: Json) -> bool:
+    """Tell whether average pooling takes the place of max pooling."""
+    return bool((entry["recipe"] or {}).get("average_pooling", False))
+
+
 def _unlimited_budgets(front: Json) -> list[int]:
     """Return the budgets of a front but for those that a network in a limited number of layers alone was made for."""
     budgets: dict[bool, set[int]] = {True: set(), False: set()}
@@ -308,7 +316,7 @@ def _measured(front: Json, entry: Json) -> Json | None:
         "method": "teacher" if entry["id"] == "teacher" else front["settings"]["method"],
         "label": entry["label"],
         "most_layers": (entry["recipe"] or {}).get("masks", {}).get("most_layers"),
-        "average_pooling": (entry["recipe"] or {}).get("average_pooling", False),
+        "average_pooling": _averages(entry),
         "relus": entry["relus"],
         "macs": entry["macs"],
         "split": split,

@@ -190,6 +190,20 @@ def test_another_method_in_the_same_folder_says_whose_front_it_is(
         assert ("those of deepreduce come back when its command is repeated" in shown) is told
 
 
+def test_other_pooling_in_the_same_folder_says_whose_front_it_is(
+    data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    network = Net()
+    network.relu2 = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+    for keeps, told in ((False, ""), (True, "those of snl with average pooling"), (False, "those of snl come back")):
+        with Watcher() as watcher:
+            settings = replace(QUICK, method="snl", budget=100, keep_max_pooling=keeps)
+            deepreduce.reduce(network, data, out=tmp_path / "run", settings=settings, options=ONE, progress=watcher)
+        shown = " ".join(capsys.readouterr().err.split())
+        assert told in shown and ("come back when its command" in shown) is bool(told)
+
+
 def test_weights_as_people_have_them_fit(network: nn.Module, data: Any, tmp_path: Path) -> None:
     """Saved from DataParallel, in half precision, without the counters of batch norm."""
     network.add_module("bn", nn.BatchNorm2d(4))

@@ -100,7 +100,7 @@ def profile(
         collapse=collapse,
         average_pooling=average_pooling,
     )
-    if keep is None and not thin and candidate.is_unscaled:
+    if keep is None and not thin and candidate.is_unscaled and not average_pooling:
         return {**named, **base.census.to_json()}
     return {
         **named,
@@ -161,7 +161,7 @@ def reduce(
     replaced = agree(lambda: _replace_front(context.folder, content))
     if replaced and progress is not None and is_first():
         progress.note(
-            f"front.json holds the networks of {settings.method} now; those of {replaced} come back when its command "
+            f"front.json holds the networks of {_kind(content)} now; those of {replaced} come back when its command "
             "is repeated, and nothing is trained for that"
         )
     return Front(content, context.folder)
@@ -169,12 +169,20 @@ def reduce(
 
 def _replace_front(folder: Path, content: dict[str, Any]) -> str:
     """Write the front; return the method of the one that was there, if it was another one."""
-    path, before = folder / "front.json", None
+    path, before = folder / "front.json", ""
     if path.exists():
         with contextlib.suppress(RunError):  # a damaged one is replaced
-            before = (read_json(path).get("settings") or {}).get("method")
+            before = _kind(read_json(path))
     write_json(path, content)
-    return str(before) if before not in (None, content["settings"]["method"]) else ""
+    return before if before != _kind(content) else ""
+
+
+def _kind(front: dict[str, Any]) -> str:
+    """Say which networks a front holds: the method, and whether max pooling stays where there is some."""
+    settings = front.get("settings") or {}
+    recipes = [entry.get("recipe") or {} for entry in front.get("candidates") or []]
+    averaged = any(recipe.get("average_pooling") for recipe in recipes)
+    return f"{settings.get('method', '')}{' with average pooling' if averaged else ''}"
 
 
 def plan_reduce(

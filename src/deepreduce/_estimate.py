@@ -183,7 +183,8 @@ class _Reduction:
             collapse=self.collapse,
             average_pooling=self.average_pooling,
         )
-        return None if self.keep is None and not self.thin and candidate.is_unscaled else candidate
+        whole = self.keep is None and not self.thin and candidate.is_unscaled and not self.average_pooling
+        return None if whole else candidate
 
 
 def _subject(

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reproduce
 import torch
@@ -92,6 +93,18 @@ def test_ours_is_held_against_each_method_seed_by_seed() -> None:
     assert published["difference"] == pytest.approx(8) and published["low"] is published["high"] is None
     assert "deepreduce-narrow minus snl, test images: +2.00 [-10.71, +14.71] points over 2 seeds" in text
     assert "1,000   73.00 -  71.00 =  +2.00  (2 seeds, ours 800)" in text
+
+
+def test_networks_of_one_pooling_are_held_against_each_other() -> None:
+    averaged = {**WHOLE, "average_pooling": True}
+    fronts = [
+        front("snl", entry("a", 1000, 0.7, 0.65), entry("b", 1000, 0.7, 0.50, recipe=averaged)),
+        front("deepreduce-narrow", entry("c", 990, 0.7, 0.60), entry("d", 1000, 0.7, 0.70, recipe=averaged),
+              settings={"method": "deepreduce-narrow", "budget": 1000, "budgets": [1000]}),
+    ]  # fmt: skip
+    (found,) = reproduction(load_published(), fronts, [])[0]["versus"]
+    pairs = [(row["ours"][0], row["other"][0]) for row in found["rows"]]
+    assert sorted(pairs) == [pytest.approx((60, 65)), pytest.approx((70, 50))]
 
 
 def test_example_each_row_gets_its_network_and_ours() -> None:
@@ -294,6 +307,40 @@ def test_the_papers_own_networks_are_written_one_by_one(tmp_path: Path, monkeypa
     assert asked[:3] == asked[3:] and asked[2] is None and asked[0] < asked[1]
     (front,) = json.loads(next((tmp_path / "runs").glob("reproduce-*.json")).read_text())["fronts"]
     assert [entry["status"] for entry in front["candidates"]] == ["done"] * 3
+
+
+def test_the_time_of_an_epoch_is_measured_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+    colours = deepreduce.from_arrays(images, np.arange(20) % 2, validation=0.2)
+    monkeypatch.setattr(deepreduce, "load_data", lambda *_, **__: colours)
+    done = []
+
+    def train_all(*_: Any) -> None:
+        raise Interrupted("the machine goes away")
+
+    monkeypatch.setattr(reproduce, "epoch_times", lambda network, *_: done.append(network))
+    monkeypatch.setattr(reproduce, "train_all", train_all)
+    assert reproduce.main(["run", "--data", "x", "--runs", str(tmp_path), "--networks", "resnet18"]) == 1
+    assert done == ["resnet18"]
+
+
+def test_a_table_that_cannot_be_made_yet_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = (Candidate(("S3",)), Candidate(("S9",)))
+    monkeypatch.setattr(reproduce, "published_candidates", lambda *_: released)
+
+    def refused(*_: Any) -> None:
+        raise RunError("figures of none of them")
+
+    monkeypatch.setattr(reproduce, "save_results", refused)
+    command = [
+        "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width", "0.125", "--methods", "published",
+        "--epochs", "1", "--batch-size", "32", "--threads", "1", "--no-times",
+    ]  # fmt: skip
+    assert reproduce.main(command) == 0
+    (found,) = json.loads(next((tmp_path / "runs").glob("reproduce-*.json")).read_text())["fronts"]
+    assert [entry["status"] for entry in found["candidates"]] == ["done", "skipped"]
 
 
 def test_the_time_is_kept_to_behind_a_shell_that_ignores_interrupts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -87,6 +88,10 @@ def test_every_window_is_averaged(module: Any, call: Callable[[Tensor], Tensor])
         lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
         lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True)[0],
         lambda x: F.max_pool2d(x, x.shape[-1]),
+        lambda x: F.max_pool2d(x, (x.size(2), x.size(3)), stride=(x.size(2), x.size(3))),
+        lambda x: F.adaptive_max_pool2d(x, (x.size(2) // 2, 2)),
+        lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-math.inf), 3, 2),
+        nn.Sequential(nn.ConstantPad2d(1, -1.0), nn.MaxPool2d(3, 2)),
         lambda x: F.max_pool1d(x.flatten(2), 2),
         lambda x: F.avg_pool2d(x, 2),
         nn.MaxPool2d(2, dilation=2),
@@ -97,6 +102,32 @@ def test_what_has_no_average_of_its_kind_stays(pool: Any) -> None:
     network = trace(Pooled(pool))
     assert not has_max_pooling(network)
     assert [node.target for node in average_pools(network).graph.nodes] == [node.target for node in network.graph.nodes]
+
+
+class Named(nn.MaxPool2d):
+    """Another name for the same."""
+
+
+class Other(nn.MaxPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.max_pool2d(-input, self.kernel_size)
+
+
+def test_a_subclass_is_averaged_unless_it_computes_something_of_its_own() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    named, plain = (average_pools(trace(Pooled(pool(2)))) for pool in (Named, nn.MaxPool2d))
+    named.load_state_dict(plain.state_dict())
+    assert torch.equal(named(x), plain(x)) and not has_max_pooling(named)
+    other = trace(Pooled(Other(2)))  # its forward is seen for what it calls
+    assert has_max_pooling(other)
+    averaged = average_pools(other)
+    with torch.no_grad():
+        assert torch.allclose(averaged(x), F.avg_pool2d(-other.relu(other.conv(x)), 2), atol=1e-6)
+
+
+def test_padding_with_zeros_is_part_of_the_map() -> None:
+    network = trace(Pooled(lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)))
+    assert has_max_pooling(network) and average_pools(network)(torch.randn(1, 3, 8, 8)).isfinite().all()
 
 
 def test_a_module_that_is_called_twice_is_averaged_twice() -> None:
@@ -160,8 +191,12 @@ def test_collapsing_reaches_through_averages() -> None:
     assert len(convolutions) == 1 + 13 - 8  # of the first three stages, and the first of the fourth, one is left
 
 
-def test_pooling_alone_removes_no_relu() -> None:
+def test_pooling_alone_is_an_effect_and_none_is_an_error() -> None:
     base = make_base(SPEC)
-    stages = tuple(stage.name for stage in base.census.stages)
+    whole = Candidate(tuple(stage.name for stage in base.census.stages), average_pooling=True)
+    assert census_of(base, whole).relus == base.census.relus
     with pytest.raises(UsageError, match="fewer ReLUs"):
-        census_of(base, Candidate(stages, average_pooling=True))
+        census_of(base, replace(whole, average_pooling=False))
+    without = make_base(NetworkSpec("resnet18", (3, 32, 32), 5, width=0.0625))
+    with pytest.raises(UsageError, match="no max pooling"):
+        census_of(without, Candidate(("S3",), average_pooling=True))

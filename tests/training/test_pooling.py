@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from deepreduce.census import take_census
+from deepreduce.errors import RunError
 from deepreduce.private.program import make_program
 from deepreduce.private.program.operations import MAX, MAX_RELU, Circuit
 from deepreduce.private.twin import Twin
-from deepreduce.training import Context, Front, SearchSettings, describe, plan, search
+from deepreduce.reduction import MaskOrder, make_base
+from deepreduce.reduction.recipe import load_network
+from deepreduce.training import Context, Front, SearchSettings, describe, mask_search, plan, search
+from deepreduce.training.mask_jobs import read_masks
 
 from .conftest import Small
 
@@ -83,6 +87,35 @@ def test_the_networks_run_privately_without_a_maximum(context: Context, settings
         with torch.no_grad():
             expected = network(pixels.float()).argmax(1).numpy()
         assert (Twin(program).run(pixels.numpy()).labels == expected).mean() >= 0.95
+
+
+def test_what_is_measured_and_searched_has_average_pooling_too(
+    context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def with_slopes(network: Any, *rest: Any, **more: Any) -> Any:
+        begun.append(maxima(network))
+        return honest(network, *rest, **more)
+
+    honest = mask_search.with_slopes
+    monkeypatch.setattr(mask_search, "with_slopes", with_slopes)
+    front_of(context, replace(settings, method="snl", budget=400))
+    assert begun == [0, 1]  # the network that is searched, and the teacher
+    order = settings_order(context, replace(settings, method="snl", budget=400))
+    folder = context.folder / "masks" / order.id / "seed0"
+    assert read_masks(folder, order).average_pooling
+    with pytest.raises(RunError, match="masks of another job"):
+        read_masks(folder, replace(order, average_pooling=False))
+    measured = replace(context, folder=context.folder.with_name("measured"))
+    front_of(measured, replace(settings, criticality_plain=False))
+    places = [path.parent for path in (measured.folder / "criticality").rglob("recipe.json")]
+    assert places and all(maxima(load_network(place, context.network)[0]) == 0 for place in places)
+
+
+def settings_order(context: Context, settings: SearchSettings) -> MaskOrder:
+    (order,) = settings.mask_orders(make_base(context.spec, context.network))
+    return order
 
 
 def test_a_plan_says_so(context: Context, settings: SearchSettings) -> None:

@@ -4,7 +4,7 @@ from ._graph import all_pass, argument, image_nodes, writes_in_place
 from .call_sites import CallSite, final_softmax, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
 from .masked_relu import MaskedReLU, on_line
-from .trace import check_trace, example_images, is_traced, trace, training_path, unwrap, without_traceback
+from .trace import check_trace, example_images, is_traced, trace, training_path, unwrap
 
 __all__ = [
     "CallSite",
@@ -27,6 +27,5 @@ __all__ = [
     "trace",
     "training_path",
     "unwrap",
-    "without_traceback",
     "writes_in_place",
 ]

@@ -114,7 +114,8 @@ def _next_name(base: str, seen: Counter[str]) -> str:
 def other_nonlinearities(traced: fx.GraphModule) -> tuple[str, ...]:
     """Name what is not known to be linear and no ReLU that can be removed, each with its place.
 
-    It costs a private protocol of its own, or has none. All but max pooling stays in every reduced network.
+    It costs a private protocol of its own, or has none. It stays in every reduced network, but for most max pooling,
+    see `deepreduce.reduction.average_pools`.
     """
     live, image = live_nodes(traced.graph), image_nodes(traced.graph)
     notes = []
@@ -215,7 +216,7 @@ def _other_kind(node: fx.Node, traced: fx.GraphModule, image: set[fx.Node]) -> s
         divided = name in ("div", "truediv", "divide") and argument(node, 1, "other") in image
         return "it multiplies or divides values of the image, and stays" if len(factors) > 1 or divided else None
     if name in _MAX_POOLINGS:
-        return "it compares values, which costs more in private than a ReLU for each"
+        return "it compares values, which costs more in private than a ReLU"
     return "it is not known to be linear, is no ReLU, and stays"
 
 
@@ -227,7 +228,7 @@ def _other_module(module: nn.Module) -> str | None:
     if isinstance(module, _ACTIVATIONS):
         return f"{name} is an activation, not a ReLU, and stays; with it the network cannot run privately"
     if isinstance(module, _POOLINGS):
-        return f"{name} compares values, which costs more in private than a ReLU for each"
+        return f"{name} compares values, which costs more in private than a ReLU"
     if isinstance(module, _NORMS):
         return f"{name} cannot be folded into a convolution and stays"
     return f"{name} is opaque: what is not linear in it is not counted and cannot be removed"

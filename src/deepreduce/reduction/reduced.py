@@ -19,7 +19,6 @@ from ..census import (
     trace,
     training_path,
     unwrap,
-    without_traceback,
 )
 from ..errors import NetworkError, UsageError, near_misses, problem
 from ..networks import NetworkSpec, build, is_reference
@@ -28,7 +27,7 @@ from .candidate import Candidate
 from .collapsing import before, collapse, head_of
 from .exchanging import exchange_activations
 from .lines import first_lines, line_sites
-from .pooling import average_pools
+from .pooling import average_pools, has_max_pooling
 from .removal import remove_relus
 from .reshaping import narrow_channels, scale_channels, scale_resolution
 from .thinning import thinned_layers
@@ -244,7 +243,16 @@ def census_of(base: Base, candidate: Candidate) -> Census:
     kept = kept_layers(base, candidate)
     scaled = scaled_census(base, candidate)
     census = scaled.keeping(kept, {} if candidate.masks is None else candidate.masks.counts())
-    if census.relus == base.census.relus:
+    if candidate.average_pooling and not has_max_pooling(base.network):
+        raise UsageError(
+            problem(
+                "average pooling takes the place of max pooling",
+                got="no max pooling that it could replace",
+                remedy="leave it out",
+                where="--average-pooling",
+            )
+        )
+    if census.relus == base.census.relus and not candidate.average_pooling:
         raise UsageError(
             problem(
                 "a candidate must have fewer ReLUs than the full network",
@@ -421,8 +429,7 @@ def _notes(network: nn.Module, traced: fx.GraphModule) -> list[str]:
 
 def _check_resolution(network: fx.GraphModule, spec: NetworkSpec, rho: float) -> None:
     try:
-        with without_traceback():
-            _check_logits(network, spec)
+        _check_logits(network, spec)
     except Exception as error:  # any operator's own error
         raise NetworkError(
             problem(
@@ -437,7 +444,7 @@ def _check_resolution(network: fx.GraphModule, spec: NetworkSpec, rho: float) ->
 def _check_logits(traced: fx.GraphModule, spec: NetworkSpec) -> None:
     was_training = traced.training
     with torch.no_grad():
-        output = traced.eval()(example_images(traced, spec.input))
+        output = traced.eval().forward(example_images(traced, spec.input))  # a call would print what it raises
     traced.train(was_training)
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (1, spec.classes):

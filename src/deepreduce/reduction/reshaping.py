@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..census import example_images, image_nodes, trace, without_traceback
+from ..census import example_images, image_nodes, trace
 from ..errors import DeepReduceError, NetworkError, problem
 from .candidate import Candidate
 from .nonlinearity import by_nonlinearity
@@ -170,12 +170,13 @@ def _pruned(
     before = sum(parameter.numel() for parameter in own.parameters())
     images = example_images(own, input, count=2)
     with _refusing(what, own), torch.no_grad():
-        outputs = own(images)
+        outputs = own.forward(images)  # a call of what is traced would print what it raises
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning tells of parameters outside modules; the run below judges
             pruner = torch_pruning.pruner.MagnitudePruner(
                 own,
                 example_inputs=images,
+                forward_fn=lambda model, batch: model.forward(batch),
                 importance=importance,
                 pruning_ratio=0.0,
                 pruning_ratio_dict={layer: 1 - _share(layer, share) for layer, share in shares.items()},
@@ -187,7 +188,7 @@ def _pruned(
                     if pruner.DG.is_in_channel_pruning_fn(dependency.handler):
                         _forget(read, dependency.target.module, set(lost))
                 group.prune()
-        got = own(images)
+        got = own.forward(images)
         if got.shape != outputs.shape:
             raise ValueError(f"the output came out as {tuple(got.shape)} instead of {tuple(outputs.shape)}")
     after = sum(parameter.numel() for parameter in own.parameters())
@@ -235,8 +236,7 @@ def _with_gradients(own: fx.GraphModule) -> Iterator[None]:
 def _refusing(what: str, network: nn.Module) -> Iterator[None]:
     """Turn what torch-pruning and a user's forward raise, which is of any type, into our own error."""
     try:
-        with without_traceback():
-            yield
+        yield
     except DeepReduceError:
         raise
     except Exception as error:

@@ -151,7 +151,6 @@ SUMS: list[Callable[[Tensor], Tensor]] = [
     lambda x: torch.stack([x, 2 * x, x.flip(2)], dim=1).sum(1),
     lambda x: torch.stack([x, -x], 4).mean(4),
     lambda x: x.flatten(1).mean(1, keepdim=True),
-    lambda x: x.flatten(1).sum(-1).unsqueeze(1),
 ]
 
 

@@ -27,7 +27,7 @@ class Call:
         name, source: its place.
         args, kwargs: as called, with graph nodes in place of the tensors that depend on the image.
         module: that was called, or None for a function or method.
-        result: what PyTorch computed for a pair of blank images.
+        result: what PyTorch computed for a few blank images.
     """
 
     name: str

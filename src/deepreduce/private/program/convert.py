@@ -1,6 +1,6 @@
 """From a traced PyTorch network to the graph that a program is made of.
 
-The network runs once on a pair of blank images; beside every tensor that depends on them stands a graph node. Sizes,
+The network runs once on a few blank images; beside every tensor that depends on them stands a graph node. Sizes,
 constants and everything else in the user's code are whatever PyTorch computes.
 """
 
@@ -26,7 +26,8 @@ from .movements import NEAREST, SHAPE_FUNCTIONS, SHAPE_METHODS, SHAPE_MODULES, m
 from .operations import RELU, RELU6, Circuit, Gather, Sum
 from .operators import FUNCTIONS, METHODS, MODULES, TRACED_MODULES
 
-_BATCH = 2
+_BATCH = 3
+_EXACT = 2**24  # whole numbers that float32 holds
 REMEDY = (
     "use convolution, linear, batch norm, addition, concatenation, average or max pooling, reshaping, ReLU and ReLU6 "
     "only, or train with another operator in its place"
@@ -202,7 +203,9 @@ class _Converter(fx.Interpreter):
             return source[n.args[1]]  # type: ignore[index]
         if not isinstance(source, Node):
             raise Unsupported(f"{_words(n.target)} of something that is not the image's")
-        numbers = torch.arange(1, _BATCH * source.size + 1, dtype=torch.float64).reshape(_BATCH, *source.shape)
+        # In float32 as far as it goes: which element is nearest depends on the type of the numbers.
+        kind = torch.float32 if _BATCH * source.size < _EXACT else torch.float64
+        numbers = torch.arange(1, _BATCH * source.size + 1, dtype=kind).reshape(_BATCH, *source.shape)
         args, kwargs = fx.map_arg(
             (n.args, n.kwargs), lambda each: numbers if self.made.get(each) is source else self.env[each]
         )
@@ -214,8 +217,10 @@ class _Converter(fx.Interpreter):
             assert callable(n.target)
             moved = n.target(*args, **kwargs)
         if isinstance(moved, Tensor):
-            return movement(source, moved, call)
-        return tuple(movement(source, part, replace(call, name=f"{call.name}[{i}]")) for i, part in enumerate(moved))
+            return movement(source, moved, _BATCH, call)
+        return tuple(
+            movement(source, part, _BATCH, replace(call, name=f"{call.name}[{i}]")) for i, part in enumerate(moved)
+        )
 
     def _relu(self, n: fx.Node) -> Node:
         site = self.sites[n.name]

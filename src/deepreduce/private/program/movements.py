@@ -42,25 +42,28 @@ def stack(call: Call) -> Node:
     return Node(Gather(index), [vector], shape, f"{call.name}:stack", call.source)
 
 
-def movement(source: Node, moved: Tensor, call: Call) -> Node:
+def movement(source: Node, moved: Tensor, images: int, call: Call) -> Node:
     """Make the node of an operation that only moves elements.
 
     Args:
         source: what it reads.
-        moved: its result on two images whose elements are numbered from 1; 0 is a padded zero.
+        moved: its result on images whose elements are numbered from 1; 0 is a padded zero.
+        images: how many.
         call: its place.
 
     Raises:
         Unsupported: if elements of one image reach another, or anything but a zero was put in.
     """
-    first, second = (
-        moved[0].reshape(-1).long().numpy(),
-        moved[1].reshape(-1).long().numpy() if len(moved) == 2 else None,
+    shape = tuple(moved.shape[1:])
+    if not shape:
+        raise Unsupported("an operation that leaves no dimension of an image", "keep one")
+    rows = [row.reshape(-1).long().numpy() for row in moved]
+    first = rows[0] if rows else np.zeros(0, dtype=np.int64)
+    agrees = len(rows) == images and all(
+        np.array_equal(row, np.where(first > 0, first + number * source.size, first)) for number, row in enumerate(rows)
     )
-    agrees = second is not None and np.array_equal(second, np.where(first > 0, first + source.size, first))
     if not agrees or first.min(initial=0) < 0 or first.max(initial=0) > source.size:
         raise Unsupported("an operation that mixes images or fills in values other than zero")
-    shape = tuple(moved.shape[1:])
     index = (first - 1).astype(np.int32)
     if np.array_equal(index, np.arange(source.size)):
         return source if shape == source.shape else call.node(Reshape(), [source], shape)

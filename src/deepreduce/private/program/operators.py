@@ -112,7 +112,7 @@ def _times(call: Call, x: Any, weight: Any, bias: Any) -> Node:
             "a matrix product other than of (batch, features) with a constant matrix behind it", "use a linear layer"
         )
     matrix = np.ascontiguousarray(_array(weight, "a weight").T)
-    own = None if bias is None else np.broadcast_to(_array(bias, "a bias").reshape(-1), matrix.shape[:1]).copy()
+    own = None if bias is None else np.broadcast_to(_constant(bias, matrix.shape[:1]), matrix.shape[:1]).copy()
     return call.node(
         Matrix((matrix.shape[0], matrix.shape[1])), [x], tuple(call.result.shape[1:]), weight=matrix, bias=own
     )

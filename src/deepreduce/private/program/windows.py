@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from .calls import Call, Unsupported
@@ -66,12 +67,14 @@ def over_dimensions(*, mean: bool) -> Callable[[Call], Node]:
         dims = [dims] if isinstance(dims, int) else list(dims or [])
         if not isinstance(x, Node):
             raise Unsupported("a sum of something that is not the image's")
-        if not call.result.is_floating_point():
+        if call.result.dtype not in (torch.float32, torch.float64):
             raise Unsupported(f"a sum as {call.result.dtype}", "leave out dtype")
         axes = sorted(dim % (len(x.shape) + 1) for dim in dims)
         if not axes or axes[0] == 0:
             raise Unsupported(f"a sum or mean over dimensions {dims}", "leave the batch as it is")
         shape = tuple(call.result.shape[1:])
+        if not shape:
+            raise Unsupported("a sum or mean that leaves no dimension of an image", "keep one: keepdim=True")
         if axes[-1] - axes[0] >= len(axes):  # they do not lie side by side: the others go in front
             order = [axis for axis in range(1, len(x.shape) + 1) if axis not in axes] + axes
             places = np.arange(x.size, dtype=np.int32).reshape(x.shape).transpose([axis - 1 for axis in order])
