@@ -68,9 +68,8 @@ def _average(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
 def _is_bordered(node: fx.Node, network: fx.GraphModule) -> bool:
     """Tell whether a node pads with another number than zero."""
     if node.op == "call_module":
-        return bool(getattr(network.get_submodule(str(node.target)), "value", 0)) and isinstance(
-            network.get_submodule(str(node.target)), (nn.ConstantPad1d, nn.ConstantPad2d)
-        )
+        module = network.get_submodule(str(node.target))
+        return isinstance(module, nn.ConstantPad2d) and module.value != 0
     padded = node.op == "call_function" and node.target is F.pad
     return padded and argument(node, 3, "value") not in (None, 0)
 
