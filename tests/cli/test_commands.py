@@ -73,6 +73,12 @@ def test_profile_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "114,688" in capsys.readouterr().out
 
 
+def test_profile_says_every_note_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["profile", "vgg16", "--input", "3x32x32", "--width", "0.25"]) == 0
+    assert capsys.readouterr().out.count("MaxPool2d compares") == 5
+
+
 def test_profile_with_average_pooling(capsys: pytest.CaptureFixture[str]) -> None:
     typed = ["profile", "vgg16", "--input", "3x32x32", "--width", "0.25", "--keep", "S3", "--json"]
     for more in ([], ["--average-pooling"]):

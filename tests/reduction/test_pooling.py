@@ -65,7 +65,7 @@ def window_means(x: Tensor, pool: nn.MaxPool2d | nn.AdaptiveMaxPool2d) -> np.nda
         (nn.AdaptiveMaxPool2d(1), lambda x: F.adaptive_max_pool2d(x, 1)),
         (nn.AdaptiveMaxPool2d((3, 2)), lambda x: F.adaptive_max_pool2d(x, output_size=(3, 2))),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, nn.Module) else "call",
 )
 def test_every_window_is_averaged(module: Any, call: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))

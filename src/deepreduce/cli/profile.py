@@ -35,8 +35,5 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from ..report import profile_table
 
-    screen = console()
-    screen.print(profile_table(counted, layers=options.layers))
-    for note in counted["notes"]:
-        screen.print(f"note: {note}", markup=False)
+    console().print(profile_table(counted, layers=options.layers))
     return 0
