@@ -62,7 +62,7 @@ def test_the_weights_of_a_functional_prelu_go_with_it() -> None:
             self.conv, self.slope, self.fc = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(1)), nn.Linear(4, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(F.prelu(self.conv(x), self.slope).mean((2, 3)))
+            return self.fc(torch.prelu(weight=self.slope, input=self.conv(x)).mean((2, 3)))
 
     own = exchange_activations(trace(Functional()))
     assert "slope" not in own.state_dict() and own(torch.randn(1, 3, 5, 5)).shape == (1, 5)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import fx, nn
 
+from ..census import argument
 from ..errors import UsageError, problem
 
 _MODULES = (
@@ -42,9 +43,9 @@ def exchange_activations(network: fx.GraphModule) -> fx.GraphModule:
             found = True
         elif node.op == "call_function" and node.target in _FUNCTIONS:
             with own.graph.inserting_before(node):
-                relu = own.graph.call_function(F.relu, (node.all_input_nodes[0],))
+                relu = own.graph.call_function(F.relu, (argument(node, 0, "input"),))
             relu.meta.update(node.meta)
-            weights |= {str(above.target) for above in node.all_input_nodes[1:] if above.op == "get_attr"}
+            weights |= {str(above.target) for above in node.all_input_nodes if above.op == "get_attr"}
             node.replace_all_uses_with(relu)
             own.graph.erase_node(node)
             found = True
