@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 
-from deepreduce.census import check_trace, is_traced, take_census, trace, training_path, unwrap
+from deepreduce.census import (
+    check_trace,
+    is_traced,
+    other_nonlinearities,
+    take_census,
+    trace,
+    training_path,
+    unwrap,
+)
 from deepreduce.errors import NetworkError
 
 from .zoo import INPUT, ZOO, Head, TimmLike, randomise
@@ -159,6 +169,38 @@ def test_in_place_on_a_part_of_a_tensor_is_refused() -> None:
         message = refusal(kind())
         assert "must give the outputs of the network itself" in message
         assert f"test_trace.py:{inspect.getsourcelines(kind.forward)[1] + 2}" in message
+
+
+def test_stochastic_depth_of_torchvision_follows_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its function is a leaf for a tracer. Here a stand-in has its name and its arguments."""
+    path = "torchvision.ops.stochastic_depth"
+    module = ModuleType(path)
+    source = """
+import torch
+def stochastic_depth(input, p, mode, training=True):
+    return input * torch.empty(len(input), 1, 1, 1).bernoulli_(1 - p) if training and mode == "row" else input
+torch.fx.wrap("stochastic_depth")
+"""
+    for name in ("torchvision", "torchvision.ops", path):
+        monkeypatch.setitem(sys.modules, name, module)
+    exec(compile(source, path, "exec"), module.__dict__)
+
+    class Deep(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.head(x + module.stochastic_depth(F.relu(x), 0.5, "row", self.training))
+
+    network = Deep()
+    traced = trace(network)
+    images = torch.rand(6, *INPUT, generator=torch.Generator().manual_seed(1))
+    assert "stochastic_depth" not in traced.code
+    assert not other_nonlinearities(traced)
+    for mode in (False, True):
+        network.train(mode), traced.train(mode)
+        torch.manual_seed(3)
+        expected = network(images)
+        torch.manual_seed(3)
+        torch.testing.assert_close(traced(images), expected)
 
 
 def test_noise_in_evaluation_is_refused() -> None:

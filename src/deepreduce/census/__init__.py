@@ -1,6 +1,6 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
-from ._graph import all_pass, argument, image_nodes, writes_in_place
+from ._graph import all_pass, argument, function_name, image_nodes, writes_in_place
 from .call_sites import CallSite, final_softmax, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
 from .masked_relu import MaskedReLU, on_line
@@ -18,6 +18,7 @@ __all__ = [
     "example_images",
     "final_softmax",
     "find_relus",
+    "function_name",
     "image_nodes",
     "is_traced",
     "masked_relu",

@@ -28,6 +28,9 @@ _FLAG_POSITIONS: dict[object, int] = {
 }  # fmt: skip
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
+_STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"
+"""Where its only function is, which is a leaf to a tracer; torchvision is not needed here."""
+
 
 class FunctionalBatchNorm(nn.Module):
     """`F.batch_norm` that follows the training mode of the graph; tracing alone would freeze the mode it saw."""
@@ -48,15 +51,21 @@ class FunctionalBatchNorm(nn.Module):
 
 
 class FunctionalDropout(nn.Module):
-    """`F.dropout` or a relative of it that follows the training mode of the graph."""
+    """`F.dropout` or a relative of it that follows the training mode of the graph.
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    Args:
+        function: takes the tensor, the settings, and whether it drops.
+        settings: the probability, and for stochastic depth whether all images are dropped or each by itself.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *settings: Any) -> None:
         super().__init__()
         self.function = function
+        self.settings = settings
 
-    def forward(self, x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
-        """Drop; `training` as traced is ignored."""
-        return self.function(x, p, self.training)
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop, in training."""
+        return self.function(x, *self.settings, self.training)
 
 
 def canonicalise(own: nn.Module, graph: fx.Graph) -> None:
@@ -85,8 +94,8 @@ def _unfreeze_modes(own: nn.Module, graph: fx.Graph) -> None:
             path = _as_batch_norm(own, node)
             args, kwargs = (node.args, node.kwargs) if path is None else ((argument(node, 0, "input"),), {})
             module: nn.Module = FunctionalBatchNorm()
-        elif node.target in _DROPOUTS and argument(node, 2, "training", True) is False:
-            path, args, kwargs, module = None, node.args, node.kwargs, FunctionalDropout(node.target)
+        elif (dropout := _as_dropout(node)) is not None:
+            path, args, kwargs, module = None, (argument(node, 0, "input"),), {}, dropout
         else:
             continue
         if path is None:
@@ -98,6 +107,17 @@ def _unfreeze_modes(own: nn.Module, graph: fx.Graph) -> None:
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
+
+
+def _as_dropout(node: fx.Node) -> FunctionalDropout | None:
+    """Return the module that drops what a function drops, None if it drops nothing or always does."""
+    function: Any = node.target
+    if function in _DROPOUTS and argument(node, 2, "training", True) is False:
+        return FunctionalDropout(function, argument(node, 1, "p", 0.5))
+    depth = node.op == "call_function" and getattr(function, "__module__", None) == _STOCHASTIC_DEPTH
+    if depth and argument(node, 3, "training", True) is False:
+        return FunctionalDropout(function, argument(node, 1, "p"), argument(node, 2, "mode"))
+    return None
 
 
 def _as_batch_norm(own: nn.Module, node: fx.Node) -> str | None:

@@ -15,6 +15,7 @@ from .criticality import (
 from .culling import cull
 from .exchanging import exchange_activations
 from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularity, is_slope, watch, with_slopes
+from .gates import fix_gates
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
 from .narrowing import narrowing
 from .nonlinearity import linear_fit, nonlinear_variance
@@ -63,6 +64,7 @@ __all__ = [
     "exchange_activations",
     "find_reducer",
     "finish_fading",
+    "fix_gates",
     "for_each",
     "has_max_pooling",
     "head_of",

@@ -2,12 +2,11 @@
 
 A leaky or a smooth rectifier has no circuit here, and is no ReLU that could be removed. ReLU is what all of them
 resemble, and a network learns to use it: the teacher is trained with ReLUs, from the weights that the network has.
-Sigmoids, softmaxes and what else is a gate or a share stay, since no ReLU can stand for them.
+Gates become constants, see `deepreduce.reduction.fix_gates`. Sigmoids, softmaxes and their like elsewhere stay, since
+no ReLU can stand for them.
 """
 
 from __future__ import annotations
-
-import copy
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
@@ -15,6 +14,8 @@ from torch import fx, nn
 
 from ..census import argument
 from ..errors import UsageError, problem
+from .gates import fix_gates
+from .products import find_products, scaled_by_numbers
 
 _MODULES = (
     nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish,
@@ -25,17 +26,29 @@ _FUNCTIONS = {
 }  # fmt: skip
 
 
-def exchange_activations(network: fx.GraphModule) -> fx.GraphModule:
+def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -> fx.GraphModule:
     """Return a copy of a traced network with a ReLU wherever it has another activation that is one but for its shape.
 
+    Activations that are written out, as x * sigmoid(x), are known too. Gates become constants.
+
     Args:
-        network: not changed. The copy keeps the names of its layers, and loses the weights of PReLUs.
+        network: not changed. The copy keeps the names of its layers, and loses the weights of PReLUs and of gates.
+        input: channels, height and width of one image.
 
     Raises:
-        UsageError: if there is no such activation.
+        UsageError: if there is no such activation, and no gate.
     """
-    own = copy.deepcopy(network)
-    found, weights = False, set[str]()
+    own, gates = fix_gates(network, input)
+    found, weights = gates > 0, set[str]()
+    for product in find_products(own):
+        if product.source is not None:
+            node = scaled_by_numbers(product.node)
+            with own.graph.inserting_before(node):
+                relu = own.graph.call_function(F.relu, (product.source,))
+            relu.meta.update(product.node.meta)
+            node.replace_all_uses_with(relu)
+            found = True
+    own.graph.eliminate_dead_code()
     for node in list(own.graph.nodes):
         if node.op == "call_module" and type(own.get_submodule(str(node.target))) in _MODULES:
             parent, _, name = str(node.target).rpartition(".")
@@ -52,8 +65,8 @@ def exchange_activations(network: fx.GraphModule) -> fx.GraphModule:
     if not found:
         raise UsageError(
             problem(
-                "there must be an activation to exchange for ReLU",
-                got="none that resembles a ReLU, such as LeakyReLU, GELU or SiLU",
+                "there must be an activation to exchange for ReLU, or a gate to exchange for a constant",
+                got="none that resembles a ReLU, such as LeakyReLU, GELU or SiLU, and no product with a sigmoid",
                 remedy="leave it out",
                 where="--exchange-activations",
             )

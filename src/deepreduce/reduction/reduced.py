@@ -69,7 +69,7 @@ def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
     """
     counted = make_reference_base(spec) if is_reference(spec.name) else None
     if counted is not None and spec.exchange_activations:
-        exchange_activations(counted.network)  # has none to exchange, and says so
+        exchange_activations(counted.network, spec.input)  # has none to exchange, and says so
     if network is None and counted is not None:
         full = copy.deepcopy(counted.network)
         full.load_state_dict(build(spec).state_dict(), assign=True)
@@ -84,9 +84,9 @@ def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
         notes += _notes(own, traced)
     if any(p.is_floating_point() and p.dtype != torch.float32 for p in traced.parameters()):
         notes.append("the weights are converted to float32")
-    if spec.exchange_activations:
-        traced = exchange_activations(traced)
     traced = traced.cpu().float()
+    if spec.exchange_activations:
+        traced = exchange_activations(traced, spec.input)
     census = take_census(traced, spec.input)
     _check_logits(traced, spec)
     return Base(spec, traced, replace(census, notes=(*census.notes, *notes)), reference=False)

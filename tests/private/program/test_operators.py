@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepreduce.errors import NetworkError
-from deepreduce.private.program import Circuit, Matrix, Sum, SumPool, convert, make_program
+from deepreduce.private.program import Circuit, Convolution, Matrix, Sum, SumPool, convert, make_program
 from deepreduce.private.program.fold import fold, simplify
 from deepreduce.private.program.merge import merge
 from deepreduce.private.twin import Twin
@@ -70,6 +70,18 @@ def test_a_user_network_with_functions_and_shared_relus_agrees() -> None:
     assert kinds.count("relu") == 3
     assert kinds.count("max") + kinds.count("max_relu") == 1
     assert kinds[-1] == "argmax"
+
+
+def test_a_constant_for_each_channel_goes_into_its_neighbour() -> None:
+    scale = nn.Conv2d(4, 4, 1, groups=4)
+    for layers in ([scale, nn.Conv2d(4, 5, 3)], [nn.Conv2d(4, 4, 3), scale], [nn.ReLU(), scale, nn.Conv2d(4, 5, 1)]):
+        network = head(lambda net, x: net.layers(x), layers=nn.Sequential(*layers))
+        exact(network, images(3, 4, 6, 6))
+        graph = convert(network, (4, 6, 6))
+        fold(graph, images(3, 4, 6, 6).double())
+        assert sum(isinstance(node.op, Convolution) for node in graph.order()) == 1
+    for other in (nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(4, 4, 1, 2, groups=4), nn.Conv2d(4, 4, 1, 1, 1, groups=4)):
+        exact(head(lambda net, x: net.layers(x), layers=other), images(3, 4, 6, 6))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

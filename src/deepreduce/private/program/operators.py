@@ -65,6 +65,8 @@ def _convolution(call: Call) -> Node:
         sides = (high, high, wide, wide)
     if not isinstance(x, Node) or len(x.shape) != 3:
         raise Unsupported("a convolution of something that is not a feature map")
+    if kernel.shape == (groups, 1, 1, 1) and groups == x.shape[0] and stride == (1, 1) and not any(sides):
+        return call.node(Affine(), [x], x.shape, weight=kernel.reshape(-1, 1, 1), bias=_channel_bias(bias))
     op = Convolution(tuple(kernel.shape), stride, sides, dilation, int(groups))
     return call.node(op, [x], tuple(call.result.shape[1:]), weight=kernel, bias=_channel_bias(bias))
 
