@@ -274,6 +274,26 @@ def test_networks_that_cannot_be_scaled(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == ""  # torch.fx would print a traceback of its own
 
 
+def test_channels_that_depend_on_each_other_without_end() -> None:
+    """As in ReXNet: the first channels of every block go on beside the others."""
+
+    class Partial(nn.Module):
+        def __init__(self, channels: int, more: int) -> None:
+            super().__init__()
+            self.conv, self.channels = nn.Conv2d(channels, channels + more, 1), channels
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return torch.cat([y[:, : self.channels] + x, y[:, self.channels :]], 1)
+
+    blocks = [Partial(8 + 3 * number, 3) for number in range(12)]
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(44, 5)
+    )
+    with pytest.raises(NetworkError, match="depend on each other without end"):
+        scale_channels(trace(network), 0.5, (3, 8, 8))
+
+
 def test_two_stems_or_a_stem_called_twice_cannot_carry_a_stride() -> None:
     class Stems(nn.Module):
         def __init__(self, shared: bool) -> None:

@@ -28,6 +28,9 @@ DEFAULT_SCALES: tuple[Scale, ...] = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 """(alpha, rho): each of the paper's scalings alone, then both."""
 
 _SCALABLE = (nn.modules.conv._ConvNd, nn.Linear)
+_LARGEST_GROUP = 4096
+_MOST_INDICES = 1 << 17
+"""Of one layer in a group. The largest group of DenseNet, HRNet and ResNet152 has 182 layers."""
 
 
 def reshape(candidate: Candidate, scales: Sequence[Scale] = DEFAULT_SCALES) -> tuple[Candidate, ...]:
@@ -169,7 +172,7 @@ def _pruned(
 
     before = sum(parameter.numel() for parameter in own.parameters())
     images = example_images(own, input, count=2)
-    with _refusing(what, own), torch.no_grad():
+    with _refusing(what, own), _within_bounds(), torch.no_grad():
         outputs = own.forward(images)  # a call of what is traced would print what it raises
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning tells of parameters outside modules; the run below judges
@@ -230,6 +233,29 @@ def _with_gradients(own: fx.GraphModule) -> Iterator[None]:
         for name, parameter in own.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _within_bounds() -> Iterator[None]:
+    """Let torch-pruning give up a group of layers that grows without end.
+
+    Where channels are mixed as numbers are, by a one-dimensional convolution over them or by slices that overlap, it
+    follows ever new sets of indices.
+    """
+    from torch_pruning.dependency.group import Group
+
+    add = Group.add_dep
+
+    def add_within_bounds(self: Any, dep: Any, idxs: Any) -> None:
+        if len(self) > _LARGEST_GROUP or len(idxs) > _MOST_INDICES:
+            raise ValueError("its channels depend on each other without end")
+        add(self, dep, idxs)
+
+    Group.add_dep = add_within_bounds
+    try:
+        yield
+    finally:
+        Group.add_dep = add
 
 
 @contextlib.contextmanager
