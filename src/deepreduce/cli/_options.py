@@ -70,7 +70,8 @@ def add_base(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--exchange-activations",
         action="store_true",
-        help="put ReLUs in the place of LeakyReLU, GELU, SiLU and the like; the teacher is then trained with them",
+        help="put ReLUs in the place of LeakyReLU, GELU, SiLU and the like, and constants in that of gates, such as "
+        "those of squeeze-and-excitation; the teacher is then trained with them",
     )
 
 
