@@ -74,7 +74,7 @@ def profile(
         collapse: make one convolution of what comes before the first ReLU that stays.
         average_pooling: put average pooling in the place of max pooling.
         width: width multiplier of the base network, for reference networks.
-        exchange_activations: put ReLUs in the place of other activations first, and constants in that of gates, see
+        exchange_activations: put what runs privately in the place of other activations, gates and norms first, see
             `deepreduce.reduction.exchange_activations`.
 
     Returns:
@@ -133,7 +133,7 @@ def reduce(
             `settings.trained` is False: then the teacher is trained, from these weights.
         width: width multiplier of the base network, for reference networks.
         weights: safetensors file with the trained weights of the network; implies `settings.trained`.
-        exchange_activations: put ReLUs in the place of other activations, and constants in that of gates, see
+        exchange_activations: put what runs privately in the place of other activations, gates and norms, see
             `deepreduce.reduction.exchange_activations`. The teacher is then trained with them, from the weights that
             the network brings, if any.
         workers: jobs side by side; None takes those of `options`.

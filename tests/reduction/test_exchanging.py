@@ -84,10 +84,10 @@ def test_norms_with_an_activation_inside_keep_their_statistics() -> None:
 
 def test_nothing_to_exchange_is_an_error() -> None:
     for name in ("resnet18", "vgg16"):
-        with pytest.raises(UsageError, match="activation to exchange"):
+        with pytest.raises(UsageError, match="something to exchange"):
             make_base(NetworkSpec(name, (3, 32, 32), 10, 0.125, exchange_activations=True))
     gated = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(UsageError, match="activation to exchange"):
+    with pytest.raises(UsageError, match="something to exchange"):
         make_base(NetworkSpec("Users", (3, 8, 8), 4, exchange_activations=True), gated)
 
 

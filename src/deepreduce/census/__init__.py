@@ -1,5 +1,6 @@
 """Looking at a network: its ReLU layers by call site, its stages, its ReLUs, MACs and parameters."""
 
+from ._canonical import FunctionalDropout
 from ._graph import all_pass, argument, function_name, image_nodes, writes_in_place
 from .call_sites import CallSite, final_softmax, find_relus, masked_relu, other_nonlinearities
 from .census import Census, ReluLayer, Stage, take_census
@@ -9,6 +10,7 @@ from .trace import check_trace, example_images, is_traced, trace, training_path,
 __all__ = [
     "CallSite",
     "Census",
+    "FunctionalDropout",
     "MaskedReLU",
     "ReluLayer",
     "Stage",

@@ -70,8 +70,8 @@ def add_base(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--exchange-activations",
         action="store_true",
-        help="put ReLUs in the place of LeakyReLU, GELU, SiLU and the like, and constants in that of gates, such as "
-        "those of squeeze-and-excitation; the teacher is then trained with them",
+        help="put ReLUs in the place of GELU, SiLU, LeakyReLU and the like, constants in that of gates such as "
+        "squeeze-and-excitation, batch norms in that of group and layer norms; the teacher is then trained with them",
     )
 
 

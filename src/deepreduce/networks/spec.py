@@ -18,7 +18,7 @@ class NetworkSpec:
         input: channels, height and width of one image.
         classes: number of classes, at least 2.
         width: width multiplier of the base network; only reference networks take one other than 1.
-        exchange_activations: whether ReLUs take the place of other activations, and constants that of gates, see
+        exchange_activations: whether what runs privately takes the place of other activations, gates and norms, see
             `deepreduce.reduction.exchange_activations`.
     """
 

@@ -19,6 +19,7 @@ from .gates import fix_gates
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
 from .narrowing import narrowing
 from .nonlinearity import linear_fit, nonlinear_variance
+from .norms import exchange_norms
 from .pareto import pareto_front
 from .pooling import average_pools, has_max_pooling
 from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
@@ -62,6 +63,7 @@ __all__ = [
     "cut",
     "deepreduce",
     "exchange_activations",
+    "exchange_norms",
     "find_reducer",
     "finish_fading",
     "fix_gates",

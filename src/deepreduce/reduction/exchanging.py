@@ -2,8 +2,9 @@
 
 A leaky or a smooth rectifier has no circuit here, and is no ReLU that could be removed. ReLU is what all of them
 resemble, and a network learns to use it: the teacher is trained with ReLUs, from the weights that the network has.
-Gates become constants, see `deepreduce.reduction.fix_gates`. Sigmoids, softmaxes and their like elsewhere stay, since
-no ReLU can stand for them.
+What else such networks have and cannot run privately goes with them: gates become constants (`fix_gates`), norms of
+single images batch norms (`exchange_norms`). Sigmoids, softmaxes and their like elsewhere stay, since no ReLU can stand
+for them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import fx, nn
 from ..census import argument
 from ..errors import UsageError, problem
 from .gates import fix_gates
+from .norms import exchange_norms
 from .products import find_products, scaled_by_numbers
 
 _MODULES = (
@@ -29,17 +31,19 @@ _FUNCTIONS = {
 def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -> fx.GraphModule:
     """Return a copy of a traced network with a ReLU wherever it has another activation that is one but for its shape.
 
-    Activations that are written out, as x * sigmoid(x), are known too. Gates become constants.
+    Activations that are written out, as x * sigmoid(x), are known too. Gates become constants, norms of single images
+    batch norms.
 
     Args:
-        network: not changed. The copy keeps the names of its layers, and loses the weights of PReLUs and of gates.
+        network: not changed. The copy keeps the names of its other layers, and loses the weights of PReLUs and gates.
         input: channels, height and width of one image.
 
     Raises:
-        UsageError: if there is no such activation, and no gate.
+        UsageError: if there is none of them.
     """
+    before = _attributes(network)
     own, gates = fix_gates(network, input)
-    found, weights = gates > 0, set[str]()
+    found = gates > 0
     for product in find_products(own):
         if product.source is not None:
             node = scaled_by_numbers(product.node)
@@ -58,23 +62,31 @@ def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -
             with own.graph.inserting_before(node):
                 relu = own.graph.call_function(F.relu, (argument(node, 0, "input"),))
             relu.meta.update(node.meta)
-            weights |= {str(above.target) for above in node.all_input_nodes if above.op == "get_attr"}
             node.replace_all_uses_with(relu)
             own.graph.erase_node(node)
             found = True
+    found = exchange_norms(own, input) > 0 or found
     if not found:
         raise UsageError(
             problem(
-                "there must be an activation to exchange for ReLU, or a gate to exchange for a constant",
-                got="none that resembles a ReLU, such as LeakyReLU, GELU or SiLU, and no product with a sigmoid",
+                "there must be something to exchange",
+                got="no activation that resembles a ReLU, such as GELU, no gate and no norm of single images",
                 remedy="leave it out",
                 where="--exchange-activations",
             )
         )
     own.graph.eliminate_dead_code()
-    for target in weights - {str(node.target) for node in own.graph.nodes if node.op == "get_attr"}:
-        parent, _, name = target.rpartition(".")  # of a functional PReLU: nothing else reads it
-        delattr(own.get_submodule(parent), name)
+    called = {str(node.target) for node in own.graph.nodes if node.op == "call_module"}
+    modules = dict(own.named_modules())
+    for target in before - _attributes(own):  # as of a functional PReLU: nothing else reads it
+        parent, _, name = target.rpartition(".")
+        if parent in modules and parent not in called:
+            delattr(modules[parent], name)
     own.delete_all_unused_submodules()
     own.recompile()
     return own
+
+
+def _attributes(network: fx.GraphModule) -> set[str]:
+    """Return the paths of the tensors that a graph reads by themselves."""
+    return {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
