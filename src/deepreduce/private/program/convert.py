@@ -30,7 +30,8 @@ _BATCH = 3
 _EXACT = 2**24  # whole numbers that float32 holds
 REMEDY = (
     "use convolution, linear, batch norm, addition, concatenation, average or max pooling, reshaping, ReLU and ReLU6 "
-    "only, or train with another operator in its place, as --exchange-activations does for most activations, gates and norms"
+    "only, or train with another operator in its place; --exchange-activations does that for most activations, gates "
+    "and norms"
 )
 
 
