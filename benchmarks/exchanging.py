@@ -1,8 +1,8 @@
 """What `--exchange-activations` costs: networks with gates and other activations, as they are and with ReLUs alone.
 
-Three variants of a quarter-width ResNet18: with SiLU and squeeze-and-excitation, with ReLU and squeeze-and-excitation,
-and plain. Each is trained as it is, and then as long again from those weights. The two that have gates are also
-exchanged and trained as long again from the same weights, and that network is reduced with `deepreduce-masks`.
+Four variants of a quarter-width ResNet18: with SiLU and squeeze-and-excitation, with ReLU and squeeze-and-excitation,
+with group norms, and plain. Each is trained as it is, and then as long again from those weights. All but the plain one
+are also exchanged and trained as long again from the same weights, and that network is reduced with `deepreduce-masks`.
 
     python benchmarks/exchanging.py --data ../shared/data/cifar100 --out runs/exchanging
 
@@ -33,7 +33,8 @@ from deepreduce.training.batches import DeviceSplit, Normalisation
 from deepreduce.training.loop import count_correct, make_accelerator
 
 WIDTHS = (16, 32, 64, 128)
-VARIANTS = {"silu-gates": (nn.SiLU, True), "relu-gates": (nn.ReLU, True), "plain": (nn.ReLU, False)}
+GROUPS = 4
+VARIANTS = ("silu-gates", "relu-gates", "group-norms", "plain")
 
 
 class Gate(nn.Module):
@@ -52,16 +53,17 @@ class Gate(nn.Module):
 class Block(nn.Module):
     """A basic block of ResNet, with a gate behind its second batch norm."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: type[nn.Module], gated: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, variant: str) -> None:
         super().__init__()
-        gate = [Gate(outputs)] if gated else []
+        activation = activation_of(variant)
+        gate = [Gate(outputs)] if variant.endswith("-gates") else []
         self.inside = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), activation(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), *gate,
+            *convolution(inputs, outputs, 3, stride, variant), activation(),
+            *convolution(outputs, outputs, 3, 1, variant), *gate,
         )  # fmt: skip
         self.around: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.around = nn.Sequential(*convolution(inputs, outputs, 1, stride, variant))
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,14 +72,24 @@ class Block(nn.Module):
         return y
 
 
+def activation_of(variant: str) -> type[nn.Module]:
+    """Return the kind of activation that a variant has."""
+    return nn.SiLU if variant == "silu-gates" else nn.ReLU
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int, variant: str) -> tuple[nn.Module, nn.Module]:
+    """Return a convolution and the norm behind it."""
+    norm = nn.GroupNorm(GROUPS, outputs) if variant == "group-norms" else nn.BatchNorm2d(outputs)
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), norm
+
+
 def make(variant: str, classes: int) -> nn.Module:
     """Build a network of `VARIANTS`; its weights depend on the seed of PyTorch."""
-    activation, gated = VARIANTS[variant]
-    layers: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), activation()]
+    layers: list[nn.Module] = [*convolution(3, WIDTHS[0], 3, 1, variant), activation_of(variant)()]
     inputs = WIDTHS[0]
     for number, outputs in enumerate(WIDTHS):
         for stride in (1 if number == 0 else 2, 1):
-            layers.append(Block(inputs, outputs, stride, activation, gated))
+            layers.append(Block(inputs, outputs, stride, variant))
             inputs = outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
@@ -141,7 +153,7 @@ class Run:
         network = make(variant, len(self.data.classes))
         rows = [self._as_it_is(network, variant, "as it is")]
         rows.append(self._as_it_is(_load(network, self.out / variant), f"{variant}-again", "as it is, as long again"))
-        if VARIANTS[variant][1]:
+        if variant != "plain":
             rows += self._exchanged(_load(network, self.out / variant), f"{variant}-exchanged")
         return [{"variant": variant, **row} for row in rows]
 
