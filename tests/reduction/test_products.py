@@ -169,3 +169,45 @@ def test_a_gated_network_is_counted_without_its_gates() -> None:
     assert base.census.relus == 4 * 36
     constants = base.network.get_parameter("deepreduce_scale_0.weight").flatten()
     torch.testing.assert_close(constants, torch.sigmoid(network.fc.bias))
+
+
+def test_a_batch_norm_in_front_takes_the_constants_over() -> None:
+    """Also through an activation that becomes a ReLU; where something else reads it, they stay a layer."""
+
+    class Gated(nn.Module):
+        def __init__(self, gated: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.convs = nn.ModuleList(nn.Conv2d(3 if index == 0 else 4, 4, 3, padding=1) for index in range(4))
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+            self.gates, self.fc, self.gated = (
+                nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(4)),
+                nn.Linear(4, 4),
+                gated,
+            )
+            for norm in self.norms:
+                nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.uniform_(norm.bias)
+
+        def gate(self, index: int, x: Tensor) -> Tensor:
+            if self.gated:
+                gate = torch.sigmoid(self.gates[index](x.mean((2, 3), keepdim=True)))
+                return x * (gate - 2 if index == 3 else gate)
+            return x * self.means[index]
+
+        def forward(self, x: Tensor) -> Tensor:
+            act = F.silu if self.gated else F.relu
+            x = self.gate(0, act(self.norms[0](self.convs[0](x))))
+            x = self.gate(1, self.norms[1](self.convs[1](x))) + x
+            y = act(self.norms[2](self.convs[2](x)))
+            x = self.gate(2, y) + y
+            x = self.gate(3, act(self.norms[3](self.convs[3](x))))
+            return self.fc(x.mean((2, 3)))
+
+    network, written = Gated(gated=True).eval(), Gated(gated=False).eval()
+    constants = fix_gates(trace(network), INPUT)[0]
+    written.means = [constants.get_submodule(f"deepreduce_scale_{index}").weight.view(1, 4, 1, 1) for index in range(4)]
+    own = exchange_activations(trace(network), INPUT).eval()
+    torch.testing.assert_close(own(images()), written(images()))
+    left = {key.split(".")[0] for key in own.state_dict() if key.startswith("deepreduce_scale")}
+    assert left == {"deepreduce_scale_2", "deepreduce_scale_3"}  # read twice; not positive
+    assert set(own.norms.state_dict()) == set(network.norms.state_dict())

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from ..census import argument
 from ..errors import UsageError, problem
-from .gates import fix_gates
+from .gates import absorb_constants, fix_gates
 from .norms import exchange_norms
 from .products import find_products, scaled_by_numbers
 
@@ -76,6 +76,7 @@ def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -
             )
         )
     own.graph.eliminate_dead_code()
+    absorb_constants(own)
     called = {str(node.target) for node in own.graph.nodes if node.op == "call_module"}
     modules = dict(own.named_modules())
     for target in before - _attributes(own):  # as of a functional PReLU: nothing else reads it

@@ -8,12 +8,15 @@ is on average is a constant for each channel: a linear layer, which costs nothin
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..census import find_relus
+from .plain import is_affine
 from .products import find_products
 from .removal import replace_call
 
@@ -49,6 +52,38 @@ def fix_gates(network: fx.GraphModule, input: tuple[int, int, int]) -> tuple[fx.
     own.delete_all_unused_submodules()
     own.recompile()
     return own, len(means)
+
+
+@torch.no_grad()
+def absorb_constants(network: fx.GraphModule) -> None:
+    """Let the batch norm in front of a gate's constants give what they give, where one is and nothing else reads it.
+
+    A ReLU between the two does not matter, since what is positive goes through it. The network then has the layers that
+    it would have without gates.
+
+    Args:
+        network: with constants from `fix_gates`; changed in place, and not recompiled.
+    """
+    relus = {site.node for site in find_relus(network) if site.kind == "relu"}
+    called = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+    shared = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or not str(node.target).startswith(_PREFIX):
+            continue
+        constants = network.get_parameter(f"{node.target}.weight").flatten()
+        source = node.all_input_nodes[0]
+        norm = source
+        while norm.name in relus and len(norm.users) == 1 and bool((constants > 0).all()):
+            norm = norm.all_input_nodes[0]
+        module = network.get_submodule(str(norm.target)) if norm.op == "call_module" else None
+        alone = len(norm.users) == 1 and called[str(norm.target)] == 1
+        if not (alone and isinstance(module, nn.BatchNorm2d) and is_affine(module) and module.affine):
+            continue
+        if all(shared[id(parameter)] == 1 for parameter in module.parameters()):
+            module.weight.mul_(constants)
+            module.bias.mul_(constants)
+            node.replace_all_uses_with(source)
+            network.graph.erase_node(node)
 
 
 def _means(
