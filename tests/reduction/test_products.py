@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deepreduce.census import find_relus, trace
-from deepreduce.errors import UsageError
+from deepreduce.errors import NetworkError, UsageError
 from deepreduce.networks import NetworkSpec
 from deepreduce.reduction import exchange_activations, fix_gates, make_base
-from deepreduce.reduction.products import find_products
+from deepreduce.reduction.products import find_activations, find_gates
 
 INPUT = (3, 6, 6)
 
@@ -62,13 +63,35 @@ def test_an_activation_that_is_written_out_becomes_a_relu(name: str) -> None:
     network = trace(Net(ACTIVATIONS[name]))
     own = exchange_activations(network, INPUT)
     torch.testing.assert_close(own.eval()(images()), Net(lambda _, x: F.relu(x)).eval()(images()))
-    assert len(find_relus(own)) == 1 and not find_products(own)
+    assert len(find_relus(own)) == 1 and not find_gates(own) and not find_activations(own)
     assert own.state_dict().keys() <= network.state_dict().keys()
 
 
 def test_the_nearest_tensor_is_the_source() -> None:
     own = exchange_activations(trace(Net(swish_of_a_sum)), INPUT).eval()
     torch.testing.assert_close(own(images()), Net(lambda net, x: F.relu(x + net.other(x))).eval()(images()))
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+FACTORS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "of a residual": (lambda x: x + swish(x) * 0.1, lambda x: x + F.relu(x) * 0.1),
+    "a sign": (lambda x: swish(x) * -1, lambda x: -F.relu(x)),
+    "behind one that belongs to it": (lambda x: x + x * F.relu6(x + 3) / 6 / 4, lambda x: x + F.relu(x) / 4),
+    "a scale of its own": (lambda x: x * 3 * torch.sigmoid(x), lambda x: 3 * F.relu(x)),
+    "two, one behind the other": (lambda x: swish(swish(x)), lambda x: F.relu(x)),
+    "two of different kinds": (lambda x: swish(swish(x) * 0.5) * 2, lambda x: F.relu(x)),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_that_is_not_the_activations_stays(name: str) -> None:
+    function, written = FACTORS[name]
+    own = exchange_activations(trace(Net(lambda _, x: function(x))), INPUT).eval()
+    torch.testing.assert_close(own(images()), Net(lambda _, x: written(x)).eval()(images()))
+    assert not find_gates(own) and not find_activations(own)
 
 
 def squeeze(net: Net, x: Tensor) -> Tensor:
@@ -106,6 +129,14 @@ GATES: dict[str, tuple[Callable[[Net, Tensor], Tensor], Callable[[Net, Tensor], 
         lambda net, x: x * torch.softmax(net.other(x.mean((2, 3), keepdim=True)), 1),
         lambda net, x: torch.softmax(net.other(x.mean((2, 3), keepdim=True)), 1),
     ),
+    "a product of gates": (
+        lambda net, x: x * (torch.sigmoid(net.other(x)) * torch.sigmoid(x.mean(1, keepdim=True))),
+        lambda net, x: torch.sigmoid(net.other(x)) * torch.sigmoid(x.mean(1, keepdim=True)),
+    ),
+    "of a coarser map": (
+        lambda net, x: x * F.interpolate(torch.sigmoid(net.other(F.avg_pool2d(x, 2))), scale_factor=2),
+        lambda net, x: F.interpolate(torch.sigmoid(net.other(F.avg_pool2d(x, 2))), scale_factor=2),
+    ),
     "of every element": (
         lambda net, x: x * torch.sigmoid(net.other(x)), lambda net, x: torch.sigmoid(net.other(x)),
     ),
@@ -118,7 +149,7 @@ def test_a_gate_becomes_its_mean_for_each_channel(name: str) -> None:
     network = trace(Net(function)).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     own, count = fix_gates(network, INPUT)
-    assert count == 1 and not find_products(own) and own.training
+    assert count == 1 and not find_gates(own) and not find_activations(own) and own.training
     plain = Net(function).eval()
     noise = torch.randn(8, *INPUT, generator=torch.Generator().manual_seed(0))
     map_of = F.relu6 if function is hard_squeeze else (lambda x: x)
@@ -137,6 +168,12 @@ NEITHER: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a map of ReLU6 times what has no bounds": (lambda net, x: net.relu6(x) * net.other(x.mean((2, 3), keepdim=True))),
     "two maps": lambda net, x: x * net.other(x),
     "a constant": lambda net, x: x * torch.sigmoid(net.fc.bias)[None, :, None, None],
+    "the other half of a swish": lambda _, x: x * torch.sigmoid(-x),
+    "a swish between bounds": lambda _, x: torch.tanh(x) * torch.sigmoid(x),
+    "nearly an absolute value": lambda _, x: x * torch.tanh(x),
+    "a tangent, which is nothing on average": lambda net, x: x * torch.tanh(net.other(x)),
+    "a map smaller than its gate": lambda net, x: x.mean((2, 3), keepdim=True) * torch.sigmoid(net.other(x)),
+    "a ReLU6 behind a bias": lambda net, x: F.relu6(x + net.fc.bias[None, :, None, None]) * net.other(x),
     "a clamp with one bound": lambda net, x: x * net.other(x).clamp(min=1),
 }
 
@@ -144,7 +181,7 @@ NEITHER: dict[str, Callable[[Net, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", NEITHER)
 def test_other_products_stay(name: str) -> None:
     network = trace(Net(NEITHER[name]))
-    assert not find_products(network)
+    assert not find_activations(network)
     with pytest.raises(UsageError, match="something to exchange"):
         exchange_activations(network, INPUT)
 
@@ -154,7 +191,7 @@ def test_a_gate_of_what_is_no_feature_map_stays() -> None:
         return (x.flatten(2) * torch.sigmoid(net.fc(x.mean((2, 3))))[:, :, None]).unflatten(2, (6, 6))
 
     network = trace(Net(forward))
-    assert [product.source for product in find_products(network)] == [None]
+    assert len(find_gates(network)) == 1
     assert fix_gates(network, INPUT)[1] == 0
 
 
@@ -205,9 +242,79 @@ def test_a_batch_norm_in_front_takes_the_constants_over() -> None:
 
     network, written = Gated(gated=True).eval(), Gated(gated=False).eval()
     constants = fix_gates(trace(network), INPUT)[0]
-    written.means = [constants.get_submodule(f"deepreduce_scale_{index}").weight.view(1, 4, 1, 1) for index in range(4)]
+    written.means = [
+        constants.get_submodule(f"deepreduce_scale_{3 - index}").weight.view(1, 4, 1, 1) for index in range(4)
+    ]
     own = exchange_activations(trace(network), INPUT).eval()
     torch.testing.assert_close(own(images()), written(images()))
     left = {key.split(".")[0] for key in own.state_dict() if key.startswith("deepreduce_scale")}
-    assert left == {"deepreduce_scale_2", "deepreduce_scale_3"}  # read twice; not positive
+    assert left == {"deepreduce_scale_1", "deepreduce_scale_0"}  # read twice; not positive
     assert set(own.norms.state_dict()) == set(network.norms.state_dict())
+
+
+def test_gates_one_behind_the_other() -> None:
+    """As in CBAM: of channels, then of positions; the second one is measured on the map behind the first."""
+
+    def gates(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = torch.sigmoid(net.other(x.mean((2, 3), keepdim=True)))
+        return first, torch.sigmoid((x * first).mean(1, keepdim=True))
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = x * torch.sigmoid(net.other(x.mean((2, 3), keepdim=True)))
+        mean = x.mean(1, keepdim=True)
+        torch._assert(mean.ndim == 4, "as timm has them in its norms")
+        return x * torch.sigmoid(mean)
+
+    own, count = fix_gates(trace(Net(forward)), INPUT)
+    assert count == 2 and not find_gates(own) and "mean" not in own.code.split("fc")[0].split("scale")[0]
+    plain = Net(forward).eval()
+    with torch.no_grad():
+        noise = torch.randn(8, *INPUT, generator=torch.Generator().manual_seed(0))
+        first, second = (gate.expand(8, 4, 6, 6).mean((0, 2, 3)) for gate in gates(plain, plain.conv(noise)))
+        x = plain.conv(images()) * (first * second)[:, None, None]
+        torch.testing.assert_close(own.eval()(images()), plain.fc(x.mean((2, 3))))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_smaller_factor_is_the_gate(swapped: bool) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y, gate = F.relu6(x + 0.5), torch.sigmoid(net.other(x.mean((2, 3), keepdim=True)))
+        return gate * y if swapped else y * gate
+
+    own, count = fix_gates(trace(Net(forward)), INPUT)
+    assert count == 1 and [site.kind for site in find_relus(own)] == ["relu6"]
+
+
+def test_constants_are_ones_in_a_network_that_is_drawn_anew() -> None:
+    own, _ = fix_gates(trace(Net(squeeze)), INPUT)
+    scale: Any = own.get_submodule("deepreduce_scale_0")
+    assert not torch.equal(scale.weight, torch.ones(4, 1, 1, 1))
+    scale.reset_parameters()
+    assert torch.equal(scale.weight, torch.ones(4, 1, 1, 1))
+    torch.manual_seed(0)
+    network = trace(Net(squeeze))
+    before = torch.random.get_rng_state()
+    fix_gates(network, INPUT)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_what_trains_and_what_does_not_stays_so() -> None:
+    network = trace(Net(squeeze)).train()
+    network.get_submodule("conv").eval()
+    fix_gates(network, INPUT)
+    assert network.training and not network.get_submodule("conv").training
+
+
+def test_images_that_the_network_does_not_take() -> None:
+    with pytest.raises(NetworkError, match="must take images of 1x6x6"):
+        make_base(NetworkSpec("Users", (1, 6, 6), 4, exchange_activations=True), Net(squeeze))
+
+
+def test_weights_of_what_is_gone_are_gone() -> None:
+    class Beta(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda net, x: x * torch.sigmoid(net.beta * x))
+            self.beta = nn.Parameter(torch.ones(4, 1, 1))
+
+    own = exchange_activations(trace(Beta()), INPUT)
+    assert set(own.state_dict()) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}

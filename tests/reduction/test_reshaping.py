@@ -294,6 +294,12 @@ def test_channels_that_depend_on_each_other_without_end() -> None:
         scale_channels(trace(network), 0.5, (3, 8, 8))
 
 
+def test_large_vectors_are_no_endless_dependence() -> None:
+    layers = [nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 182 * 182, 2), nn.ReLU(), nn.Linear(2, 5)]
+    own = scale_channels(trace(nn.Sequential(*layers)), 0.5, (3, 182, 182))
+    assert own.get_submodule("3").weight.shape == (1, 2 * 182 * 182)
+
+
 def test_two_stems_or_a_stem_called_twice_cannot_carry_a_stride() -> None:
     class Stems(nn.Module):
         def __init__(self, shared: bool) -> None:

@@ -3,9 +3,9 @@
 from ._canonical import FunctionalDropout
 from ._graph import all_pass, argument, function_name, image_nodes, writes_in_place
 from .call_sites import CallSite, final_softmax, find_relus, masked_relu, other_nonlinearities
-from .census import Census, ReluLayer, Stage, take_census
+from .census import Census, ReluLayer, Stage, check_input, take_census
 from .masked_relu import MaskedReLU, on_line
-from .trace import check_trace, example_images, is_traced, trace, training_path, unwrap
+from .trace import check_trace, evaluating, example_images, is_traced, trace, training_path, unwrap
 
 __all__ = [
     "CallSite",
@@ -16,7 +16,9 @@ __all__ = [
     "Stage",
     "all_pass",
     "argument",
+    "check_input",
     "check_trace",
+    "evaluating",
     "example_images",
     "final_softmax",
     "find_relus",

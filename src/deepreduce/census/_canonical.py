@@ -54,18 +54,16 @@ class FunctionalDropout(nn.Module):
     """`F.dropout` or a relative of it that follows the training mode of the graph.
 
     Args:
-        function: takes the tensor, the settings, and whether it drops.
-        settings: the probability, and for stochastic depth whether all images are dropped or each by itself.
+        function: takes the tensor, the settings of the call, and whether it drops.
     """
 
-    def __init__(self, function: Callable[..., Tensor], *settings: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.function = function
-        self.settings = settings
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop, in training."""
-        return self.function(x, *self.settings, self.training)
+    def forward(self, x: Tensor, *settings: Any) -> Tensor:
+        """Drop, in training; the settings are the probability, and for stochastic depth its mode."""
+        return self.function(x, *settings, self.training)
 
 
 def canonicalise(own: nn.Module, graph: fx.Graph) -> None:
@@ -94,8 +92,9 @@ def _unfreeze_modes(own: nn.Module, graph: fx.Graph) -> None:
             path = _as_batch_norm(own, node)
             args, kwargs = (node.args, node.kwargs) if path is None else ((argument(node, 0, "input"),), {})
             module: nn.Module = FunctionalBatchNorm()
-        elif (dropout := _as_dropout(node)) is not None:
-            path, args, kwargs, module = None, (argument(node, 0, "input"),), {}, dropout
+        elif (settings := _dropout_settings(node)) is not None:
+            path, args, kwargs = None, (argument(node, 0, "input"), *settings), {}
+            module = FunctionalDropout(node.target)
         else:
             continue
         if path is None:
@@ -109,14 +108,12 @@ def _unfreeze_modes(own: nn.Module, graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _as_dropout(node: fx.Node) -> FunctionalDropout | None:
-    """Return the module that drops what a function drops, None if it drops nothing or always does."""
-    function: Any = node.target
-    if function in _DROPOUTS and argument(node, 2, "training", True) is False:
-        return FunctionalDropout(function, argument(node, 1, "p", 0.5))
-    depth = node.op == "call_function" and getattr(function, "__module__", None) == _STOCHASTIC_DEPTH
-    if depth and argument(node, 3, "training", True) is False:
-        return FunctionalDropout(function, argument(node, 1, "p"), argument(node, 2, "mode"))
+def _dropout_settings(node: fx.Node) -> tuple[Any, ...] | None:
+    """Return the settings of a function that drops something in training, None if it is none or always drops."""
+    if node.target in _DROPOUTS and argument(node, 2, "training", True) is False:
+        return (argument(node, 1, "p", 0.5),)
+    if getattr(node.target, "__module__", None) == _STOCHASTIC_DEPTH and argument(node, 3, "training", True) is False:
+        return argument(node, 1, "p"), argument(node, 2, "mode")
     return None
 
 

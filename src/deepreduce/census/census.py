@@ -21,7 +21,7 @@ from ..errors import NetworkError, problem
 from ._canonical import FunctionalBatchNorm, FunctionalDropout
 from ._graph import all_pass, function_name, image_nodes
 from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
-from .trace import check_trace, example_images, is_traced, source_line, trace
+from .trace import check_trace, evaluating, example_images, is_traced, source_line, trace
 
 _TRANSPARENT = (
     nn.modules.batchnorm._BatchNorm,
@@ -272,11 +272,23 @@ class _NodeError(Exception):
         self.error = error
 
 
+def check_input(traced: fx.GraphModule, input: tuple[int, int, int]) -> None:
+    """Run one image through a traced network.
+
+    Args:
+        traced: what `trace` returned, or a network made from it.
+        input: channels, height and width of one image.
+
+    Raises:
+        NetworkError: naming the layer, if it does not take such images.
+    """
+    _measure(traced, input)
+
+
 def _measure(traced: fx.GraphModule, input: tuple[int, int, int]) -> dict[fx.Node, _NodeCost]:
-    was_training = traced.training
-    meter = _Meter(traced.eval())
+    meter = _Meter(traced)
     try:
-        with torch.no_grad():
+        with evaluating(traced), torch.no_grad():
             meter.run(example_images(traced, input))
     except _NodeError as failure:
         raise NetworkError(
@@ -287,8 +299,6 @@ def _measure(traced: fx.GraphModule, input: tuple[int, int, int]) -> dict[fx.Nod
                 where=f"{failure.node.name} {source_line(failure.node)}".strip(),
             )
         ) from failure.error
-    finally:
-        traced.train(was_training)
     counted: set[int] = set()
     for node, cost in meter.costs.items():
         for parameter in _parameters(node, traced):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -191,6 +192,18 @@ def training_path(module: nn.Module) -> str:
     if len(paths[0]) != len(paths[1]):
         return "training takes a longer or shorter path; the path of evaluation is trained"
     return ""
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Have a network in evaluation mode for a while; every module of it then has the mode again that it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def example_images(network: nn.Module, input: tuple[int, int, int], *, count: int = 1) -> Tensor:

@@ -9,15 +9,18 @@ for them.
 
 from __future__ import annotations
 
+import math
+import operator
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import fx, nn
 
-from ..census import argument
+from ..census import argument, check_input
 from ..errors import UsageError, problem
 from .gates import absorb_constants, fix_gates
 from .norms import exchange_norms
-from .products import find_products, scaled_by_numbers
+from .products import find_activations
 
 _MODULES = (
     nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish,
@@ -26,6 +29,9 @@ _FUNCTIONS = {
     F.leaky_relu, F.prelu, F.rrelu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
     torch.prelu, torch.rrelu, torch.celu, torch.selu,
 }  # fmt: skip
+
+
+_ROUNDING = 0.05
 
 
 def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -> fx.GraphModule:
@@ -39,19 +45,22 @@ def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -
         input: channels, height and width of one image.
 
     Raises:
+        NetworkError: if the network does not take such images.
         UsageError: if there is none of them.
     """
+    check_input(network, input)
     before = _attributes(network)
     own, gates = fix_gates(network, input)
     found = gates > 0
-    for product in find_products(own):
-        if product.source is not None:
-            node = scaled_by_numbers(product.node)
-            with own.graph.inserting_before(node):
-                relu = own.graph.call_function(F.relu, (product.source,))
-            relu.meta.update(product.node.meta)
-            node.replace_all_uses_with(relu)
-            found = True
+    for activation in reversed(find_activations(own)):  # one behind the other: the later one first
+        node = activation.node
+        with own.graph.inserting_before(node):
+            relu = own.graph.call_function(F.relu, (activation.source,))
+            relu.meta.update(node.meta)
+            if not math.isclose(activation.slope, 1, rel_tol=_ROUNDING):
+                relu = own.graph.call_function(operator.mul, (relu, activation.slope))
+        node.replace_all_uses_with(relu)
+        found = True
     own.graph.eliminate_dead_code()
     for node in list(own.graph.nodes):
         if node.op == "call_module" and type(own.get_submodule(str(node.target))) in _MODULES:
@@ -70,7 +79,7 @@ def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -
         raise UsageError(
             problem(
                 "there must be something to exchange",
-                got="no activation that resembles a ReLU, such as GELU, no gate and no norm of single images",
+                got="no activation that resembles a ReLU, no gate of feature maps, no norm of single images",
                 remedy="leave it out",
                 where="--exchange-activations",
             )

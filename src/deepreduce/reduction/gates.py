@@ -15,14 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..census import find_relus
+from ..census import evaluating, example_images, find_relus
 from .plain import is_affine
-from .products import find_products
+from .products import Gate, find_gates
 from .removal import replace_call
 
 _PREFIX = "deepreduce_scale"
 _IMAGES = 8
 _DIMENSIONS = 4  # of feature maps: images, channels, height, width
+
+
+class ChannelConstants(nn.Conv2d):
+    """A constant for each channel, as a depthwise convolution of 1x1; drawn anew they are ones."""
+
+    def __init__(self, constants: Tensor) -> None:
+        """Make the layer.
+
+        Args:
+            constants: [channels].
+        """
+        super().__init__(len(constants), len(constants), 1, groups=len(constants), bias=False)
+        self.weight = nn.Parameter(constants.detach().reshape(-1, 1, 1, 1).clone())
+
+    def reset_parameters(self) -> None:
+        """Set every constant to one."""
+        nn.init.ones_(self.weight)
 
 
 def fix_gates(network: fx.GraphModule, input: tuple[int, int, int]) -> tuple[fx.GraphModule, int]:
@@ -36,22 +53,25 @@ def fix_gates(network: fx.GraphModule, input: tuple[int, int, int]) -> tuple[fx.
         input: channels, height and width of one image.
 
     Returns:
-        The copy, and how many gates it has lost.
+        The copy, and how many products it has lost.
     """
     own = copy.deepcopy(network)
-    gates = {each.node: each for each in find_products(own) if each.source is None}
-    if not gates:
+    products = find_gates(own)
+    if not products:
         return own, 0
-    means = _means(own, {node: each.gate for node, each in gates.items()}, input)
-    for node, mean in means.items():
-        scale = nn.Conv2d(len(mean), len(mean), 1, groups=len(mean), bias=False)
-        scale.weight = nn.Parameter(mean.reshape(-1, 1, 1, 1))
-        node.args, node.kwargs = (gates[node].tensor,), {}
-        replace_call(own, node, _PREFIX, scale)
+    count = 0
+    for node, (gate, mean) in reversed(_measure(own, products, input).items()):  # a gate behind another one first
+        if node.users:  # else it was a part of such a gate
+            node.args, node.kwargs = (gate.tensor,), {}
+            replace_call(own, node, _PREFIX, ChannelConstants(mean))
+            count += 1
+    for node in list(own.graph.nodes):
+        if node.target is torch._assert:  # of a shape, in a layer that may be gone: it would keep what it reads
+            own.graph.erase_node(node)
     own.graph.eliminate_dead_code()
     own.delete_all_unused_submodules()
     own.recompile()
-    return own, len(means)
+    return own, count
 
 
 @torch.no_grad()
@@ -86,23 +106,24 @@ def absorb_constants(network: fx.GraphModule) -> None:
             network.graph.erase_node(node)
 
 
-def _means(
-    network: fx.GraphModule, gates: Mapping[fx.Node, fx.Node], input: tuple[int, int, int]
-) -> dict[fx.Node, Tensor]:
-    """Return the mean of the gate of every product that is a feature map, [channels], by product."""
-    means: dict[fx.Node, Tensor] = {}
+def _measure(
+    network: fx.GraphModule, products: Mapping[fx.Node, list[Gate]], input: tuple[int, int, int]
+) -> dict[fx.Node, tuple[Gate, Tensor]]:
+    """Return the gate of every product that is a feature map, with its mean for each channel."""
+    found: dict[fx.Node, tuple[Gate, Tensor]] = {}
 
-    class Means(fx.Interpreter):
+    class Measure(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n in gates and result.dim() == _DIMENSIONS:
-                means[n] = self.env[gates[n]].expand_as(result).mean((0, 2, 3))
+            if n in products and result.dim() == _DIMENSIONS:
+                fitting = [gate for gate in products[n] if self.env[gate.tensor].shape == result.shape]
+                if fitting:  # the smaller factor is the gate, whatever it is
+                    gate = min(fitting, key=lambda each: (self.env[each.node].numel(), each.kind))
+                    found[n] = gate, self.env[gate.node].expand_as(result).mean((0, 2, 3))
             return result
 
-    parameter = next(network.parameters())
-    noise = torch.randn(_IMAGES, *input, generator=torch.Generator().manual_seed(0)).to(parameter)
-    was_training = network.training
-    with torch.no_grad():
-        Means(network.eval()).run(noise)
-    network.train(was_training)
-    return means
+    black = example_images(network, input, count=_IMAGES)
+    noise = torch.randn(black.shape, generator=torch.Generator().manual_seed(0)).to(black)
+    with evaluating(network), torch.no_grad():
+        Measure(network).run(noise)
+    return found

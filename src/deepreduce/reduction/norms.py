@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..census import FunctionalDropout, argument, example_images, find_relus, function_name, image_nodes
+from ..census import FunctionalDropout, argument, evaluating, example_images, find_relus, function_name, image_nodes
 from .plain import is_extended, is_transparent
 
 _PREFIX = "deepreduce_norm"
@@ -43,9 +43,8 @@ def exchange_norms(network: fx.GraphModule, input: tuple[int, int, int]) -> int:
     norms = {node: norm for node in network.graph.nodes if (norm := _norm_of(node, network)) is not None}
     if not norms:
         return 0
-    was_training = network.training
-    ShapeProp(network.eval()).propagate(example_images(network, input, count=2))
-    network.train(was_training)
+    with evaluating(network), torch.no_grad():
+        ShapeProp(network).propagate(example_images(network, input, count=2))
     rewriting = _Rewriting(network)
     count = 0
     for node in list(network.graph.nodes):

@@ -1,15 +1,19 @@
 """Finding the products of a network's own values: gates, and activations that are written out.
 
-Both multiply a tensor by a factor between bounds. Where that factor is computed from the tensor element by element, as
-in x * sigmoid(x), the product is an activation; otherwise, as in squeeze-and-excitation, the factor is a gate.
+Both multiply a tensor by a factor between bounds. Where the product is computed from one tensor element by element and
+has the shape of a ReLU, as x * sigmoid(x), it is an activation; where the factor comes from elsewhere, as in
+squeeze-and-excitation, it is a gate.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from ..census import argument, function_name, image_nodes
 from .plain import is_transparent
@@ -17,89 +21,138 @@ from .plain import is_transparent
 _FACTORS = ("mul", "multiply")
 _DIVISIONS = ("div", "truediv", "divide")
 _SCALINGS = (*_FACTORS, *_DIVISIONS)
-_SHIFTS = ("add", "sub", "subtract", "rsub", "neg")
+_SUMS = ("add", "sub", "subtract")
+_SHIFTS = (*_SUMS, "rsub", "neg")
 _CLAMPS = ("clamp", "clip", "hardtanh", "relu6")
 _CLAMP_MODULES = (nn.Hardtanh,)  # nn.ReLU6 is one
-_SHARES = ("softmax",)
-_SHARE_MODULES = (nn.Softmax, nn.Softmax2d)
-_SIGMOIDS = ("sigmoid", "hardsigmoid", "tanh", "erf")
-_SIGMOID_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh)
-_ELEMENTWISE = (*_SCALINGS, *_SHIFTS, *_CLAMPS, *_SIGMOIDS, "softplus", "exp", "log", "log1p", "pow", "square")
-_ELEMENTWISE_MODULES = (*_CLAMP_MODULES, *_SIGMOID_MODULES, nn.Softplus)
+_SIGMOIDS = ("sigmoid", "hardsigmoid", "softmax")
+_SIGMOID_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d)
+_ODD = ("tanh", "erf")
+_ODD_MODULES = (nn.Tanh,)
+_ELEMENTWISE = (
+    *_SCALINGS, *_SHIFTS, *_CLAMPS, *_ODD, "sigmoid", "hardsigmoid", "softplus", "exp", "log", "log1p", "pow", "square",
+)  # fmt: skip
+_ELEMENTWISE_MODULES = (*_CLAMP_MODULES, *_ODD_MODULES, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 _RESHAPES = (
     "view", "view_as", "reshape", "flatten", "unflatten", "expand", "expand_as", "repeat", "unsqueeze", "squeeze",
-    "permute", "transpose", "getitem", "chunk", "split", "contiguous", "clone", "type_as", "to", "float",
+    "permute", "transpose", "getitem", "chunk", "split", "unbind", "contiguous", "clone", "type_as", "to", "float",
+    "interpolate", "mean",
 )  # fmt: skip
+
+SIGMOID, CLAMP, ODD = range(3)
+"""How surely a factor between bounds is a gate: most surely a sigmoid, least a hyperbolic tangent around one."""
+
+_FAR = 20.0  # where smooth activations are a ReLU but for rounding
+_CLOSE = 0.05
 
 
 @dataclass(frozen=True)
-class Product:
-    """A tensor times a factor between bounds, both of which depend on the image.
+class Gate:
+    """A factor between bounds of a product.
 
     Attributes:
-        node: the product.
-        tensor: what is multiplied.
-        gate: the factor.
-        source: where the product is an activation, the tensor of which it is a function element by element; None where
-            the factor is a gate.
+        node: the factor.
+        tensor: the other one.
+        kind: `SIGMOID`, `CLAMP` or `ODD`.
     """
 
     node: fx.Node
     tensor: fx.Node
-    gate: fx.Node
-    source: fx.Node | None
+    kind: int
 
 
-def find_products(network: fx.GraphModule) -> list[Product]:
-    """Return the gates and the activations written out of a traced network, in the order of computation."""
+@dataclass(frozen=True)
+class Activation:
+    """An activation that is written out as a product.
+
+    Attributes:
+        node: gives the activation.
+        source: the tensor that it is a function of.
+        slope: how steep it is far on the positive side.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    slope: float
+
+
+def find_gates(network: fx.GraphModule) -> dict[fx.Node, list[Gate]]:
+    """Return by product which of its factors can be a gate, in the order of computation; one or two each."""
     image = image_nodes(network.graph)
-    found = []
+    found = {}
     for node in network.graph.nodes:
-        factors = [above for above in node.all_input_nodes if above in image]
-        if not _is_named(node, _FACTORS) or len(factors) != 2:
+        factors = _factors(node, image)
+        if not factors or _source(node, network, image) is not None:
             continue
-        for gate, tensor in (factors, reversed(factors)):
-            if _is_bounded(gate, network, image) and not _depends(tensor, gate):
-                found.append(Product(node, tensor, gate, _source(node, network, image)))
-                break
+        gates = []
+        for gate, tensor in (factors, factors[::-1]):
+            kind = _bounded(gate, network, image)
+            if kind is not None and not _depends(tensor, gate):
+                gates.append(Gate(gate, tensor, kind))
+        if gates:
+            found[node] = gates
     return found
 
 
-def scaled_by_numbers(node: fx.Node) -> fx.Node:
-    """Follow a value through multiplications and divisions by numbers, as far as nothing else reads it."""
-    while len(node.users) == 1:
-        user = next(iter(node.users))
-        factor = _is_named(user, _FACTORS) or (_is_named(user, _DIVISIONS) and argument(user, 0, "input") is node)
-        if not factor or user.all_input_nodes != [node]:
-            break
-        node = user
-    return node
+def find_activations(network: fx.GraphModule) -> list[Activation]:
+    """Return the activations of a traced network that are written out as products, in the order of computation.
+
+    One that is left with a factor, as x * relu6(x + 3) / 6, ends with it: where it has the slope of a ReLU.
+    """
+    image = image_nodes(network.graph)
+    found = []
+    for node in network.graph.nodes:
+        source = _source(node, network, image) if _factors(node, image) else None
+        slope = None if source is None else _slope(node, source, network)
+        if source is None or slope is None:
+            continue
+        activation = Activation(node, source, slope)
+        for end in _scaled_by_numbers(node):
+            if abs(activation.slope - 1) < _CLOSE:
+                break
+            further = _slope(end, source, network)
+            if further is not None and abs(further - 1) < _CLOSE:
+                activation = Activation(end, source, further)
+        found.append(activation)
+    return found
+
+
+def _factors(node: fx.Node, image: set[fx.Node]) -> list[fx.Node]:
+    """Return the two factors of a product of values of the image, none if it is none."""
+    factors = [above for above in node.all_input_nodes if above in image]  # a square has one
+    return factors if _is_named(node, _FACTORS) and len(factors) == 2 else []
 
 
 def _is_named(node: fx.Node, names: Collection[str]) -> bool:
     return node.op in ("call_function", "call_method") and function_name(node) in names
 
 
-def _is_bounded(node: fx.Node, network: fx.GraphModule, image: set[fx.Node]) -> bool:
-    """Tell whether a value is that of a sigmoid or a softmax, moved, scaled or reshaped.
+def _bounded(node: fx.Node, network: fx.GraphModule, image: set[fx.Node]) -> int | None:
+    """Return of which kind a value between bounds is: moved, scaled, reshaped, and products and sums of such values.
 
-    A clamp between bounds is a sigmoid where what it reads was moved, as in relu6(x + 3) / 6.
+    A clamp counts where it reads what a number was added to, as in relu6(x + 3) / 6, and an odd function where a number
+    is added to it, since otherwise its mean says nothing.
     """
-    clamped = False
+    clamped = moved = False
     while True:
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, (*_SIGMOID_MODULES, *_SHARE_MODULES)) or _is_named(node, (*_SIGMOIDS, *_SHARES)):
-            return True
-        alone = len(image.intersection(node.all_input_nodes)) == 1
-        shifted = alone and _is_named(node, _SHIFTS)
+        if isinstance(module, _SIGMOID_MODULES) or _is_named(node, _SIGMOIDS):
+            return SIGMOID
+        if isinstance(module, _ODD_MODULES) or _is_named(node, _ODD):
+            return ODD if moved else None
+        read = [above for above in node.all_input_nodes if above in image]
+        if len(read) == 2 and _is_named(node, (*_FACTORS, *_SUMS)):
+            kinds = [_bounded(above, network, image) for above in read]
+            return max(kinds) if None not in kinds else None  # type: ignore[type-var]
+        shifted = len(node.all_input_nodes) == 1 and _is_named(node, _SHIFTS)
         if shifted and clamped:
-            return True
+            return CLAMP
         clamp = isinstance(module, _CLAMP_MODULES) or (_is_named(node, _CLAMPS) and _has_bounds(node))
-        scaled = alone and _is_named(node, _SCALINGS)
-        if not (clamp or shifted or scaled or is_transparent(module) or _is_named(node, _RESHAPES)):
-            return False
-        clamped = clamped or clamp
-        node = next(above for above in node.all_input_nodes if above in image)
+        scaled = len(read) == 1 and _is_named(node, (*_SCALINGS, *_SHIFTS, "pow", "sqrt"))
+        if not (clamp or scaled or is_transparent(module) or _is_named(node, _RESHAPES)):
+            return None
+        clamped, moved = clamped or clamp, moved or shifted
+        node = read[0]
 
 
 def _has_bounds(node: fx.Node) -> bool:
@@ -131,3 +184,57 @@ def _source(node: fx.Node, network: fx.GraphModule, image: set[fx.Node]) -> fx.N
             return None
         read = (read - {last}) | image.intersection(last.all_input_nodes)
     return read.pop()
+
+
+def _slope(node: fx.Node, source: fx.Node, network: fx.GraphModule) -> float | None:
+    """Return the slope of a function of single elements far on the positive side, if it has the shape of a ReLU.
+
+    That is: nothing on the negative side, and a line through zero on the positive one.
+    """
+    values: dict[fx.Node, Any] = {source: torch.tensor([-2 * _FAR, -_FAR, _FAR, 2 * _FAR]).view(-1, 1, 1, 1)}
+
+    def value(each: fx.Node) -> Any:
+        if each not in values:
+            if each.op == "get_attr":
+                path, _, name = str(each.target).rpartition(".")
+                values[each] = getattr(network.get_submodule(path), name)
+            else:
+                args = fx.node.map_arg(each.args, value)
+                kwargs = fx.node.map_arg(each.kwargs, value)
+                values[each] = _call(each, network, args, kwargs)
+        return values[each]
+
+    try:
+        with torch.no_grad():
+            found: Tensor = value(node).float().flatten(1)
+    except Exception:  # anything: a user's shapes need not fit single numbers
+        return None
+    low, lower, high, higher = found
+    slope = float(high.mean() / _FAR)
+    line, flat = torch.stack([high, higher / 2]) / _FAR, torch.stack([low, lower])
+    shaped = (line / slope - 1).abs().max() < _CLOSE and flat.abs().max() < _CLOSE * slope
+    return slope if math.isfinite(slope) and slope > 0 and shaped else None
+
+
+def _call(node: fx.Node, network: fx.GraphModule, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_module":
+        return network.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op != "call_function":
+        raise ValueError(node.op)
+    function: Any = node.target
+    return function(*args, **kwargs)
+
+
+def _scaled_by_numbers(node: fx.Node) -> list[fx.Node]:
+    """Return the multiplications and divisions by numbers behind a value, as far as nothing else reads it."""
+    found = []
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        factor = _is_named(user, _FACTORS) or (_is_named(user, _DIVISIONS) and argument(user, 0, "input") is node)
+        if not factor or user.all_input_nodes != [node]:
+            break
+        found.append(user)
+        node = user
+    return found

@@ -12,6 +12,7 @@ from ..census import (
     Census,
     ReluLayer,
     check_trace,
+    evaluating,
     example_images,
     find_relus,
     is_traced,
@@ -442,10 +443,8 @@ def _check_resolution(network: fx.GraphModule, spec: NetworkSpec, rho: float) ->
 
 
 def _check_logits(traced: fx.GraphModule, spec: NetworkSpec) -> None:
-    was_training = traced.training
-    with torch.no_grad():
-        output = traced.eval().forward(example_images(traced, spec.input))  # a call would print what it raises
-    traced.train(was_training)
+    with evaluating(traced), torch.no_grad():
+        output = traced.forward(example_images(traced, spec.input))  # a call would print what it raises
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (1, spec.classes):
         raise NetworkError(

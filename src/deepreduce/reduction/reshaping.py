@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,8 +30,12 @@ DEFAULT_SCALES: tuple[Scale, ...] = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 
 _SCALABLE = (nn.modules.conv._ConvNd, nn.Linear)
 _LARGEST_GROUP = 4096
+"""How many layers may depend on each other; in DenseNet, HRNet and ResNet152 it is 182 at most."""
+
 _MOST_INDICES = 1 << 17
-"""Of one layer in a group. The largest group of DenseNet, HRNet and ResNet152 has 182 layers."""
+"""How many channels one of them may have there, in a network without larger layers."""
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def reshape(candidate: Candidate, scales: Sequence[Scale] = DEFAULT_SCALES) -> tuple[Candidate, ...]:
@@ -172,7 +177,7 @@ def _pruned(
 
     before = sum(parameter.numel() for parameter in own.parameters())
     images = example_images(own, input, count=2)
-    with _refusing(what, own), _within_bounds(), torch.no_grad():
+    with _refusing(what, own), _within_bounds(own), torch.no_grad():
         outputs = own.forward(images)  # a call of what is traced would print what it raises
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning tells of parameters outside modules; the run below judges
@@ -236,7 +241,7 @@ def _with_gradients(own: fx.GraphModule) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _within_bounds() -> Iterator[None]:
+def _within_bounds(own: nn.Module) -> Iterator[None]:
     """Let torch-pruning give up a group of layers that grows without end.
 
     Where channels are mixed as numbers are, by a one-dimensional convolution over them or by slices that overlap, it
@@ -244,18 +249,21 @@ def _within_bounds() -> Iterator[None]:
     """
     from torch_pruning.dependency.group import Group
 
-    add = Group.add_dep
+    widest = max((sum(layer.weight.shape[:2]) for layer in own.modules() if isinstance(layer, _SCALABLE)), default=0)
+    most = max(_MOST_INDICES, 2 * widest)
 
     def add_within_bounds(self: Any, dep: Any, idxs: Any) -> None:
-        if len(self) > _LARGEST_GROUP or len(idxs) > _MOST_INDICES:
+        if len(self) > _LARGEST_GROUP or len(idxs) > most:
             raise ValueError("its channels depend on each other without end")
         add(self, dep, idxs)
 
-    Group.add_dep = add_within_bounds
-    try:
-        yield
-    finally:
-        Group.add_dep = add
+    with _ONE_AT_A_TIME:
+        add = Group.add_dep
+        Group.add_dep = add_within_bounds
+        try:
+            yield
+        finally:
+            Group.add_dep = add
 
 
 @contextlib.contextmanager
