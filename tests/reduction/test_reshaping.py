@@ -219,6 +219,16 @@ def test_counts_are_remembered_by_scale(monkeypatch: pytest.MonkeyPatch) -> None
     assert (first.relus, second.relus) == (2 * 4 * 256, 8 * 64)
 
 
+def test_what_cannot_be_scaled_is_remembered_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_base(SPEC, ZOO["functional"]())
+    with pytest.raises(NetworkError) as first:
+        census_of(base, Candidate(keep=("S1",), alpha=0.5))
+    monkeypatch.setattr("deepreduce.reduction.reduced.build_full", None)
+    with pytest.raises(NetworkError) as second:
+        census_of(base, Candidate(keep=("S2",), alpha=0.5))
+    assert str(first.value) == str(second.value)
+
+
 def test_kept_and_removed_layers_are_all_layers() -> None:
     base = make_base(SPEC, ZOO["resnet50"]())
     candidate = Candidate(keep=("S2", "S3"), thin=True, drop=("layer2.1.relu#2",))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deepreduce.data import Dataset, from_arrays
 from deepreduce.networks import NetworkSpec
-from deepreduce.training import Context, SearchSettings, TrainingConfig
+from deepreduce.training import Context, SearchSettings, TrainingConfig, estimate, executors
 
 
 class Small(nn.Module):
@@ -59,10 +59,12 @@ def images_of(count: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.n
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from threads, and on a busy machine lose much."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small networks gain nothing from threads, and on a busy machine lose much; nor does a plan that times them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr(executors, "available_cores", lambda: 1)
+    monkeypatch.setattr(estimate, "_MEASURE_SECONDS", 0.05)
     yield
     torch.set_num_threads(before)
 

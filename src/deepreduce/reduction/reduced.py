@@ -53,7 +53,7 @@ class Base:
     network: fx.GraphModule
     census: Census
     reference: bool
-    _scaled: dict[Scaling, Census] = field(default_factory=dict, compare=False, repr=False)
+    _scaled: dict[Scaling, Census | NetworkError] = field(default_factory=dict, compare=False, repr=False)
 
 
 def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
@@ -300,8 +300,14 @@ def scaled_census(base: Base, candidate: Candidate) -> Census:
         kept = candidate.keep, frozenset(kept_layers(base, candidate))
     scale = *candidate.scales, candidate.average_pooling, *kept
     if scale not in base._scaled:
-        base._scaled[scale] = (_count_collapsed if candidate.collapse else _count_scaled)(base, candidate)
-    return base._scaled[scale]
+        try:
+            base._scaled[scale] = (_count_collapsed if candidate.collapse else _count_scaled)(base, candidate)
+        except NetworkError as error:  # to be found again takes seconds
+            base._scaled[scale] = error
+    found = base._scaled[scale]
+    if isinstance(found, NetworkError):
+        raise NetworkError(str(found))
+    return found
 
 
 def removed_layers(base: Base, candidate: Candidate) -> set[str]:
