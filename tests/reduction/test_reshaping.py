@@ -19,6 +19,7 @@ from deepreduce.reduction import (
     census_of,
     kept_layers,
     make_base,
+    narrow_channels,
     removed_layers,
     scale_channels,
     scale_resolution,
@@ -300,8 +301,12 @@ def test_channels_that_depend_on_each_other_without_end() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(44, 5)
     )
-    with pytest.raises(NetworkError, match="depend on each other without end"):
-        scale_channels(trace(network), 0.5, (3, 8, 8))
+    for scale in (
+        lambda: scale_channels(trace(network), 0.5, (3, 8, 8)),
+        lambda: narrow_channels(trace(network), {"1": 0.5}, (3, 8, 8)),
+    ):
+        with pytest.raises(NetworkError, match="depend on each other without end"):
+            scale()
 
 
 def test_large_vectors_are_no_endless_dependence() -> None:

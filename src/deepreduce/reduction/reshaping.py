@@ -99,7 +99,7 @@ def narrow_channels(
             wanted[module] = min(betas[name], wanted.get(module, 1.0))
     what = f"narrowing by beta {', '.join(f'{beta:g}' for beta in dict.fromkeys(betas.values()))}"
     with _with_gradients(own):
-        with _refusing(what, network):
+        with _refusing(what, network), _within_bounds(own):
             tied = _tied(own, wanted, _outermost(own, from_output=True), input)
         read = _pruned(own, tied, what, input, by_nonlinearity)
     names = {module: name for name, module in own.named_modules()}
