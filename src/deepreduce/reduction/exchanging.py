@@ -9,7 +9,6 @@ for them.
 
 from __future__ import annotations
 
-import math
 import operator
 
 import torch
@@ -29,9 +28,6 @@ _FUNCTIONS = {
     F.leaky_relu, F.prelu, F.rrelu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
     torch.prelu, torch.rrelu, torch.celu, torch.selu,
 }  # fmt: skip
-
-
-_ROUNDING = 0.05
 
 
 def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -> fx.GraphModule:
@@ -57,7 +53,7 @@ def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -
         with own.graph.inserting_before(node):
             relu = own.graph.call_function(F.relu, (activation.source,))
             relu.meta.update(node.meta)
-            if not math.isclose(activation.slope, 1, rel_tol=_ROUNDING):
+            if activation.slope != 1:
                 relu = own.graph.call_function(operator.mul, (relu, activation.slope))
         node.replace_all_uses_with(relu)
         found = True

@@ -68,7 +68,7 @@ class Activation:
     Attributes:
         node: gives the activation.
         source: the tensor that it is a function of.
-        slope: how steep it is far on the positive side.
+        slope: how steep it is far on the positive side; 1 where it is so but for rounding.
     """
 
     node: fx.Node
@@ -106,14 +106,9 @@ def find_activations(network: fx.GraphModule) -> list[Activation]:
         slope = None if source is None else _slope(node, source, network)
         if source is None or slope is None:
             continue
-        activation = Activation(node, source, slope)
-        for end in _scaled_by_numbers(node):
-            if abs(activation.slope - 1) < _CLOSE:
-                break
-            further = _slope(end, source, network)
-            if further is not None and abs(further - 1) < _CLOSE:
-                activation = Activation(end, source, further)
-        found.append(activation)
+        slopes = {end: _slope(end, source, network) for end in (node, *_scaled_by_numbers(node))}
+        ends = [end for end, of in slopes.items() if of is not None and abs(of - 1) < _CLOSE]
+        found.append(Activation(ends[0], source, 1.0) if ends else Activation(node, source, slope))
     return found
 
 
