@@ -198,12 +198,14 @@ def test_a_gate_of_what_is_no_feature_map_stays() -> None:
 def test_a_gated_network_is_counted_without_its_gates() -> None:
     """The ReLU inside the gate is gone with it; weights that the network brings decide the constants."""
     network = Net(lambda net, x: squeeze(net, F.relu(x)))
-    assert make_base(NetworkSpec("Users", INPUT, 4), network).census.relus == 4 * 36 + 4
+    before = make_base(NetworkSpec("Users", INPUT, 4), network).census
+    assert before.relus == 4 * 36 + 4
+    assert any(note.startswith("--exchange-activations puts") for note in before.notes)
     with torch.no_grad():
         network.fc.weight.zero_()
         network.fc.bias.copy_(torch.tensor([-2.0, 0.0, 1.0, 3.0]))
     base = make_base(NetworkSpec("Users", INPUT, 4, exchange_activations=True), network)
-    assert base.census.relus == 4 * 36
+    assert base.census.relus == 4 * 36 and not any("exchange" in note for note in base.census.notes)
     constants = base.network.get_parameter("deepreduce_scale_0.weight").flatten()
     torch.testing.assert_close(constants, torch.sigmoid(network.fc.bias))
 

@@ -18,8 +18,8 @@ from torch import fx, nn
 from ..census import argument, check_input
 from ..errors import UsageError, problem
 from .gates import absorb_constants, fix_gates
-from .norms import exchange_norms
-from .products import find_activations
+from .norms import exchange_norms, has_norms
+from .products import find_activations, find_gates
 
 _MODULES = (
     nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish,
@@ -91,6 +91,15 @@ def exchange_activations(network: fx.GraphModule, input: tuple[int, int, int]) -
     own.delete_all_unused_submodules()
     own.recompile()
     return own
+
+
+def can_exchange(network: fx.GraphModule) -> bool:
+    """Tell whether a traced network has what `exchange_activations` exchanges; a gate may turn out to stay."""
+    modules = {type(network.get_submodule(str(node.target))) for node in network.graph.find_nodes(op="call_module")}
+    functions = {node.target for node in network.graph.nodes if node.op == "call_function"}
+    if modules.intersection(_MODULES) or functions.intersection(_FUNCTIONS):
+        return True
+    return bool(has_norms(network) or find_gates(network) or find_activations(network))
 
 
 def _attributes(network: fx.GraphModule) -> set[str]:

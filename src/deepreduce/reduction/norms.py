@@ -26,6 +26,11 @@ _GROUP_NORMS = (F.group_norm, torch.group_norm)
 _LAYER_NORMS = (F.layer_norm, torch.layer_norm)
 
 
+def has_norms(network: fx.GraphModule) -> bool:
+    """Tell whether a traced network has group, instance or layer norms."""
+    return any(_norm_of(node, network) is not None for node in network.graph.nodes)
+
+
 def exchange_norms(network: fx.GraphModule, input: tuple[int, int, int]) -> int:
     """Put a batch norm in the place of every group, instance and layer norm of feature maps or feature vectors.
 

@@ -26,7 +26,7 @@ from ..networks import NetworkSpec, build, is_reference
 from .bypassing import add_bypasses
 from .candidate import Candidate
 from .collapsing import before, collapse, head_of
-from .exchanging import exchange_activations
+from .exchanging import can_exchange, exchange_activations
 from .lines import first_lines, line_sites
 from .pooling import average_pools, has_max_pooling
 from .removal import remove_relus
@@ -88,6 +88,10 @@ def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
     traced = traced.cpu().float()
     if spec.exchange_activations:
         traced = exchange_activations(traced, spec.input)
+    elif can_exchange(traced):
+        notes.append(
+            "--exchange-activations puts what runs privately in the place of most activations, gates and norms"
+        )
     census = take_census(traced, spec.input)
     _check_logits(traced, spec)
     return Base(spec, traced, replace(census, notes=(*census.notes, *notes)), reference=False)
