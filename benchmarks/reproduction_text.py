@@ -44,12 +44,12 @@ def as_text(content: Json) -> str:
         )
     for against in content["versus"]:
         span = "" if against["low"] is None else f" [{against['low']:+.2f}, {against['high']:+.2f}]"
-        over = f"{against['difference']:+.2f}{span} points over {against['seeds']} seeds"
+        over = f"{against['difference']:+.2f}{span} points over {_seeds(against['seeds'])}"
         lines += ["", f"{against['network']}: {against['ours']} minus {against['method']}, test images: {over}", ""]
         for row in against["rows"]:
             ours, other = statistics.fmean(row["ours"]), statistics.fmean(row["other"])
             difference = f"{ours:6.2f} - {other:6.2f} = {ours - other:+6.2f}"
-            lines.append(f"{row['relus']:>9,}  {difference}  ({len(row['ours'])} seeds, ours {row['our_relus']:,})")
+            lines.append(f"{row['relus']:>9,}  {difference}  ({_seeds(len(row['ours']))}, ours {row['our_relus']:,})")
     lines += ["", "Everything that was trained", ""]
     lines.append(
         f"{'network':<17}{'method':<20}{'ReLUs':>9}  {'held out':>8}  {'accuracy':>24}  {'epochs (search)':>15}"
@@ -70,6 +70,10 @@ def as_text(content: Json) -> str:
             + (f", distilled {taught:.2f} s" if (taught := time.get("our_distilled_epoch_seconds")) else "")
         )
     return "\n".join(lines)
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _private(content: Json) -> list[str]:
