@@ -11,10 +11,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deepreduce._pricing import our_pricer
-from deepreduce.census import trace
+from deepreduce.census import take_census, trace
 from deepreduce.errors import UsageError
 from deepreduce.networks import NetworkSpec
 from deepreduce.reduction import exchange_activations, exchange_norms, make_base
+from deepreduce.reduction.exchanging import can_exchange
 
 INPUT = (3, 6, 6)
 
@@ -85,6 +86,7 @@ def test_a_norm_of_maps_becomes_a_batch_norm(name: str) -> None:
 FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "group": lambda norm, x: F.group_norm(x, 2, norm.weight, norm.bias, 1e-5),
     "group, by name": lambda norm, x: F.group_norm(x, num_groups=2, weight=norm.weight, bias=norm.bias),
+    "instance": lambda norm, x: F.instance_norm(x, weight=norm.weight, bias=norm.bias),
     "group of torch": lambda norm, x: torch.group_norm(x, 2, norm.weight, norm.bias),
     "layer, channels last": lambda norm, x: F.layer_norm(
         x.permute(0, 2, 3, 1), (4,), norm.weight, norm.bias, 1e-6
@@ -149,6 +151,107 @@ def test_layers_with_channels_last_have_them_first() -> None:
     assert own.code.count("permute(") == 1  # for the mean over what has its channels last
     assert sum(isinstance(module, nn.Conv2d) for module in own.modules()) == 4
     assert "gamma" in own.state_dict() and not any(key.startswith(("norm.", "wide.")) for key in own.state_dict())
+
+
+class Last(nn.Module):
+    """Two permutations around any function, which is given its layers with an argument that says where channels are."""
+
+    def __init__(self, function: Callable[[Last, Tensor], Tensor], exchanged: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+        self.lin, self.again, self.function = nn.Linear(4, 4), nn.Linear(4, 4), function
+        self.squeeze, self.excite = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.gamma, self.scalar = nn.Parameter(torch.rand(1, 1, 1, 4)), nn.Parameter(torch.tensor(0.3))
+        self.place = nn.Parameter(torch.rand(6, 8, 4))
+        norms = [settle(nn.LayerNorm(4)), settle(nn.LayerNorm(4)), settle(nn.LayerNorm([6, 8, 4]))]
+        self.norms = nn.ModuleList(norms)
+        self.batch_norms = nn.ModuleList()
+        if exchanged:
+            for norm in norms:
+                module = nn.BatchNorm2d(4)
+                module.weight.data = norm.weight.detach().reshape(-1, 4).mean(0)
+                module.bias.data = norm.bias.detach().reshape(-1, 4).mean(0)
+                self.batch_norms.append(module)
+
+    def norm(self, index: int, y: Tensor) -> Tensor:
+        if not self.batch_norms:
+            return self.norms[index](y)
+        return self.batch_norms[index](y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.function(self, self.conv(x)).mean((2, 3)))
+
+
+def last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+def residual(net: Last, x: Tensor) -> Tensor:
+    y = last(x).contiguous()
+    y = y + net.again(F.relu(net.lin(net.norm(0, y))))
+    return first(F.relu(net.lin(y)).contiguous())
+
+
+STRETCHES: dict[str, Callable[[Last, Tensor], Tensor]] = {
+    "a residual inside": residual,
+    "two norms, one behind the other": lambda net, x: first(net.lin(F.relu(net.norm(1, net.norm(0, last(x)))))),
+    "parameters of other shapes": lambda net, x: first(
+        net.lin(F.relu(net.gamma * net.norm(0, last(x)) * net.scalar + net.place))
+    ),
+    "a function": lambda net, x: first(F.relu(F.linear(net.norm(0, last(x)), net.lin.weight, net.lin.bias))),
+    "a norm of whole maps": lambda net, x: first(F.relu(net.lin(net.norm(2, last(x))))),
+    "another map beside": lambda net, x: first(F.relu(net.norm(0, last(x)) + torch.permute(x, (0, 2, 3, 1)))),
+}
+
+
+@pytest.mark.parametrize("name", STRETCHES)
+def test_stretches_with_channels_last(name: str) -> None:
+    shape, batch = (3, 6, 8), torch.randn(7, 3, 6, 8, generator=torch.Generator().manual_seed(1))
+    function = STRETCHES[name]
+    own, written = exchange_activations(trace(Last(function, False)), shape), Last(function, True)
+    for mode in (True, False):
+        torch.testing.assert_close(own.train(mode)(batch), written.train(mode)(batch))
+    layers = take_census(own, shape).layers
+    assert all(layer.shape == (4, 6, 8) for layer in layers) and not can_exchange(own)
+    assert our_pricer().objection(own, shape) is None or name == "parameters of other shapes"
+
+
+def test_a_gate_of_channels_that_are_last() -> None:
+    def function(net: Last, x: Tensor) -> Tensor:
+        y = F.gelu(net.lin(net.norm(0, last(x))))
+        y = y * torch.sigmoid(4 * net.excite(net.squeeze(y.mean((1, 2), keepdim=True))))
+        return first(net.again(y))
+
+    network = Last(function, False)
+    own = exchange_activations(trace(network), (3, 6, 8))
+    constants = next(value for key, value in own.state_dict().items() if "scale" in key)
+    assert constants.shape == (4, 1, 1, 1) and constants.std() > 0.01
+    assert "permute" not in own.code and our_pricer().objection(own, (3, 6, 8)) is None
+
+
+def test_one_norm_behind_another() -> None:
+    """The second reads what takes the first one's place; in evaluation the copy is in evaluation as a whole."""
+    norm = settle(nn.GroupNorm(2, 4))
+    own = exchange_activations(trace(Net(norm, lambda norm, x: norm(norm(x)))), INPUT)
+    module, other = batch_norm(norm), batch_norm(norm)
+    same_as(own, Net(nn.Sequential(module, other)))
+    own = exchange_activations(trace(Net(norm).double().eval()), INPUT)
+    assert not any(module.training for module in own.modules())
+    assert all(value.dtype == torch.float64 for value in own.state_dict().values() if value.is_floating_point())
+    own(images().double())
+
+
+def test_a_weight_in_another_type_is_found_and_one_that_is_computed_is_left() -> None:
+    norm = settle(nn.GroupNorm(2, 4))
+    cast = trace(Net(norm, lambda norm, x: F.group_norm(x, 2, norm.weight.to(x.dtype), norm.bias)))
+    same_as(exchange_activations(cast, INPUT), Net(batch_norm(norm)))
+    computed = trace(Net(norm, lambda norm, x: F.group_norm(x, 2, norm.weight + 1, norm.bias)))
+    assert exchange_norms(computed, INPUT) == 0
 
 
 def test_the_network_runs_privately_then() -> None:

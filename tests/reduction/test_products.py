@@ -250,7 +250,7 @@ def test_a_batch_norm_in_front_takes_the_constants_over() -> None:
     own = exchange_activations(trace(network), INPUT).eval()
     torch.testing.assert_close(own(images()), written(images()))
     left = {key.split(".")[0] for key in own.state_dict() if key.startswith("deepreduce_scale")}
-    assert left == {"deepreduce_scale_1", "deepreduce_scale_0"}  # read twice; not positive
+    assert left == {"deepreduce_scale_1", "deepreduce_scale_0"}  # read twice; below zero
     assert set(own.norms.state_dict()) == set(network.norms.state_dict())
 
 
@@ -320,3 +320,40 @@ def test_weights_of_what_is_gone_are_gone() -> None:
 
     own = exchange_activations(trace(Beta()), INPUT)
     assert set(own.state_dict()) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
+
+
+def test_weights_do_not_decide_what_the_network_is_made_of() -> None:
+    """Else the network that a recipe builds from fresh weights would not be the one that was trained."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.gate, self.fc = (
+                nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Linear(4, 4),
+            )  # fmt: skip
+            self.beta, self.scale = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.hardswish(self.norm(self.conv(x)))
+            x = x * F.hardsigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+            x = (self.scale * x) * torch.sigmoid(self.beta * x)
+            return self.fc(x.mean((2, 3)))
+
+    fresh, trained = Own(), Own()
+    with torch.no_grad():
+        trained.gate.bias[1], trained.beta[...], trained.scale[...] = -50.0, 0.1, 2.0
+    networks = [exchange_activations(trace(network), INPUT) for network in (fresh, trained)]
+    assert networks[0].code == networks[1].code and len(find_relus(networks[0])) == 2
+    assert networks[0].state_dict().keys() == networks[1].state_dict().keys()
+    assert float(networks[1].get_parameter("norm.weight")[1]) == pytest.approx(1e-3)
+
+
+def test_a_batch_norm_whose_weights_are_read_elsewhere_keeps_them() -> None:
+    class Read(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda net, x: squeeze(net, net.norm(x)) + net.norm.weight.sum())
+            self.norm = nn.BatchNorm2d(4)
+
+    own = exchange_activations(trace(Read()), INPUT)
+    assert "deepreduce_scale_0.weight" in own.state_dict()
+    assert torch.equal(own.get_parameter("norm.weight"), torch.ones(4))

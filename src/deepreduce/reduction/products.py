@@ -54,11 +54,13 @@ class Gate:
         node: the factor.
         tensor: the other one.
         kind: `SIGMOID`, `CLAMP` or `ODD`.
+        positive: whether it is never below zero, whatever the weights are.
     """
 
     node: fx.Node
     tensor: fx.Node
     kind: int
+    positive: bool
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def find_gates(network: fx.GraphModule) -> dict[fx.Node, list[Gate]]:
             continue
         gates = []
         for gate, tensor in (factors, factors[::-1]):
-            kind = _bounded(gate, network, image)
-            if kind is not None and not _depends(tensor, gate):
-                gates.append(Gate(gate, tensor, kind))
+            found_kind = _bounded(gate, network, image)
+            if found_kind is not None and not _depends(tensor, gate):
+                gates.append(Gate(gate, tensor, *found_kind))
         if gates:
             found[node] = gates
     return found
@@ -122,32 +124,57 @@ def _is_named(node: fx.Node, names: Collection[str]) -> bool:
     return node.op in ("call_function", "call_method") and function_name(node) in names
 
 
-def _bounded(node: fx.Node, network: fx.GraphModule, image: set[fx.Node]) -> int | None:
-    """Return of which kind a value between bounds is: moved, scaled, reshaped, and products and sums of such values.
+def _bounded(node: fx.Node, network: fx.GraphModule, image: set[fx.Node]) -> tuple[int, bool] | None:
+    """Return of which kind a value between bounds is, and whether it is never below zero.
 
-    A clamp counts where it reads what a number was added to, as in relu6(x + 3) / 6, and an odd function where a number
-    is added to it, since otherwise its mean says nothing.
+    It may be moved, scaled or reshaped, and products and sums of such values are values between bounds. A clamp counts
+    where it reads what a number was added to, as in relu6(x + 3) / 6, and an odd function where a number is added to
+    it, since otherwise its mean says nothing.
     """
     clamped = moved = False
+    positive = True
     while True:
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, _SIGMOID_MODULES) or _is_named(node, _SIGMOIDS):
-            return SIGMOID
+            return SIGMOID, positive
         if isinstance(module, _ODD_MODULES) or _is_named(node, _ODD):
-            return ODD if moved else None
+            return (ODD, False) if moved else None
         read = [above for above in node.all_input_nodes if above in image]
         if len(read) == 2 and _is_named(node, (*_FACTORS, *_SUMS)):
-            kinds = [_bounded(above, network, image) for above in read]
-            return max(kinds) if None not in kinds else None  # type: ignore[type-var]
+            both = [_bounded(above, network, image) for above in read]
+            found = [each for each in both if each is not None]
+            apart = _is_named(node, ("sub", "subtract"))
+            whole = positive and not apart and all(each[1] for each in found)
+            return (max(each[0] for each in found), whole) if len(found) == len(both) else None
         shifted = len(node.all_input_nodes) == 1 and _is_named(node, _SHIFTS)
         if shifted and clamped:
-            return CLAMP
+            return CLAMP, positive
         clamp = isinstance(module, _CLAMP_MODULES) or (_is_named(node, _CLAMPS) and _has_bounds(node))
         scaled = len(read) == 1 and _is_named(node, (*_SCALINGS, *_SHIFTS, "pow", "sqrt"))
         if not (clamp or scaled or is_transparent(module) or _is_named(node, _RESHAPES)):
             return None
+        if clamp:
+            positive = positive and _low(node, module) == 0
+        elif scaled:
+            positive = positive and _keeps_sign(node)
         clamped, moved = clamped or clamp, moved or shifted
         node = read[0]
+
+
+def _low(node: fx.Node, module: nn.Module | None) -> Any:
+    """Return the lower bound of a clamp."""
+    if isinstance(module, nn.Hardtanh):
+        return module.min_val
+    if _is_named(node, ("relu6",)):
+        return 0
+    return argument(node, 1, "min_val", -1) if _is_named(node, ("hardtanh",)) else argument(node, 1, "min")
+
+
+def _keeps_sign(node: fx.Node) -> bool:
+    """Tell whether a step with a number leaves what is not below zero so: times, over, or plus a positive one."""
+    numbers = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, (int, float))]
+    kept = _is_named(node, (*_SCALINGS, "add", "pow", "sqrt")) and len(node.all_input_nodes) == 1
+    return kept and all(number > 0 for number in numbers)
 
 
 def _has_bounds(node: fx.Node) -> bool:
@@ -184,15 +211,15 @@ def _source(node: fx.Node, network: fx.GraphModule, image: set[fx.Node]) -> fx.N
 def _slope(node: fx.Node, source: fx.Node, network: fx.GraphModule) -> float | None:
     """Return the slope of a function of single elements far on the positive side, if it has the shape of a ReLU.
 
-    That is: nothing on the negative side, and a line through zero on the positive one.
+    That is: nothing on the negative side, and a line through zero on the positive one. Parameters count as ones, since
+    what a network is made of must not depend on its weights.
     """
     values: dict[fx.Node, Any] = {source: torch.tensor([-2 * _FAR, -_FAR, _FAR, 2 * _FAR]).view(-1, 1, 1, 1)}
 
     def value(each: fx.Node) -> Any:
         if each not in values:
             if each.op == "get_attr":
-                path, _, name = str(each.target).rpartition(".")
-                values[each] = getattr(network.get_submodule(path), name)
+                values[each] = torch.ones(())
             else:
                 args = fx.node.map_arg(each.args, value)
                 kwargs = fx.node.map_arg(each.kwargs, value)
