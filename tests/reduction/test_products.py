@@ -345,7 +345,7 @@ def test_weights_do_not_decide_what_the_network_is_made_of() -> None:
     networks = [exchange_activations(trace(network), INPUT) for network in (fresh, trained)]
     assert networks[0].code == networks[1].code and len(find_relus(networks[0])) == 2
     assert networks[0].state_dict().keys() == networks[1].state_dict().keys()
-    assert float(networks[1].get_parameter("norm.weight")[1]) == pytest.approx(1e-3)
+    assert networks[1].get_parameter("norm.weight")[1].item() == pytest.approx(1e-3)
 
 
 def test_a_batch_norm_whose_weights_are_read_elsewhere_keeps_them() -> None:

@@ -227,5 +227,5 @@ class _Rewriting:
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
     """Return the shape that an example gave, that of a number if it gave none."""
-    known = node.meta.get("tensor_meta")
+    known: Any = node.meta.get("tensor_meta")
     return tuple(known.shape) if hasattr(known, "shape") else ()
