@@ -105,6 +105,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=20, help="of each training")
     parser.add_argument("--budgets", default="28672,7168", help="ReLUs of the reduced networks, comma-separated")
     parser.add_argument("--seeds", default="0,1", help="of the first weights, comma-separated")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="which of the networks, comma-separated")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
 
@@ -131,7 +132,7 @@ def main() -> int:
     with Watcher() as watcher:
         for seed in map(int, options.seeds.split(",")):
             run = Run(data, options.out / f"seed{seed}", settings, RunOptions(threads=options.threads), watcher)
-            for variant in VARIANTS:
+            for variant in options.variants.split(","):
                 report["rows"] += [{"seed": seed, **row} for row in run.rows(variant, seed)]
                 path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(report["rows"]))
