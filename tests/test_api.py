@@ -98,6 +98,37 @@ def test_a_network_that_cannot_run_privately_is_reduced_all_the_same(data: Any, 
         front.best(seconds=1.0)
 
 
+class Gated(nn.Module):
+    """What newer networks have: group and layer norms, maps with their channels last, a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Linear(8, 2)
+        self.inside, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.gate = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.norm(self.conv(x)))
+        y = self.narrow(nn.functional.gelu(self.wide(self.inside(x.permute(0, 2, 3, 1)))))
+        y = y * torch.sigmoid(self.gate(y.mean((1, 2), keepdim=True)))
+        return self.fc((x + y.permute(0, 3, 1, 2)).mean((2, 3)))
+
+
+def test_gates_and_norms_are_exchanged_and_come_back_in_a_network_with_other_weights(data: Any, tmp_path: Path) -> None:
+    training = replace(QUICK.training, epochs=5)
+    settings = replace(QUICK, method="deepreduce-masks", budget=300, training=training)
+    front = deepreduce.reduce(Gated(), data, out=tmp_path, settings=settings, exchange_activations=True, options=ONE)
+    (entry,) = front.content["candidates"]
+    assert front.content["teacher"]["relus"] == 24 * 64 and entry["relus"] <= 300 and "online" in entry["private"]
+    images = torch.rand(3, 1, 8, 8)
+    for each in (entry, front.content["teacher"]):
+        first, second = (front.load(each, network=Gated())[0].eval() for _ in range(2))
+        assert torch.equal(first(images), second(images))
+        assert {type(module).__name__ for module in first.modules()}.isdisjoint(
+            {"GroupNorm", "LayerNorm", "SiLU", "GELU"}
+        )
+
+
 def test_activations_that_are_no_relus_are_exchanged_and_learnt(data: Any, tmp_path: Path) -> None:
     """The teacher trains with ReLUs from the weights that come, and the networks run privately."""
     torch.manual_seed(3)
