@@ -17,9 +17,9 @@ from .census import Census
 from .errors import RecipeError, UsageError, near_misses, problem
 from .networks import NetworkSpec, is_reference
 from .private.estimate import LINKS, PROTOCOLS, Cost, Counts, Link, cheetah_cost, delphi_cost, link_of, our_cost
-from .reduction import Candidate, census_of, for_each, make_base
+from .reduction import Candidate, build_candidate, census_of, for_each, make_base
+from .reduction.base import make_reference_base
 from .reduction.recipe import RECIPE, load_network
-from .reduction.reduced import build_candidate, make_reference_base
 from .training import Front
 
 if TYPE_CHECKING:

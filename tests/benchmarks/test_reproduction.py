@@ -24,7 +24,7 @@ from deepreduce import Front
 from deepreduce.errors import Interrupted, RunError
 from deepreduce.networks import NetworkSpec
 from deepreduce.reduction import REDUCERS, Candidate, census_of
-from deepreduce.reduction.reduced import make_reference_base
+from deepreduce.reduction.base import make_reference_base
 from deepreduce.training import SearchSettings, TrainingConfig
 from deepreduce.training.batches import DeviceSplit, Normalisation
 

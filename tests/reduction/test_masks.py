@@ -33,8 +33,8 @@ from deepreduce.reduction import (
     set_fade,
     smallest_budget,
 )
+from deepreduce.reduction.methods.selection import choose_in_few_layers, fill
 from deepreduce.reduction.recipe import Recipe, load_network, save_network
-from deepreduce.reduction.selection import choose_in_few_layers, fill
 
 from ..census.zoo import randomise
 

@@ -19,7 +19,7 @@ from deepreduce.errors import Interrupted, RecipeError, RunError, TrainingError,
 from deepreduce.private.program import make_program
 from deepreduce.private.twin import Twin
 from deepreduce.reduction import MaskOrder, SlopedReLU, census_of, make_base
-from deepreduce.reduction.snl import SNL
+from deepreduce.reduction.methods.snl import SNL
 from deepreduce.training import (
     Context,
     Front,
@@ -226,7 +226,7 @@ def test_a_search_that_goes_on_keeps_the_masks_that_it_has(
     context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chosen anew from slopes of 0 and 1 they could be others: here they would be none of the first layer."""
-    from deepreduce.reduction.deepreduce_masks import DeepReDuceMasks
+    from deepreduce.reduction.methods.deepreduce_masks import DeepReDuceMasks
 
     monkeypatch.setattr(DeepReDuceMasks, "is_finished", lambda finder: finder.step >= 3)
     job = Job(
@@ -278,7 +278,7 @@ def test_search_and_training_share_a_schedule(
     context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The learning rate goes on where the search leaves it, and the search trains on with the masks that it found."""
-    from deepreduce.reduction.deepreduce_masks import DeepReDuceMasks
+    from deepreduce.reduction.methods.deepreduce_masks import DeepReDuceMasks
     from deepreduce.training import loop, mask_search
 
     rates: dict[str, list[float]] = {"search": [], "training": []}
@@ -309,8 +309,8 @@ def test_lines_go_on_where_the_search_leaves_them(
     context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The candidate begins as the very network that the search ended with."""
-    from deepreduce.reduction.lines import LINE_PREFIX
     from deepreduce.reduction.recipe import read_tensors
+    from deepreduce.reduction.surgery.lines import LINE_PREFIX
     from deepreduce.training import jobs
 
     searched: list[Any] = []

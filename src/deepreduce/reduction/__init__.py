@@ -1,35 +1,60 @@
 """Criticality, culling, thinning, reshaping, the algorithm that ties them, its rivals, and the Pareto front."""
 
-from .algorithm import deepreduce
-from .bypassing import add_bypasses
-from .candidate import Candidate, for_each
-from .channel_pruning import channel_pruning, comparison_row
-from .collapsing import collapse, head_of
-from .criticality import (
-    DEFAULT_EXPONENT,
-    Criticality,
-    criticality_candidates,
-    least_critical_first,
-    measure_criticality,
-)
-from .culling import cull
-from .exchanging import exchange_activations
-from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, check_granularity, is_slope, watch, with_slopes
-from .gates import fix_gates
+from .base import Base, make_base
+from .candidate import Candidate, for_each, thinned_layers
+from .exchange import exchange_activations, exchange_norms, fix_gates
 from .masks import GRANULARITIES, LayerMask, Mask, Masks
-from .narrowing import narrowing
-from .nonlinearity import linear_fit, nonlinear_variance
-from .norms import exchange_norms
+from .methods import (
+    DEFAULT_EXPONENT,
+    DEFAULT_SCALES,
+    REDUCERS,
+    Criticality,
+    MaskFinder,
+    MaskOrder,
+    Propose,
+    Reducer,
+    SlopedReLU,
+    Survey,
+    channel_pruning,
+    check_granularity,
+    choose,
+    comparison_row,
+    criticality_candidates,
+    cull,
+    deepreduce,
+    find_reducer,
+    importance,
+    is_slope,
+    least_critical_first,
+    masked_candidate,
+    measure_criticality,
+    narrowing,
+    reshape,
+    smallest_budget,
+    thin,
+    watch,
+    with_slopes,
+)
 from .pareto import pareto_front
-from .pooling import average_pools, has_max_pooling
-from .reduced import Base, build_candidate, census_of, cut, kept_layers, make_base, removed_layers
-from .reducers import REDUCERS, Propose, Reducer, find_reducer
-from .relupruner import importance
-from .removal import FadingReLU, finish_fading, remove_relus, replace_relus, set_fade
-from .reshaping import DEFAULT_SCALES, narrow_channels, reshape, scale_channels, scale_resolution
-from .selection import choose, masked_candidate, smallest_budget
-from .thinning import thin, thinned_layers
-from .trimming import trim_maps
+from .reduced import build_candidate, census_of, cut, kept_layers, removed_layers
+from .surgery import (
+    FadingReLU,
+    add_bypasses,
+    average_pools,
+    collapse,
+    finish_fading,
+    has_max_pooling,
+    head_of,
+    linear_fit,
+    narrow_channels,
+    nonlinear_variance,
+    remove_relus,
+    replace_relus,
+    scale_channels,
+    scale_resolution,
+    set_fade,
+    trim_maps,
+)
 
 __all__ = [
     "DEFAULT_EXPONENT",

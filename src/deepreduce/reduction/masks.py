@@ -102,7 +102,7 @@ class Masks:
             has no mask: the candidate's `keep` and `drop` speak of it.
         most_layers: how many ReLU layers may keep a ReLU, at least 1; None where that was not limited.
         lines: whether lines take the place of removed ReLUs in these layers where they are free, see
-            `deepreduce.reduction.lines`; otherwise it is the identity.
+            `deepreduce.reduction.surgery.lines`; otherwise it is the identity.
     """
 
     method: str

@@ -24,8 +24,9 @@ from .._files import check_format, read_json, replacing, sha256_of, write_json
 from .._json import json_field, json_list
 from ..errors import NetworkError, RecipeError, UsageError, problem
 from ..networks import NetworkSpec, is_reference
+from .base import Base, make_base, make_reference_base
 from .candidate import Candidate
-from .reduced import Base, build_fresh, build_full, census_of, cut, make_base, make_reference_base
+from .reduced import build_fresh, build_full, census_of, cut
 
 FORMAT, VERSION = "deepreduce.recipe", 1
 RECIPE = "recipe.json"

@@ -3,104 +3,30 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
-from ..census import (
-    Census,
-    ReluLayer,
-    check_trace,
-    evaluating,
-    example_images,
-    find_relus,
-    is_traced,
-    take_census,
-    trace,
-    training_path,
-    unwrap,
-)
+from ..census import Census, ReluLayer, find_relus, take_census, trace
 from ..errors import NetworkError, UsageError, near_misses, problem
-from ..networks import NetworkSpec, build, is_reference
-from .bypassing import add_bypasses
-from .candidate import Candidate
-from .collapsing import before, collapse, head_of
-from .exchanging import can_exchange, exchange_activations
-from .lines import first_lines, line_sites
-from .pooling import average_pools, has_max_pooling
-from .removal import remove_relus
-from .reshaping import narrow_channels, scale_channels, scale_resolution
-from .thinning import thinned_layers
-from .trimming import trim_maps
-
-Scaling = tuple[object, ...]
-"""A candidate's scales, and the stages and call sites that stay, where shapes depend on them."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """The full network that candidates are cut from.
-
-    Attributes:
-        spec: its name and sizes.
-        network: traced, with the weights it was built or trained with.
-        census: its ReLUs, MACs and parameters.
-        reference: whether it is the reference network of that name, whose builder takes alpha and rho.
-    """
-
-    spec: NetworkSpec
-    network: fx.GraphModule
-    census: Census
-    reference: bool
-    _scaled: dict[Scaling, Census | NetworkError] = field(default_factory=dict, compare=False, repr=False)
-
-
-def make_base(spec: NetworkSpec, network: nn.Module | None = None) -> Base:
-    """Build (unless given), trace and count the full network.
-
-    Args:
-        spec: what it is called, the size of its images, and its classes.
-        network: the network itself; not changed. Its weights are taken over in float32, on the CPU.
-
-    Raises:
-        NetworkError: if it cannot be traced, does not take such images, gives other than one logit per class, or has
-            no ReLU; or if the traced network does not compute what the network computes.
-        UsageError: if no network has this name, or there is no activation to exchange.
-    """
-    counted = make_reference_base(spec) if is_reference(spec.name) else None
-    if counted is not None and spec.exchange_activations:
-        exchange_activations(counted.network, spec.input)  # has none to exchange, and says so
-    if network is None and counted is not None:
-        full = copy.deepcopy(counted.network)
-        full.load_state_dict(build(spec).state_dict(), assign=True)
-        return replace(counted, network=full)
-    own = build(spec) if network is None else network
-    traced = trace(own)
-    if counted is not None and _same_network(counted.network, traced):
-        return replace(counted, network=traced)
-    notes: list[str] = []
-    if not is_traced(own):
-        check_trace(own, traced, spec.input)
-        notes += _notes(own, traced)
-    if any(p.is_floating_point() and p.dtype != torch.float32 for p in traced.parameters()):
-        notes.append("the weights are converted to float32")
-    traced = traced.cpu().float()
-    if spec.exchange_activations:
-        traced = exchange_activations(traced, spec.input)
-    elif can_exchange(traced):
-        notes.append(
-            "--exchange-activations puts what runs privately in the place of most activations, gates and norms"
-        )
-    census = take_census(traced, spec.input)
-    _check_logits(traced, spec)
-    return Base(spec, traced, replace(census, notes=(*census.notes, *notes)), reference=False)
-
-
-def make_reference_base(spec: NetworkSpec) -> Base:
-    """Trace and count a reference network on the `meta` device, without memory for its weights."""
-    twin = _reference_twin(spec)
-    return Base(spec, twin, take_census(twin, spec.input), reference=True)
+from ..networks import NetworkSpec, build
+from .base import Base, check_logits, reference_twin
+from .candidate import Candidate, thinned_layers
+from .surgery import (
+    add_bypasses,
+    average_pools,
+    collapse,
+    first_lines,
+    has_max_pooling,
+    head_of,
+    line_sites,
+    narrow_channels,
+    nodes_before,
+    remove_relus,
+    scale_channels,
+    scale_resolution,
+    trim_maps,
+)
 
 
 def kept_layers(base: Base, candidate: Candidate) -> set[str]:
@@ -358,7 +284,7 @@ def _head(full: fx.GraphModule, base: Base, candidate: Candidate) -> tuple[str, 
     node = head_of(shapes, base.spec.input)
     if node is None:
         return None
-    inside = before(full, node.name)
+    inside = nodes_before(full, node.name)
     return node.name, {site.name for site in find_relus(full) if site.node in inside}
 
 
@@ -395,20 +321,7 @@ def _to_count(base: Base, candidate: Candidate) -> fx.GraphModule:
     """Build a candidate's network with all its ReLUs; that of a reference network without memory for its weights."""
     if not base.reference:
         return build_full(base, candidate)
-    return _altered(_reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho), base, candidate)
-
-
-def _reference_twin(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> fx.GraphModule:
-    """Build and trace a reference network without memory for its weights: enough to count, in no time."""
-    with torch.device("meta"):
-        return trace(build(spec, alpha=alpha, rho=rho))
-
-
-def _same_network(twin: fx.GraphModule, traced: fx.GraphModule) -> bool:
-    """Tell whether a network is the reference network of its name, and not a user's that only has the same name."""
-    shapes = [{name: (t.shape, t.dtype) for name, t in network.state_dict().items()} for network in (twin, traced)]
-    calls = [[(node.op, str(node.target)) for node in network.graph.nodes] for network in (twin, traced)]
-    return shapes[0] == shapes[1] and calls[0] == calls[1]
+    return _altered(reference_twin(base.spec, alpha=candidate.alpha, rho=candidate.rho), base, candidate)
 
 
 def _with_weights_of(spec: NetworkSpec, candidate: Candidate, scaled: fx.GraphModule) -> fx.GraphModule:
@@ -425,22 +338,9 @@ def _with_weights_of(spec: NetworkSpec, candidate: Candidate, scaled: fx.GraphMo
     return network
 
 
-def _notes(network: nn.Module, traced: fx.GraphModule) -> list[str]:
-    """Say what of the user's network is not carried over."""
-    used = {name for name, _ in traced.named_parameters(remove_duplicate=False)}
-    unused = [name for name, _ in unwrap(network).named_parameters() if name not in used]
-    notes = []
-    if unused:
-        notes.append(
-            f"parameters that evaluation does not use are left out: {', '.join(unused[:3])} ({len(unused)} in all)"
-        )
-    path = training_path(network)
-    return [*notes, path] if path else notes
-
-
 def _check_resolution(network: fx.GraphModule, spec: NetworkSpec, rho: float) -> None:
     try:
-        _check_logits(network, spec)
+        check_logits(network, spec)
     except Exception as error:  # any operator's own error
         raise NetworkError(
             problem(
@@ -450,18 +350,3 @@ def _check_resolution(network: fx.GraphModule, spec: NetworkSpec, rho: float) ->
                 where=spec.name,
             )
         ) from error
-
-
-def _check_logits(traced: fx.GraphModule, spec: NetworkSpec) -> None:
-    with evaluating(traced), torch.no_grad():
-        output = traced.forward(example_images(traced, spec.input))  # a call would print what it raises
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (1, spec.classes):
-        raise NetworkError(
-            problem(
-                f"the network must return one logit for each of {spec.classes} classes",
-                got=f"shape {shape} for one image",
-                remedy="match its last layer to the number of classes, and return the logits alone",
-                where=spec.name,
-            )
-        )

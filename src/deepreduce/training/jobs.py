@@ -30,8 +30,8 @@ from ..errors import (
 )
 from ..networks import NetworkSpec, build, is_reference
 from ..reduction import Base, Candidate, MaskOrder, build_candidate, census_of, make_base
-from ..reduction.lines import LINE_PREFIX
 from ..reduction.recipe import RECIPE, Recipe, check_tensors, load_tensors, read_tensors, save_network
+from ..reduction.surgery.lines import LINE_PREFIX
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
 from .config import TrainingConfig

@@ -15,7 +15,7 @@ from .._files import append_line, check_format, read_json, replacing, write_json
 from .._json import json_field
 from ..errors import DeepReduceError, RunError, problem
 from ..reduction import Base, Candidate, Mask, MaskOrder, Masks, SlopedReLU, is_slope, masked_candidate
-from ..reduction.lines import LINE_PREFIX, absorb_line, line_sites
+from ..reduction.surgery.lines import LINE_PREFIX, absorb_line, line_sites
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, write_metrics

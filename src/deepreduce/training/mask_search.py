@@ -1,7 +1,7 @@
 """The loop of a mask search: a network with a slope for every ReLU is trained, and a finder decides what stays.
 
 It is `loop.train` with the finder's part in it: what happens before and after an epoch and a step differs by method,
-see `deepreduce.reduction.finding`. Where the loss needs the insides of the networks these are not compiled.
+see `deepreduce.reduction.methods.finding`. Where the loss needs the insides of the networks these are not compiled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..reduction import (
     watch,
     with_slopes,
 )
-from ..reduction.finding import kept, set_masks
+from ..reduction.methods.finding import kept, set_masks
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
 from .config import TrainingConfig, learning_rate_at
