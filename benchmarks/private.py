@@ -53,30 +53,33 @@ from deepreduce.private.wire import client_context, self_signed
 from deepreduce.reduction import Candidate, build_candidate, make_base
 from deepreduce.reduction.recipe import load_network
 
-CASES: dict[str, dict[str, Any] | None] = {
-    "full": None,
-    "114,688": {"keep": ["S2", "S3", "S4"], "thin": True},
-    "28,672": {"keep": ["S2", "S3", "S4"], "thin": True, "rho": 0.5},
-    "12,288": {"keep": ["S2", "S3"], "thin": True, "alpha": 0.5, "rho": 0.5},
-    "12,232 narrow": {"keep": ["S3", "S4"], "thin": True, "beta": (0.4415, 1), "trim": (1, 1), "bypass": True},
-    "12,232 narrow, not bypassed": {"keep": ["S3", "S4"], "thin": True, "beta": (0.4415, 1), "trim": (1, 1)},
-    "12,232 narrow, collapsed": {
-        "keep": ["S3", "S4"],
-        "thin": True,
-        "beta": (0.4415, 1),
-        "trim": (1, 1),
-        "bypass": True,
-        "collapse": True,
+THINNED = {"keep": ["S2", "S3", "S4"], "thin": True}
+NARROW = {"keep": ["S3", "S4"], "thin": True, "beta": (0.4415, 1), "trim": (1, 1)}
+CASES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("resnet18", "3x32x32"): {
+        "114,688": THINNED,
+        "28,672": THINNED | {"rho": 0.5},
+        "12,288": {"keep": ["S2", "S3"], "thin": True, "alpha": 0.5, "rho": 0.5},
+        "12,232 narrow": NARROW | {"bypass": True},
+        "12,232 narrow, not bypassed": NARROW,
+        "12,232 narrow, collapsed": NARROW | {"bypass": True, "collapse": True},
+        "28,648 narrow": THINNED | {"beta": (0.4375, 0.8946, 1), "trim": (2, 1, 1), "drop": ("layer2.1.relu1",)},
     },
-    "28,648 narrow": {
-        "keep": ["S2", "S3", "S4"],
-        "thin": True,
-        "beta": (0.4375, 0.8946, 1),
-        "trim": (2, 1, 1),
-        "drop": ("layer2.1.relu1",),
+    ("resnet18", "3x64x64"): {
+        "458,752": THINNED,
+        "393,216": {"keep": ["S3", "S4"]},
+        "114,688": THINNED | {"rho": 0.5},
+        "57,344": THINNED | {"alpha": 0.5, "rho": 0.5},
+        "24,576": {"keep": ["S3", "S4"], "thin": True, "alpha": 0.5, "rho": 0.5},
+    },
+    ("timm:resnet18", "3x224x224"): {
+        "351,232": {"keep": ["S3", "S4", "S5"], "thin": True, "average_pooling": True},
+        "150,528": {"keep": ["S4", "S5"], "thin": True, "average_pooling": True},
+        "50,176": {"keep": ["S5"], "thin": True, "average_pooling": True},
     },
 }
-"""The networks of DeepReDuce, tables 3 and 4, and of our method, for ResNet18 at 32x32; `full` suits every network."""
+"""Reduced networks by network and input: DeepReDuce's, tables 3 and 4 and for 64x64, and of our method; then culled and
+thinned ones of the network that is usual for larger images. Every network has `full`, too."""
 
 LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
 """Bits per second and round trip in seconds."""
@@ -91,7 +94,7 @@ def main() -> int:
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--input", default="3x32x32")
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--cases", default=None, help="separated by ';', default all for resnet18, else full")
+    parser.add_argument("--cases", default=None, help="separated by ';' (default: all that are known)")
     parser.add_argument(
         "--saved", action="append", type=saved, help="LABEL=FOLDER of a saved network, in place of cases"
     )
@@ -112,7 +115,7 @@ def main() -> int:
     options.saved = dict(options.saved or [])
     if options.saved and not options.name:
         parser.error("--saved needs --name: trained networks have a data file of their own")
-    known_cases = list(CASES) if options.network == "resnet18" else ["full"]
+    known_cases = ["full", *CASES.get((options.network, options.input), {})]
     names = list(options.saved) or (options.cases.split(";") if options.cases else known_cases)
     processor = str(deepreduce.environment()["processor"])
     path = results_path(options.results, f"private-{options.name or options.network}", processor)
@@ -210,12 +213,11 @@ def untrained(
     torch.manual_seed(0)
     spec = NetworkSpec(name=options.network, input=size, classes=options.classes)
     base = make_base(spec, None)
-    reduction = CASES.get(name)
-    candidate = (
-        Candidate(keep=tuple(s.name for s in base.census.stages))
-        if reduction is None
-        else Candidate(**{**reduction, "keep": tuple(reduction["keep"])})
-    )
+    reduction = CASES.get((options.network, options.input), {}).get(name)
+    if reduction is None and name != "full":
+        raise SystemExit(f"{name}: no case of {options.network} at {options.input}")
+    kept = [stage.name for stage in base.census.stages] if reduction is None else reduction["keep"]
+    candidate = Candidate(**{**(reduction or {}), "keep": tuple(kept)})
     network = build_candidate(base, candidate)
     with torch.no_grad():
         for module in network.modules():

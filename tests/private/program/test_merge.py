@@ -17,7 +17,7 @@ from deepreduce.private.program.compose import Region, constant, matrix_weight, 
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.graph import Graph
 from deepreduce.private.program.merge import Cost, compose, merge, node_cost
-from deepreduce.private.program.operations import Weighted
+from deepreduce.private.program.operations import SumPool, Weighted
 
 from .small import Lambda, images
 
@@ -88,6 +88,63 @@ def test_any_chain_of_padded_convolutions_is_exact_at_the_borders(data: st.DataO
     expected = graph.run(batch)[graph.output]
     assert torch.allclose(forced(graph).run(batch)[graph.output], expected, rtol=1e-11, atol=1e-11)
     assert len(weighted(graph)) <= 9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_pool_between_convolutions_is_exact_at_the_borders(data: st.DataObject) -> None:
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    pool = nn.AvgPool2d(
+        kernel,
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        padding=(draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))),
+        ceil_mode=draw(st.booleans()),
+        count_include_pad=draw(st.booleans()),
+    )
+    first = nn.Conv2d(2, 2, 3, stride=draw(st.integers(1, 2)), padding=draw(st.integers(0, 2)))
+    net = Lambda(lambda net, x: net.last(net.pool(net.first(x))).flatten(1), first=first, pool=pool)
+    net.last = nn.Conv2d(2, 2, draw(st.integers(1, 2)), padding=draw(st.integers(0, 1)))
+    size = draw(st.integers(8, 13))
+    batch = images(2, 2, size, size + 1).double()
+    graph = convert(net, (2, size, size + 1))
+    fold(graph, batch)
+    expected = graph.run(batch)[graph.output]
+    forced(graph)
+    assert not any(isinstance(node.op, SumPool) for node in graph.order())
+    assert torch.allclose(graph.run(batch)[graph.output], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_windows_cut_short_at_the_border_have_kernels_of_their_own() -> None:
+    net = Lambda(lambda net, x: net.pool(net.c(x)).flatten(1), c=nn.Conv2d(3, 8, 7, stride=2, padding=3))
+    net.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
+    graph = convert(net, (3, 64, 64))
+    fold(graph, images(2, 3, 64, 64).double())
+    layers = [node for node in forced(graph).order() if isinstance(node.op, Convolution)]
+    inner = max(layers, key=lambda node: node.size)
+    assert inner.op == Convolution((8, 3, 11, 11), (4, 4), (1, 2, 1, 2))
+    assert (len(layers), inner.shape) == (4, (8, 15, 15))
+
+
+def test_a_pool_behind_a_convolution_makes_its_stride_longer() -> None:
+    net = Lambda(lambda net, x: net.pool(net.c(x)).flatten(1), c=nn.Conv2d(8, 8, 3, padding=1), pool=nn.AvgPool2d(2))
+    graph = convert(net, (8, 32, 32))
+    batch = images(2, 8, 32, 32).double()
+    before, expected = macs(graph), graph.run(batch)[graph.output]
+    merge(graph)
+    layers = [node for node in graph.order() if isinstance(node.op, (Convolution, SumPool))]
+    assert [node.op for node in layers] == [Convolution((8, 8, 4, 4), (2, 2), (1, 1, 1, 1))]
+    assert [node.name for node in layers] == ["c..pool"]
+    assert macs(graph) < before / 2
+    assert torch.allclose(graph.run(batch)[graph.output], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_pools_alone_are_not_merged() -> None:
+    net = Lambda(lambda net, x: net.two(net.one(F.relu(x))).flatten(1), one=nn.AvgPool2d(2), two=nn.AvgPool2d(2))
+    graph = convert(net, (3, 8, 8))
+    merge(graph)
+    assert sum(isinstance(node.op, SumPool) for node in graph.order()) == 2
 
 
 def test_a_residual_region_with_pooling_and_concatenation_is_exact() -> None:

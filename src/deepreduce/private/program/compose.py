@@ -11,7 +11,6 @@ padding lies.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -100,6 +99,28 @@ def _join(axes: Sequence[_Axis]) -> _Axis | None:
     )
 
 
+def _stack(axes: Sequence[_Axis]) -> _Axis | None:
+    """Return the dependence of parts of a map one behind the other: as in the longest, and unclean in the others.
+
+    So it is with averages, whose windows are cut short at the border and divide by less there.
+    """
+    sizes = [len(axis.clean) for axis in axes]
+    starts = [sum(sizes[:index]) for index in range(len(axes))]
+    main = sizes.index(max(sizes))
+    stride = axes[main].stride
+    if any(axis.stride != stride and len(axis.clean) > 1 for axis in axes):
+        return None
+    clean = [index == main and own for index, axis in enumerate(axes) for own in axis.clean]
+    return _Axis(
+        stride,
+        min(axis.low - start * stride for axis, start in zip(axes, starts, strict=True)),
+        max(axis.high - start * stride for axis, start in zip(axes, starts, strict=True)),
+        axes[main].first + starts[main],
+        axes[main].last + starts[main],
+        tuple(clean),
+    )
+
+
 def dependence(region: Region, entry: Node) -> tuple[_Axis, _Axis] | None:
     """Return how rows and columns of the output depend on an entry; None if not by a convolution anywhere."""
     if len(entry.shape) != 3 or len(region.output.shape) != 3:
@@ -124,6 +145,13 @@ def dependence(region: Region, entry: Node) -> tuple[_Axis, _Axis] | None:
             if joined[0] is None or joined[1] is None:
                 return None
             rows, columns = joined[0], joined[1]
+        elif isinstance(op, Concatenate) and len(reached) == len(node.inputs):
+            along = op.axis - 1
+            stacked = _stack([pair[along] for pair in reached])
+            across = _join([pair[1 - along] for pair in reached])
+            if stacked is None or across is None:
+                return None
+            rows, columns = (across, stacked) if along else (stacked, across)
         else:
             return None
         found[node] = (rows, columns)
@@ -365,8 +393,3 @@ def arm_sign(region: Region, entry: Node) -> int | None:
         sign *= reader.op.signs[reader.inputs.index(node)]
         node = reader
     return sign
-
-
-def weights(shape: tuple[int, ...]) -> int:
-    """Return the number of weights of a shape."""
-    return math.prod(shape)

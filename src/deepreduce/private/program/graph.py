@@ -6,6 +6,7 @@ operations of the program; formats come later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ class Node:
     @property
     def size(self) -> int:
         """Number of elements for one image."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def place(self) -> str:
@@ -111,8 +112,9 @@ class Graph:
 
     def readers(self) -> dict[Node, list[Node]]:
         """Return the nodes that read each node; one that reads it twice stands twice."""
-        readers: dict[Node, list[Node]] = {node: [] for node in self.order()}
-        for node in self.order():
+        order = self.order()
+        readers: dict[Node, list[Node]] = {node: [] for node in order}
+        for node in order:
             for before in node.inputs:
                 readers[before].append(node)
         return readers

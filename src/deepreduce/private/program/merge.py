@@ -23,7 +23,7 @@ from .compose import (
 )
 from .fold import compact, simplify
 from .graph import Graph, Node, linear
-from .operations import Concatenate, Convolution, Gather, Matrix, Reshape, Sum, Weighted
+from .operations import Concatenate, Convolution, Gather, Matrix, Reshape, Sum, SumPool, Weighted
 
 PRODUCT = 19.0
 """Cost, in MACs, of one input element times one output channel under encryption.
@@ -47,6 +47,10 @@ In MACs of a matrix's unit vectors, which are slow: they go through small maps w
 
 _WINDOWED = 4.0
 """How much faster MACs are that compute the kernels of pieces: windows of many outputs go through together."""
+
+
+_LAYERS = (*Weighted, SumPool)
+"""What has a map of its own: a pool behind a convolution is a convolution of longer stride."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,11 @@ def regions(graph: Graph) -> list[Region]:
     for output in order:
         if not linear([output]):
             continue
-        inside, weighted = {output}, int(isinstance(output.op, Weighted))
+        inside, layers = {output}, int(isinstance(output.op, _LAYERS))
         while True:
             members = [node for node in order if node in inside]
             entries = list(dict.fromkeys(before for node in members for before in node.inputs if before not in inside))
-            if weighted > 1 and _in_a_row(members):
+            if layers > 1 and _in_a_row(members):
                 found.append(Region(output, tuple(members), tuple(entries)))
             absorbable = [
                 entry
@@ -142,20 +146,20 @@ def regions(graph: Graph) -> list[Region]:
                 break
             chosen = max(absorbable, key=lambda node: position[node])
             inside.add(chosen)
-            weighted += isinstance(chosen.op, Weighted)
+            layers += isinstance(chosen.op, _LAYERS)
     return found
 
 
 def _in_a_row(members: list[Node]) -> bool:
-    """Tell whether one weighted node of a region leads to another."""
-    behind: set[Node] = set()
+    """Tell whether one layer of a region leads to another, of which at least one has weights."""
+    above: dict[Node, list[Node]] = {}
     for node in members:
-        if any(before in behind for before in node.inputs):
-            if isinstance(node.op, Weighted):
+        before = [layer for each in node.inputs for layer in above.get(each, [])]
+        if isinstance(node.op, _LAYERS):
+            if any(isinstance(layer.op, Weighted) for layer in (before and [*before, node])):
                 return True
-            behind.add(node)
-        elif isinstance(node.op, Weighted):
-            behind.add(node)
+            before.append(node)
+        above[node] = before
     return False
 
 
@@ -220,9 +224,9 @@ def compose(region: Region, *, empty: bool = False) -> Node:
 
 
 def _name(region: Region) -> str:
-    """Name a region by its first and last weighted layer."""
+    """Name a region by its first and last layer with weights, or by its only one and its output."""
     names = [node.name for node in region.inside if isinstance(node.op, Weighted)]
-    return f"{names[0]}..{names[-1]}"
+    return f"{names[0]}..{names[-1] if len(names) > 1 else region.output.name}"
 
 
 def _as_matrix(region: Region, entry: Node, name: str, empty: bool) -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from .graph import Graph, Node
@@ -16,17 +16,16 @@ def candidates(graph: Graph) -> Iterable[Refresh]:
     """Return the possible refreshes: behind layers and sums, and at masked ReLU layers whose rest stays outside."""
     readers = graph.readers()
     for node in graph.order():
-        op = node.op
+        op, behind = node.op, readers[node]
         if isinstance(op, Circuit):
             if op.kept is not None and not op.rest_in_circuit:
-                yield Refresh(graph, node, RESCALE)
+                yield Refresh(node, behind, RESCALE)
         elif isinstance(op, (Convolution, Matrix, Sum, SumPool, Concatenate)) and node is not graph.output:
-            behind = readers[node]
             served = any(isinstance(reader.op, Truncation) for reader in behind)
             if not served and not all(isinstance(reader.op, Circuit) and reader.op.kept is None for reader in behind):
-                yield Refresh(graph, node, RESCALE)
+                yield Refresh(node, behind, RESCALE)
                 if not isinstance(op, SumPool):  # what a pool gives is never uniform, see `masking`
-                    yield Refresh(graph, node, TRUNCATION)
+                    yield Refresh(node, behind, TRUNCATION)
 
 
 class Refresh:
@@ -36,7 +35,7 @@ class Refresh:
     ReLUs that read the node itself go on reading it: they refresh on their own.
     """
 
-    def __init__(self, graph: Graph, node: Node, kind: str) -> None:
+    def __init__(self, node: Node, readers: Sequence[Node], kind: str) -> None:
         self.node = node
         self.kind = kind
         self._op = node.op
@@ -47,7 +46,7 @@ class Refresh:
             self.fresh = Node(op, [node], node.shape, f"{node.name}:{kind}", node.source)
             self._moved = [
                 reader
-                for reader in dict.fromkeys(graph.readers()[node])
+                for reader in dict.fromkeys(readers)
                 if not (isinstance(reader.op, Circuit) and reader.op.kept is None)
             ]
 
