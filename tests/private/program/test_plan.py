@@ -71,7 +71,7 @@ def test_a_ring_is_the_preactivation_and_the_weight_bits_on_the_way() -> None:
     made = circuits(program)
     assert [name for name, *_ in made] == ["net:relu", "net:relu#2", "net:relu#3"]
     for _, op, ring_in, ring_out in made:
-        assert op.width == 14  # 13 bits and a sign
+        assert op.width == 12  # 11 bits and a sign
         assert op.width + op.dropped == ring_in
         assert 16 <= ring_out <= 36  # the last one carries the sums of the pool and the logits
     # what leaves a circuit has the ring of what enters the next one
@@ -186,7 +186,7 @@ def test_truncations_keep_more_bits_where_the_rings_have_room() -> None:
 
 
 def test_truncations_fail_more_often_rather_than_make_way_for_circuits() -> None:
-    for largest, least, most in ((59, 0.0, 2.0**-20), (49, 2.0**-20, 2.0**-16)):
+    for largest, least, most in ((59, 0.0, 2.0**-20), (47, 2.0**-20, 2.0**-16)):
         settings = FormatSettings(merge=False, tolerance=1.0, max_ring_bits=largest)
         program = make_program(long_stretch(), photographs(16, 8), settings=settings)
         assert [op.kind for _, op, _, _ in circuits(program)] == ["relu"]
@@ -314,7 +314,7 @@ def test_relu6_keeps_its_precision_behind_large_values() -> None:
     program = make_program(net, images(16, 3, 2, 2), settings=FormatSettings(input_bits=30, tolerance=1.0))
     (_, op, _, _) = circuits(program)[0]
     assert op.kind == "relu6"
-    assert op.cap >= 6 * 2**9  # 13 bits up to 8, where the values' own range would leave none
+    assert op.cap >= 6 * 2**7  # 11 bits up to 8, where the values' own range would leave none
     assert program.report is not None
     assert program.report.agreement.rms_error < 0.01 * program.report.agreement.spread
 
@@ -356,7 +356,7 @@ def test_dead_channels_take_no_bits_from_the_others() -> None:
     assert abs(bits() - alive) <= 1
     program = make_program(net, batch)
     assert program.report is not None
-    assert program.report.agreement.rms_error <= 0.003 * program.report.agreement.spread
+    assert program.report.agreement.rms_error <= 0.01 * program.report.agreement.spread
 
 
 def test_a_network_that_needs_more_bits_gets_them() -> None:

@@ -115,7 +115,7 @@ def test_calibration_images_of_another_form(batch: Tensor) -> None:
 
 
 def test_a_ring_beyond_the_limit() -> None:
-    settings = FormatSettings(max_ring_bits=16)
+    settings = FormatSettings(max_ring_bits=16, input_bits=14)
     with pytest.raises(NetworkError, match="at most 16 bits"):
         make_program(
             Lambda(lambda net, x: net.f(x.flatten(1)), f=nn.Linear(12, 2)), images(4, 3, 2, 2), settings=settings

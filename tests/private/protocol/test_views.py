@@ -126,7 +126,7 @@ def test_the_servers_shares_of_all_activations_are_uniform(
     assert uniform(unmasked[0].servers_shares(), bits) < CERTAIN
     # What travels is uniform as well, at every place.
     bodies = [octets(view.seen_by("server", Kind.WORDS)).reshape(COUNT, -1, 4) for view in views]
-    assert bits > 24  # so that the low three bytes are full
+    assert bits >= 24  # so that the low three bytes are full
     for body in bodies:
         assert uniform_octets(body[..., :3]) > CHANCE
     assert alike_by_place(*(body[..., :3].reshape(COUNT, -1) for body in bodies)) > CHANCE

@@ -298,7 +298,7 @@ def test_reference_networks_with_random_weights(name: str) -> None:
     got = Twin(program).run(batch[16:].numpy())
     assert not got.outside.any()
     spread = np.sqrt(np.var(expected, axis=1).mean())
-    assert np.sqrt(np.mean((got.logits - expected) ** 2)) < 0.006 * spread
+    assert np.sqrt(np.mean((got.logits - expected) ** 2)) < 0.015 * spread
     # a label may differ only where two logits are as close as the error
     top = np.sort(expected, axis=1)
     clear = top[:, -1] - top[:, -2] > 2 * np.abs(got.logits - expected).max()
@@ -330,6 +330,6 @@ def test_reduced_networks(name: str, candidate: Candidate) -> None:
     assert max(tensor.ring_bits for tensor in program.public.tensors) <= 59
     expected = reference(network, batch[12:])
     got = Twin(program).run(batch[12:].numpy())
-    assert np.sqrt(np.mean((got.logits - expected) ** 2)) < 0.006 * np.sqrt(np.var(expected, axis=1).mean())
+    assert np.sqrt(np.mean((got.logits - expected) ** 2)) < 0.015 * np.sqrt(np.var(expected, axis=1).mean())
     run = play(program, Twin(program).encode(batch[12:14].numpy()))
     assert np.array_equal(run.labels, Twin(program).run(batch[12:14].numpy(), client_shares=run.client).labels)

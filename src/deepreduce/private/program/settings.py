@@ -29,19 +29,19 @@ class FormatSettings:
             image with such an element may get a wrong answer, and nobody sees it.
         tolerance: largest root mean square error of the logits on the calibration images, in units of the standard
             deviation of the logits, above 0. A program beyond it gets up to six more weight, activation and input bits,
-            and is refused if that does not do. At 0.003 an untrained network, whose largest logits lie as close
-            together as chance has it, keeps about 99.5 % of its labels; trained ones keep more.
+            and is refused if that does not do. At 0.01 trained networks keep at least 99 % of their labels, those of
+            images that are nearly as much of another class, and their accuracy; see docs/choices.md.
         merge: whether neighbouring linear layers are merged where that is cheaper.
     """
 
     margin: float = 2.0
-    activation_bits: int = 13
+    activation_bits: int = 11
     weight_bits: int = 8
-    input_bits: int = 13
+    input_bits: int = 12
     logit_bits: int = 20
     max_ring_bits: int = 59
     failure_bits: int = 16
-    tolerance: float = 0.003
+    tolerance: float = 0.01
     merge: bool = True
 
     def __post_init__(self) -> None:
