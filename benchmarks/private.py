@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +196,11 @@ def saved(text: str) -> tuple[str, Path]:
     if not (label and (Path(folder) / "recipe.json").is_file()):
         raise argparse.ArgumentTypeError(f"{text!r}: LABEL=FOLDER, a folder with recipe.json")
     return label, Path(folder)
+
+
+def saved_places(networks: Iterable[tuple[str, Path]]) -> list[str]:
+    """Return what names saved networks on a command line, without folders of this machine."""
+    return [word for label, folder in networks for word in ("--saved", _public(f"{label}={folder}"))]
 
 
 def _public(word: str) -> str:

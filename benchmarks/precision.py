@@ -1,0 +1,122 @@
+"""How many bits private inference needs: labels and accuracy of trained networks with fewer bits, beside their gates.
+
+    python benchmarks/precision.py --data DATA --saved "ours=RUN/candidate/ID/seed0" --saved "full=RUN/teacher/seed0"
+
+Takes saved networks of `reduce` or `reproduce.py`, trained on this data with its default split. Every network becomes a
+program with each number of bits that leaves a ReLU (`FormatSettings.activation_bits`, the image one bit more), whatever
+its error is; the program is run in plain integers (`twin`), which is exact. Training images calibrate, held-out images
+judge; test images are not read. Finished networks are kept in the data file; the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import results_path
+from private import saved, saved_places, weights_of, write
+
+import deepreduce
+from deepreduce.data import Dataset, Split, load
+from deepreduce.private.deployment import About, make_model
+from deepreduce.private.program import FormatSettings, make_program
+from deepreduce.private.twin import Twin, compare
+from deepreduce.reduction.recipe import Recipe, load_network
+
+_ANY_ERROR = 1e9
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--saved", action="append", type=saved, required=True, help="LABEL=FOLDER of a saved network")
+    parser.add_argument("--bits", default="13,12,11,10,9,8")
+    parser.add_argument("--calibration", type=int, default=256, help="training images")
+    parser.add_argument("--images", type=int, default=2000, help="held-out images that judge")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    options = parser.parse_args()
+    path = results_path(options.results, "precision", str(deepreduce.environment()["processor"]))
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
+    result |= {
+        "what": "trained networks in fixed point, with fewer and fewer bits behind every ReLU; no test images",
+        "environment": deepreduce.environment(
+            command=["python", "benchmarks/precision.py", "--data", "DATA", *saved_places(options.saved)]
+        ),
+        "images": {"calibration": options.calibration, "held_out": options.images},
+        "seed": 0,
+    }
+    for label, folder in options.saved:
+        if label in result["networks"]:
+            continue
+        network, recipe = load_network(folder)
+        data = load(options.data, classes=len(recipe.classes))
+        rows = []
+        for row in measure(network.eval(), recipe, data, options):
+            print(line(label, row), flush=True)
+            rows.append(row)
+        result["networks"][label] = {"weights_sha256": weights_of(folder), "data": data.name, "bits": rows}
+        write(path, result)
+    print(path)
+    return 0
+
+
+def measure(
+    network: torch.nn.Module, recipe: Recipe, data: Dataset, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Make programs of a network with each number of bits, and ask them and the network about the same images."""
+    generator = torch.Generator().manual_seed(0)
+    calibration, _ = some(data.train, options.calibration, recipe, generator)
+    images, truth = some(data.validation, options.images, recipe, generator)
+    with torch.no_grad():
+        logits = network.double()(images.double()).numpy()
+    network.float()
+    for bits in map(int, options.bits.split(",")):
+        settings = FormatSettings(activation_bits=bits, input_bits=bits + 1, tolerance=_ANY_ERROR)
+        program = make_program(network, calibration, settings=settings)
+        public = program.public
+        about = About("precision", public.relus, recipe.classes, recipe.mean, recipe.std)
+        units = make_model(program, about).client.layout.units
+        answers = Twin(program).run(images.double().numpy())
+        agreement = compare(answers, logits, margin=settings.margin)
+        assert program.report is not None
+        yield {
+            "activation_bits": bits,
+            "relus": public.relus,
+            "and_gates": sum(unit.instances * unit.circuit.and_gates for unit in units),
+            "error": agreement.rms_error / agreement.spread,
+            "error_in_calibration": program.report.agreement.rms_error / program.report.agreement.spread,
+            "same_label": agreement.same_label,
+            "accuracy": float((answers.labels == truth).mean()),
+            "accuracy_in_floating_point": float((logits.argmax(1) == truth).mean()),
+            "left_range": int((answers.outside > 0).sum()),
+            "failures": program.report.failures,
+        }
+
+
+def some(split: Split, count: int, recipe: Recipe, generator: torch.Generator) -> tuple[torch.Tensor, np.ndarray]:
+    """Draw images, normalised as the network wants them, and their classes."""
+    chosen = torch.randperm(len(split), generator=generator)[:count]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (recipe.mean, recipe.std))
+    return (split.images[chosen].float() / 255 - mean) / std, split.labels[chosen].numpy()
+
+
+def line(label: str, row: dict[str, Any]) -> str:
+    """Write one row of the table."""
+    change = 100 * (row["accuracy"] - row["accuracy_in_floating_point"])
+    return (
+        f"{label:>28}  {row['activation_bits']:2} bits  {row['and_gates']:>10,} AND gates"
+        f" ({row['and_gates'] / max(1, row['relus']):.1f} per ReLU)  error {row['error']:.4f}"
+        f"  same label {row['same_label']:.2%}  accuracy {row['accuracy']:.2%} ({change:+.2f})"
+        f"  1 image in {math.inf if not row['failures'] else 1 / row['failures']:,.0f} fails"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
