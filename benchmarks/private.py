@@ -45,7 +45,7 @@ from deepreduce.private.circuits import relu
 from deepreduce.private.deployment import About, ServerModel, load_client, load_server, make_model, save_model
 from deepreduce.private.estimate import LINKS as ESTIMATED
 from deepreduce.private.estimate import our_cost
-from deepreduce.private.program import Program, make_program
+from deepreduce.private.program import FormatSettings, Program, make_program
 from deepreduce.private.service import Client
 from deepreduce.private.store import BundleStore
 from deepreduce.private.twin import Twin
@@ -84,6 +84,9 @@ thinned ones of the network that is usual for larger images. Every network has `
 LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
 """Bits per second and round trip in seconds."""
 
+_WIDTH = FormatSettings().activation_bits + 1
+"""Of an ordinary ReLU, with its sign."""
+
 _IMAGES = {"loopback": 7, "lan": 4, "wan": 3}
 """Single images per case and link; the first one is left out of the medians."""
 
@@ -118,7 +121,9 @@ def main() -> int:
     known_cases = ["full", *CASES.get((options.network, options.input), {})]
     names = list(options.saved) or (options.cases.split(";") if options.cases else known_cases)
     processor = str(deepreduce.environment()["processor"])
-    path = results_path(options.results, f"private-{options.name or options.network}", processor)
+    own = f"{options.network}-{options.input}".removesuffix("-3x32x32")
+    name = options.name or re.sub(r"\W+", "_", own)
+    path = results_path(options.results, f"private-{name}", processor)
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
     result |= {
         "what": "private inference end to end, both parties on this machine; seconds are the client's",
@@ -410,13 +415,14 @@ def kernel() -> dict[str, Any]:
     ).stdout
     found = re.search(r"AES-128-ECB\s+([\d.]+)k", output)
     backend = garbling.get_backend()
-    ands, words = measure(random_ands(), 64, backend, 60), measure(relu(14, 28), 512, backend, 60)
+    ands, words = measure(random_ands(), 64, backend, 60), measure(relu(_WIDTH, 28), 512, backend, 60)
     blocks = 1000 * float(found[1]) / 16 if found else None
     return {
         "backend": garbling.describe(),
         "openssl_aes_blocks_per_second": blocks,
         "garble_and_gates_per_second": 1e9 / ands["garble_ns_per_and"]["median"],
         "evaluate_and_gates_per_second": 1e9 / ands["evaluate_ns_per_and"]["median"],
+        "relu_width": _WIDTH,
         "evaluate_relus_per_second": 1e9 / words["evaluate_ns_per_instance"]["median"],
         "garble_relus_per_second": 1e9 / words["garble_ns_per_instance"]["median"],
         "aes_calls_per_openssl_aes": None if blocks is None else 2e9 / ands["evaluate_ns_per_and"]["median"] / blocks,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
@@ -19,14 +21,22 @@ CORES = 2
 
 _ANY_ERROR = 1e9
 
+_PLAN = 2
+"""Counts how often programs began to be planned otherwise: prices that were kept from before are computed anew."""
+
 
 class OurPricer:
     """Says what one inference with our engine costs; see `deepreduce.training.pricing.Pricer`."""
 
     def __init__(self) -> None:
+        from .private.program import FormatSettings
+
         known = constants_of("ours")
         self.links: tuple[str, ...] = tuple(LINKS)
-        self.signature = f"deepreduce {__version__}, constants of {known.date}, {CORES} cores"
+        formats = hashlib.sha256(json.dumps(FormatSettings().to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        self.signature = (
+            f"deepreduce {__version__}, constants of {known.date}, {CORES} cores, formats {formats}, plan {_PLAN}"
+        )
 
     def __call__(self, network: fx.GraphModule, images: Tensor) -> dict[str, Any]:
         """Return `online` and `offline` (each `seconds` by link, `bytes`, `round_trips`), `and_gates`, `client_bytes`

@@ -1,4 +1,4 @@
-"""Criticality, culling, thinning, reshaping, the algorithm that ties them, its rivals, and the Pareto front."""
+"""Reduced networks: what they are, the methods that find them, and the changes to a network that make them."""
 
 from .base import Base, make_base
 from .candidate import Candidate, for_each, thinned_layers

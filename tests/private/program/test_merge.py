@@ -12,11 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from deepreduce.errors import NetworkError
 from deepreduce.private.program import Circuit, Convolution, Matrix, convert
 from deepreduce.private.program.compose import Region, constant, matrix_weight, plan
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.graph import Graph
-from deepreduce.private.program.merge import Cost, compose, merge, node_cost
+from deepreduce.private.program.merge import Cost, compose, merge, node_cost, regions
 from deepreduce.private.program.operations import SumPool, Weighted
 
 from .small import Lambda, images
@@ -105,10 +106,13 @@ def test_any_pool_between_convolutions_is_exact_at_the_borders(data: st.DataObje
     )
     first = nn.Conv2d(2, 2, 3, stride=draw(st.integers(1, 2)), padding=draw(st.integers(0, 2)))
     net = Lambda(lambda net, x: net.last(net.pool(net.first(x))).flatten(1), first=first, pool=pool)
-    net.last = nn.Conv2d(2, 2, draw(st.integers(1, 2)), padding=draw(st.integers(0, 1)))
+    net.last = nn.Conv2d(2, 2, draw(st.integers(1, 3)), stride=draw(st.integers(1, 2)), padding=draw(st.integers(0, 2)))
     size = draw(st.integers(8, 13))
     batch = images(2, 2, size, size + 1).double()
-    graph = convert(net, (2, size, size + 1))
+    try:
+        graph = convert(net, (2, size, size + 1))
+    except NetworkError:  # a window is larger than what is left of the map: no network
+        assume(False)
     fold(graph, batch)
     expected = graph.run(batch)[graph.output]
     forced(graph)
@@ -138,6 +142,37 @@ def test_a_pool_behind_a_convolution_makes_its_stride_longer() -> None:
     assert [node.name for node in layers] == ["c..pool"]
     assert macs(graph) < before / 2
     assert torch.allclose(graph.run(batch)[graph.output], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AvgPool2d(2, ceil_mode=True), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AdaptiveAvgPool2d(4)],
+    ids=["ceil", "border", "adaptive"],
+)
+def test_rows_beyond_a_map_of_several_parts_are_of_its_longest(pool: nn.Module) -> None:
+    """A kernel is computed for the first of its rows, whose window may begin where there is padding."""
+    torch.manual_seed(0)
+    net = Lambda(lambda net, x: net.c2(net.pool(net.c1(x))).flatten(1), c1=nn.Conv2d(16, 64, 1), pool=pool)
+    net.c2 = nn.Conv2d(64, 16, 3, padding=1)
+    graph = convert(net, (16, 15, 15))
+    batch = images(2, 16, 15, 15).double()
+    expected = graph.run(batch)[graph.output]
+    merge(graph)
+    assert torch.allclose(graph.run(batch)[graph.output], expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(forced(graph).run(batch)[graph.output], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_regions_are_found_in_time_however_often_branches_meet() -> None:
+    """A walk along every path would double with each block."""
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = net.first(x)
+        for _ in range(40):
+            x = x + F.avg_pool2d(x, 1)
+        return net.last(x).flatten(1)
+
+    graph = convert(Lambda(run, first=nn.Conv2d(1, 2, 1), last=nn.Conv2d(2, 1, 1)), (1, 4, 4))
+    assert len(regions(graph)) > 40
 
 
 def test_pools_alone_are_not_merged() -> None:

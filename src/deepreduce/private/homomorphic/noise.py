@@ -40,7 +40,7 @@ that m is uniform, and at most 2^-14 in size where x is a truncated share: then 
 uniform, and the others fixed. A test adds these roundings up exactly, for every set of primes. A coefficient of the
 answer adds up at most n weights of at most 2^(w-1) in size (n counts all output channels and groups that share the
 polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| is at most 21.5 n 2^(w-1), and on average at
-most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) max(2^-14, 1 / t). The public-key encryption is drawn modulo q P and divided by
+most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) max(2^-13, 1 / t). The public-key encryption is drawn modulo q P and divided by
 the special prime P: (21 + 2 * 21 N) / P + (1 + N) / 2. One more unit covers the rounding of s.
 
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
@@ -49,8 +49,9 @@ messages as independent, as they are for independent masks. Where elements of a 
 copied them, r copies add (r - 1) / 12 to the variance 10.58 of each term; 3.3^2 = 10.89 leaves room for four. Beyond
 that (ii) can lose bits, unless the parameters have them to spare: log2(1 + 0.08 sqrt(n)) if all n elements of a sum are
 one (2.7 of 40 for n = 4608, 4.5 for n = 73,728); (i) holds as it is. A share that a sum has scaled by 2^s is uniform on
-the multiples of 2^s alone, so that the mean of its rounding is 2^(s-k-1): below 2^-14 with formats of 13 bits and more;
-with `activation_bits` of 4, which `FormatSettings` allows, (ii) loses a bit. Running times are not equalised.
+the multiples of 2^s alone, so that the mean of its rounding is 2^(s-k-1), where k - s is at least the width of a
+circuit: at most 2^-13 with `activation_bits` of 11, the default, and more; with 4, which `FormatSettings` allows, (ii)
+loses a bit. Running times are not equalised.
 
 Sources: flooding for circuit privacy: Gentry, "A fully homomorphic encryption scheme", 2009, section 8.1, and Asharov
 et al., "Multiparty computation with low communication, computation and interaction via threshold FHE", Eurocrypt 2012,
@@ -80,7 +81,7 @@ SPECIAL_BITS = 30
 _LARGEST_ERROR = 21
 """SEAL's noise: the difference of two binomials of 21 coins each."""
 
-ROUNDING_MEAN = 2.0**-14
+ROUNDING_MEAN = 2.0**-13
 """Above the mean of the rounding of a message, in size, where its low `UNIFORM_BITS` at least are uniform."""
 
 _ERROR_SIGMA = 3.3

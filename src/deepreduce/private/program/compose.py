@@ -106,7 +106,7 @@ def _stack(axes: Sequence[_Axis]) -> _Axis | None:
     """
     sizes = [len(axis.clean) for axis in axes]
     starts = [sum(sizes[:index]) for index in range(len(axes))]
-    main = sizes.index(max(sizes))
+    main = _main(sizes)
     stride = axes[main].stride
     if any(axis.stride != stride and len(axis.clean) > 1 for axis in axes):
         return None
@@ -119,6 +119,11 @@ def _stack(axes: Sequence[_Axis]) -> _Axis | None:
         axes[main].last + starts[main],
         tuple(clean),
     )
+
+
+def _main(sizes: Sequence[int]) -> int:
+    """Return which of a map's parts clean rows are of: the longest, the first of several."""
+    return sizes.index(max(sizes))
 
 
 def dependence(region: Region, entry: Node) -> tuple[_Axis, _Axis] | None:
@@ -250,8 +255,12 @@ def _union(a: _Window | None, b: _Window) -> _Window:
     return _Window(total, top, left)
 
 
-def _backward(node: Node, window: _Window) -> list[_Window]:
-    """Return the derivatives with respect to each input of a node, before clipping; vectors are (n, 1, 1)."""
+def _backward(node: Node, window: _Window, clipped: tuple[bool, bool]) -> list[_Window | None]:
+    """Return the derivatives with respect to each input of a node, before clipping; vectors are (n, 1, 1).
+
+    Parts of a map have those of their own rows and columns. Where those of the window are not `clipped` they are
+    clean: all of them, also beyond the map, are of the part that `_stack` goes by, as if it had no end.
+    """
     op, values = node.op, window.values
     if isinstance(op, (Convolution, SumPool)):
         channels = node.inputs[0].shape[0]
@@ -278,18 +287,17 @@ def _backward(node: Node, window: _Window) -> list[_Window]:
         back.index_add_(1, torch.from_numpy(op.index[op.index >= 0].astype(np.int64)), whole[:, inside])
         return [_Window(back.reshape(whole.shape[0], *_planes(node.inputs[0].shape)), 0, 0)]
     assert isinstance(op, Concatenate), op
-    start, parts = 0, []
-    for before in node.inputs:
-        end = start + before.shape[op.axis]
+    sizes = [before.shape[op.axis] for before in node.inputs]
+    start, parts = 0, list[_Window | None]()
+    for number, size in enumerate(sizes):
         if op.axis == 0:
-            parts.append(_Window(values[:, start:end], window.top, window.left))
+            parts.append(_Window(values[:, start : start + size], window.top, window.left))
+        elif clipped[op.axis - 1] or number == _main(sizes):
+            down, right = (start, 0) if op.axis == 1 else (0, start)
+            parts.append(_Window(values, window.top - down, window.left - right))
         else:
-            parts.append(
-                _Window(
-                    values, window.top - (start if op.axis == 1 else 0), window.left - (start if op.axis == 2 else 0)
-                )
-            )
-        start = end
+            parts.append(None)
+        start += size
     return parts
 
 
@@ -304,16 +312,11 @@ def _derivatives(region: Region, entry: Node, start: _Window, *, rows: bool, col
         window = pending.pop(node, None)
         if window is None:
             continue
-        for before, back in zip(node.inputs, _backward(node, window), strict=True):
-            clipped = _clip(back, _planes(before.shape), rows or _cut(node, 1), columns or _cut(node, 2))
+        for before, back in zip(node.inputs, _backward(node, window, (rows, columns)), strict=True):
+            clipped = None if back is None else _clip(back, _planes(before.shape), rows, columns)
             if clipped is not None:
                 pending[before] = _union(pending.get(before), clipped)
     return pending.get(entry)
-
-
-def _cut(node: Node, axis: int) -> bool:
-    """Tell whether a node reads only part of its input's rows or columns although derivatives reach beyond."""
-    return isinstance(node.op, Concatenate) and node.op.axis == axis
 
 
 def piece_weight(region: Region, entry: Node, piece: Piece) -> Array:

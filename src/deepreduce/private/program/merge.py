@@ -152,14 +152,16 @@ def regions(graph: Graph) -> list[Region]:
 
 def _in_a_row(members: list[Node]) -> bool:
     """Tell whether one layer of a region leads to another, of which at least one has weights."""
-    above: dict[Node, list[Node]] = {}
+    behind: set[Node] = set()  # any layer
+    weighted: set[Node] = set()  # one with weights
     for node in members:
-        before = [layer for each in node.inputs for layer in above.get(each, [])]
-        if isinstance(node.op, _LAYERS):
-            if any(isinstance(layer.op, Weighted) for layer in (before and [*before, node])):
-                return True
-            before.append(node)
-        above[node] = before
+        own = isinstance(node.op, Weighted)
+        if isinstance(node.op, _LAYERS) and any(each in weighted or (own and each in behind) for each in node.inputs):
+            return True
+        if isinstance(node.op, _LAYERS) or any(each in behind for each in node.inputs):
+            behind.add(node)
+        if own or any(each in weighted for each in node.inputs):
+            weighted.add(node)
     return False
 
 
@@ -224,9 +226,12 @@ def compose(region: Region, *, empty: bool = False) -> Node:
 
 
 def _name(region: Region) -> str:
-    """Name a region by its first and last layer with weights, or by its only one and its output."""
+    """Name a region by its first and last layer with weights; if it has but one, by that and the other end."""
     names = [node.name for node in region.inside if isinstance(node.op, Weighted)]
-    return f"{names[0]}..{names[-1] if len(names) > 1 else region.output.name}"
+    if len(names) == 1:
+        first = next(node for node in region.inside if isinstance(node.op, _LAYERS))
+        names = sorted({first.name, region.output.name, *names}, key=[node.name for node in region.inside].index)
+    return f"{names[0]}..{names[-1]}"
 
 
 def _as_matrix(region: Region, entry: Node, name: str, empty: bool) -> Node:
