@@ -2,10 +2,12 @@
 
     python benchmarks/precision.py --data DATA --saved "ours=RUN/candidate/ID/seed0" --saved "full=RUN/teacher/seed0"
 
-Takes saved networks of `reduce` or `reproduce.py`, trained on this data with its default split. Every network becomes a
-program with each number of bits that leaves a ReLU (`FormatSettings.activation_bits`, the image one bit more), whatever
-its error is; the program is run in plain integers (`twin`), which is exact. Training images calibrate, held-out images
-judge; test images are not read. Finished networks are kept in the data file; the same command continues.
+Takes saved networks of runs of `reduce` or `reproduce.py` with this data and its default split; another split is
+refused, because images that were trained on must not judge. Every network becomes a program with each number of bits
+that leaves a ReLU (`FormatSettings.activation_bits`, the image one bit more), whatever its error is, and the program is
+run in plain integers (`twin`): what the two parties compute up to the last bit of each rounding, without the images
+that a truncation spoils. Training images calibrate, held-out images judge; test images are not read. Finished networks
+are kept in the data file; the same command continues, and with other options begins anew.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from deepreduce.private.twin import Twin, compare
 from deepreduce.reduction.recipe import Recipe, load_network
 
 _ANY_ERROR = 1e9
+_BATCH = 100
 
 
 def main() -> int:
@@ -43,28 +46,42 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     path = results_path(options.results, "precision", str(deepreduce.environment()["processor"]))
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
+    asked = {"bits": options.bits, "calibration": options.calibration, "images": options.images}
+    typed = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if result.get("options") != asked:
+        result = {"networks": {}}
     result |= {
         "what": "trained networks in fixed point, with fewer and fewer bits behind every ReLU; no test images",
         "environment": deepreduce.environment(
-            command=["python", "benchmarks/precision.py", "--data", "DATA", *saved_places(options.saved)]
+            command=["python", "benchmarks/precision.py", "--data", "DATA", *typed, *saved_places(options.saved)]
         ),
-        "images": {"calibration": options.calibration, "held_out": options.images},
+        "options": asked,
         "seed": 0,
     }
     for label, folder in options.saved:
-        if label in result["networks"]:
+        weights = weights_of(folder)
+        if result["networks"].get(label, {}).get("weights_sha256") == weights:
             continue
         network, recipe = load_network(folder)
         data = load(options.data, classes=len(recipe.classes))
+        check_split(folder, data)
         rows = []
         for row in measure(network.eval(), recipe, data, options):
             print(line(label, row), flush=True)
             rows.append(row)
-        result["networks"][label] = {"weights_sha256": weights_of(folder), "data": data.name, "bits": rows}
+        result["networks"][label] = {"weights_sha256": weights, "data": data.name, "bits": rows}
         write(path, result)
     print(path)
     return 0
+
+
+def check_split(folder: Path, data: Dataset) -> None:
+    """Refuse images of another split than those of the run that a saved network lies in."""
+    run = next((above / "run.json" for above in folder.resolve().parents if (above / "run.json").exists()), None)
+    known = None if run is None else json.loads(run.read_text())["data"]["fingerprint"]
+    if known != data.fingerprint:
+        raise SystemExit(f"{folder}: its run has other data than {data.name}, or another split; held-out images differ")
 
 
 def measure(
@@ -72,10 +89,10 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Make programs of a network with each number of bits, and ask them and the network about the same images."""
     generator = torch.Generator().manual_seed(0)
-    calibration, _ = some(data.train, options.calibration, recipe, generator)
-    images, truth = some(data.validation, options.images, recipe, generator)
+    calibration, _ = drawn(data.train, options.calibration, recipe, generator)
+    images, truth = drawn(data.validation, options.images, recipe, generator)
     with torch.no_grad():
-        logits = network.double()(images.double()).numpy()
+        logits = np.concatenate([network.double()(some.double()).numpy() for some in images.split(_BATCH)])
     network.float()
     for bits in map(int, options.bits.split(",")):
         settings = FormatSettings(activation_bits=bits, input_bits=bits + 1, tolerance=_ANY_ERROR)
@@ -100,7 +117,7 @@ def measure(
         }
 
 
-def some(split: Split, count: int, recipe: Recipe, generator: torch.Generator) -> tuple[torch.Tensor, np.ndarray]:
+def drawn(split: Split, count: int, recipe: Recipe, generator: torch.Generator) -> tuple[torch.Tensor, np.ndarray]:
     """Draw images, normalised as the network wants them, and their classes."""
     chosen = torch.randperm(len(split), generator=generator)[:count]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (recipe.mean, recipe.std))
