@@ -64,7 +64,9 @@ def main() -> int:
         if result["networks"].get(label, {}).get("weights_sha256") == weights:
             continue
         network, recipe = load_network(folder)
-        data = load(options.data, classes=len(recipe.classes))
+        data = load(options.data)
+        if len(data.classes) > len(recipe.classes):
+            data = load(options.data, classes=len(recipe.classes))
         check_split(folder, data)
         rows = []
         for row in measure(network.eval(), recipe, data, options):
