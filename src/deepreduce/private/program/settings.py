@@ -29,8 +29,8 @@ class FormatSettings:
             image with such an element may get a wrong answer, and nobody sees it.
         tolerance: largest root mean square error of the logits on the calibration images, in units of the standard
             deviation of the logits, above 0. A program beyond it gets up to six more weight, activation and input bits,
-            and is refused if that does not do. At 0.01 trained networks keep at least 99 % of their labels, those of
-            images that are nearly as much of another class, and their accuracy; see docs/choices.md.
+            and is refused if that does not do. At 0.01 the trained networks that were measured keep at least 99 % of
+            their labels, and their accuracy; see docs/choices.md.
         merge: whether neighbouring linear layers are merged where that is cheaper.
     """
 
