@@ -55,11 +55,12 @@ def main() -> int:
     names = options.entries.split(",") if options.entries else ["teacher", str(best["id"]) if best else "teacher"]
     path = results_path(options.results, "private_accuracy", str(deepreduce.environment()["processor"]))
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
+    typed = ["--images", str(options.images), "--entries", ",".join(names)]
     result |= {
         "what": "the same test images by the float network, by its twin in integers, and privately",
         "data": f"CIFAR-100, first {classes} classes, {options.images} test images, the same number of each class",
         "environment": deepreduce.environment(
-            command=["python", "benchmarks/private_accuracy.py", "RUNS/front", "--data", "DATA"]
+            command=["python", "benchmarks/private_accuracy.py", "RUN", "--data", "DATA", *typed]
         ),
     }
     options.work.mkdir(mode=0o700, parents=True, exist_ok=True)
