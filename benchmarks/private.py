@@ -125,11 +125,13 @@ def main() -> int:
     name = options.name or re.sub(r"\W+", "_", own)
     path = results_path(options.results, f"private-{name}", processor)
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    drawn = f"{options.network}, {options.input}, {options.classes} classes, random weights"
+    what = "trained networks, as named" if options.saved else drawn
+    if result.get("network", what) != what:
+        raise SystemExit(f"{path} holds other networks ({result['network']}); give another --name")
     result |= {
         "what": "private inference end to end, both parties on this machine; seconds are the client's",
-        "network": "trained networks, as named"
-        if options.saved
-        else f"{options.network}, {options.input}, {options.classes} classes, random weights",
+        "network": what,
         "environment": deepreduce.environment(command=["python", "benchmarks/private.py", *map(_public, sys.argv[1:])]),
         "threads": {"client": options.threads, "server": max(1, options.threads // 2)},
         "workers_per_party": options.workers,
