@@ -69,7 +69,7 @@ def main() -> int:
             data = load(options.data, classes=len(recipe.classes))
         check_split(folder, data)
         rows = []
-        for row in measure(network.eval(), recipe, data, options):
+        for row in measure(network, recipe, data, options):
             print(line(label, row), flush=True)
             rows.append(row)
         result["networks"][label] = {"weights_sha256": weights, "data": data.name, "bits": rows}
@@ -94,7 +94,8 @@ def measure(
     calibration, _ = drawn(data.train, options.calibration, recipe, generator)
     images, truth = drawn(data.validation, options.images, recipe, generator)
     with torch.no_grad():
-        logits = np.concatenate([network.double()(some.double()).numpy() for some in images.split(_BATCH)])
+        own = network.double()
+        logits = np.concatenate([own(some.double()).numpy() for some in images.split(_BATCH)])
     network.float()
     for bits in map(int, options.bits.split(",")):
         settings = FormatSettings(activation_bits=bits, input_bits=bits + 1, tolerance=_ANY_ERROR)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
@@ -33,9 +31,8 @@ class OurPricer:
 
         known = constants_of("ours")
         self.links: tuple[str, ...] = tuple(LINKS)
-        formats = hashlib.sha256(json.dumps(FormatSettings().to_json(), sort_keys=True).encode()).hexdigest()[:8]
         self.signature = (
-            f"deepreduce {__version__}, constants of {known.date}, {CORES} cores, formats {formats}, plan {_PLAN}"
+            f"deepreduce {__version__}, constants of {known.date}, {CORES} cores, plan {_PLAN}, {FormatSettings()}"
         )
 
     def __call__(self, network: fx.GraphModule, images: Tensor) -> dict[str, Any]:

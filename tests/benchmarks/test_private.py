@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import private
 import pytest
+from machine import results_path
+
+import deepreduce
 
 
 def test_example_a_saved_network_is_a_label_and_a_folder(tmp_path: Path) -> None:
@@ -33,3 +37,12 @@ def test_trained_networks_need_a_file_of_their_own(
     with pytest.raises(SystemExit):
         private.main()
     assert "--saved needs --name" in capsys.readouterr().err
+
+
+def test_networks_of_another_size_need_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = results_path(tmp_path, "private-mine", str(deepreduce.environment()["processor"]))
+    path.write_text(json.dumps({"network": "resnet18, 3x32x32, 100 classes, random weights", "cases": {}}))
+    typed = ["private.py", "--input", "3x64x64", "--name", "mine", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", typed)
+    with pytest.raises(SystemExit, match="holds other networks"):
+        private.main()

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from deepreduce._pricing import OurPricer
 from deepreduce.errors import NetworkError
+from deepreduce.private.program import FormatSettings
 from deepreduce.training import Context, Front, SearchSettings, describe, plan, search
 
 
@@ -147,3 +149,10 @@ def test_nobody_is_asked_where_nobody_knows(context: Context, settings: SearchSe
     front = front_of(context, settings, None)
     assert front.content["fronts_in_seconds"] == {} and not files(context)
     assert all(entry["private"] is None for entry in front.finished)
+
+
+def test_prices_of_other_formats_are_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = OurPricer().signature
+    assert OurPricer().signature == before
+    monkeypatch.setattr("deepreduce.private.program.FormatSettings", lambda: FormatSettings(activation_bits=13))
+    assert OurPricer().signature != before

@@ -37,6 +37,7 @@ from deepreduce.private.homomorphic.parameters import PRIME_SETS
 from deepreduce.private.homomorphic.scheme import Scheme, scheme
 from deepreduce.private.homomorphic.server import blind, multiply
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
+from deepreduce.private.program import FormatSettings
 from deepreduce.private.ring import UNIFORM_BITS
 
 from .exact import RESNET18, decrypt, layer, negacyclic, noise
@@ -283,6 +284,12 @@ def test_roundings_of_truncated_shares_cancel(prime_bits: tuple[int, ...]) -> No
                 assert abs(rounding_mean(q, ring_bits, low)) <= ROUNDING_MEAN
                 first = random.randrange(1 << ring_bits)  # what a pool or a sum makes of such shares
                 assert abs(rounding_mean(q, ring_bits, low, first)) <= ROUNDING_MEAN
+
+
+def test_roundings_of_scaled_shares_cancel_with_the_bits_of_today() -> None:
+    """A share that a sum has scaled is uniform on the multiples of 2^s, and k - s is at least a circuit's width."""
+    width = FormatSettings().activation_bits + 1
+    assert 2.0 ** -(width + 1) <= ROUNDING_MEAN
 
 
 def test_flooding_for_every_layer_of_resnet18() -> None:

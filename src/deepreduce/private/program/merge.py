@@ -226,11 +226,10 @@ def compose(region: Region, *, empty: bool = False) -> Node:
 
 
 def _name(region: Region) -> str:
-    """Name a region by its first and last layer with weights; if it has but one, by that and the other end."""
+    """Name a region by its first and last layer with weights; if it has but one, by its own ends."""
     names = [node.name for node in region.inside if isinstance(node.op, Weighted)]
     if len(names) == 1:
-        first = next(node for node in region.inside if isinstance(node.op, _LAYERS))
-        names = sorted({first.name, region.output.name, *names}, key=[node.name for node in region.inside].index)
+        names = [region.inside[0].name, region.output.name]
     return f"{names[0]}..{names[-1]}"
 
 
