@@ -183,10 +183,11 @@ static int check_ops(dr_program *p) {
         const int gate = kind == DR_OP_XOR || kind == DR_OP_AND || kind == DR_OP_AND_KNOWN;
         const int load = kind == DR_OP_LOAD_GARBLER || kind == DR_OP_LOAD_EVALUATOR;
         const size_t wires = kind == DR_OP_LOAD_GARBLER ? p->garbler_wires : p->evaluator_wires;
+        const size_t behind = kind == DR_OP_FACTOR ? 1 : 0; /* a factor's word */
         const size_t targets = gate || load ? p->slots : dr_is_word(kind) ? p->words : p->outputs;
         /* Slot 0 is zero for ever: nothing may write to it. */
         if ((size_t)op.a >= (load ? wires : p->slots) || (size_t)op.b >= p->slots || (size_t)op.a2 >= p->slots ||
-            (size_t)op.b2 >= p->slots || (size_t)op.c >= p->slots || (size_t)op.d >= targets ||
+            (size_t)op.b2 >= p->slots || (size_t)op.c >= p->slots || (size_t)op.d + behind >= targets ||
             ((gate || load) && op.d == 0)) {
             return refuse("an operand of an operation is out of range");
         }

@@ -34,6 +34,7 @@ enum {
     DR_OP_TERM,
     DR_OP_SELECTED,
     DR_OP_BASE,
+    DR_OP_FACTOR,
     DR_OPS
 };
 
@@ -70,7 +71,8 @@ typedef struct {
     uint8_t *tables_out;             /* garbler */
     const uint8_t *tables_in;        /* evaluator */
     uint8_t *colours;                /* decoding bits when garbling, colour bits when evaluating */
-    uint8_t *words;                  /* offsets when garbling, masked sums when evaluating; 64-bit numbers, maybe unaligned */
+    uint8_t *words;                  /* offsets when garbling, masked sums when evaluating; 64-bit numbers, maybe unaligned;
+                                      * a word's factor stands behind it, 0 when evaluating */
 } dr_job;
 
 /* Working memory of one call: aligned to 64 bytes, wiped by the caller. */
@@ -97,11 +99,21 @@ static inline size_t dr_entries(int kind) {
 
 /* Keys that an operation uses. */
 static inline size_t dr_hashes(int kind) {
-    return kind == DR_OP_AND ? 2 : kind == DR_OP_AND_KNOWN || kind == DR_OP_TERM || kind == DR_OP_SELECTED ? 1 : 0;
+    switch (kind) {
+    case DR_OP_AND:
+        return 2;
+    case DR_OP_AND_KNOWN:
+    case DR_OP_TERM:
+    case DR_OP_SELECTED:
+    case DR_OP_FACTOR:
+        return 1;
+    default:
+        return 0;
+    }
 }
 
 static inline int dr_is_word(int kind) {
-    return kind == DR_OP_TERM || kind == DR_OP_SELECTED || kind == DR_OP_BASE;
+    return kind == DR_OP_TERM || kind == DR_OP_SELECTED || kind == DR_OP_BASE || kind == DR_OP_FACTOR;
 }
 
 /* Bytes of one ciphertext of an operation: a label, or a number of its word's ring. */

@@ -299,6 +299,25 @@ TARGET static void NAME(garble_group)(const dr_job *job, const dr_scratch *scrat
             entries = 1;
             break;
         }
+        case DR_OP_FACTOR: {
+            /* No ciphertext: what the labels of false and true hash to decides the offset and the factor. */
+            uint8_t *sum = scratch->sums + (size_t)op.d * DR_SLOT_BYTES, *factor = sum + DR_SLOT_BYTES;
+            EACH_STEP {
+                V x0[FLIGHT], x1[FLIGHT];
+                EACH_VECTOR {
+                    x0[i] = VSIGMA(VXOR(VLOAD(a + at + i * VBYTES), flip_a));
+                    x1[i] = VXOR(x0[i], sigma_delta);
+                }
+                NAME(hash)(key, x0, key, x1);
+                EACH_VECTOR {
+                    const size_t p = at + i * VBYTES;
+                    VSTORE(sum + p, VADD(VLOAD(sum + p), x0[i]));
+                    VSTORE(factor + p, VADD(VLOAD(factor + p), VSUB(x1[i], x0[i])));
+                }
+            }
+            key += 1;
+            break;
+        }
         default:
             break;
         }
@@ -432,6 +451,26 @@ TARGET static void NAME(evaluate_group)(const dr_job *job, const dr_scratch *scr
                 const V number = VGET(entry + p / 16 * entry_bytes, entry_bytes);
                 VSTORE(sum + p, VADD(VLOAD(sum + p), VAND(VLOWEST(VLOAD(b + p)), number)));
             }
+            break;
+        }
+        case DR_OP_FACTOR: {
+            uint8_t *sum = scratch->sums + (size_t)op.d * DR_SLOT_BYTES;
+            for (size_t at = 0; at < DR_SLOT_BYTES; at += STEPS_AT_ONCE * STEP_BYTES) {
+                V x[STEPS_AT_ONCE][FLIGHT];
+                DR_UNROLL(2)
+                for (size_t j = 0; j < STEPS_AT_ONCE; j++) {
+                    EACH_VECTOR { x[j][i] = VSIGMA(VLOAD(a + at + j * STEP_BYTES + i * VBYTES)); }
+                }
+                NAME(hash_steps)(key, x);
+                DR_UNROLL(2)
+                for (size_t j = 0; j < STEPS_AT_ONCE; j++) {
+                    EACH_VECTOR {
+                        const size_t p = at + j * STEP_BYTES + i * VBYTES;
+                        VSTORE(sum + p, VADD(VLOAD(sum + p), x[j][i]));
+                    }
+                }
+            }
+            key += 1;
             break;
         }
         default:

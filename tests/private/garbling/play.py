@@ -49,8 +49,15 @@ class Played:
     evaluated: Evaluated
 
     def outputs(self, circuit: Circuit) -> dict[str, np.ndarray]:
+        """All outputs; of words without what their factors add, whose bits are outputs as well."""
         bits = decode_bits(self.evaluated.colours, self.garbled.decoding)
         words = decode_words(self.evaluated.words, self.garbled.offsets, circuit)
+        literals = [literal for output in circuit.outputs for literal in output.literals]
+        factors = iter(self.garbled.factors.T)
+        for i, word in enumerate(circuit.words):
+            if word.multiplied is not None:
+                multiple = next(factors) * bits[:, literals.index(word.multiplied)]
+                words[:, i] = (words[:, i] - multiple) & np.uint64(2**word.bits - 1)
         named = {}
         at = 0
         for output in circuit.outputs:
@@ -120,5 +127,8 @@ def circuits(draw: st.DrawFn) -> Circuit:
         bits = draw(st.sampled_from([1, 7, 32, 33, 64]))
         weights = st.integers(-(2**40), 2**40)
         terms = draw(st.lists(st.tuples(picks, st.one_of(st.just(TRUE), picks), weights), max_size=6))
-        b.word(name, bits, terms, draw(weights))
+        multiplied = draw(st.sampled_from([None, *(x for x in literals if x > TRUE)]))
+        b.word(name, bits, terms, draw(weights), multiplied=multiplied)
+        if multiplied is not None:
+            b.output(f"{name}.multiplied", [multiplied])
     return b.build()

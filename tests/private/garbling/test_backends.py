@@ -86,6 +86,7 @@ def test_all_backends_give_the_same_bytes(circuit: Circuit, instances: int, seed
         assert np.array_equal(other.garbled.tables, twin.garbled.tables)
         assert np.array_equal(other.garbled.decoding, twin.garbled.decoding)
         assert np.array_equal(other.garbled.offsets, twin.garbled.offsets)
+        assert np.array_equal(other.garbled.factors, twin.garbled.factors)
         assert np.array_equal(other.garbler_labels, twin.garbler_labels)
         assert np.array_equal(other.evaluated.colours, twin.evaluated.colours)
         assert np.array_equal(other.evaluated.words, twin.evaluated.words)

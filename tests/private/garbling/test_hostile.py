@@ -202,6 +202,12 @@ class TestKernel:
         with pytest.raises(ValueError, match="out of range"):
             self.call(ops=broken)
 
+    def test_a_factor_has_a_word_behind_its_own(self) -> None:
+        broken = compile_circuit(CIRCUIT).operations.copy()
+        broken[-1] = (9, 1, 0, 0, 0, 0, 0)
+        with pytest.raises(ValueError, match="out of range"):
+            self.call(ops=broken)
+
     @pytest.mark.parametrize(
         "changes",
         [

@@ -111,3 +111,22 @@ def test_terms_of_a_word(backend: Backend) -> None:
         assert table[3][i] == (bases[0] - bases[1]) % 2**32
         offset = pad[0] - weight * x_value[0] + bases[0] - 9
         assert played.garbled.offsets[i, 0] == offset % ring
+
+
+@BACKENDS
+@pytest.mark.parametrize("inverted", [0, 1])
+def test_a_factor_is_the_difference_of_two_pads(backend: Backend, inverted: int) -> None:
+    """No ciphertext: the evaluator has the pad of its label, the garbler the one of false and the way to the other."""
+    b = Builder()
+    (x,) = b.input("garbler", "v", 1)
+    b.word("w", 30, [], 9, multiplied=x ^ inverted)
+    circuit = b.build()
+    values = np.arange(INSTANCES) % 2
+    played = play(circuit, {"v": values}, backend=backend)
+    zero = garbler_zero_labels(circuit, instances=INSTANCES, seed=SEED)
+    assert played.garbled.tables.size == 0
+    for i, x0 in enumerate(numbers(zero, 0)):
+        false, true = (aes_hash(sigma(x0 ^ (inverted ^ value) * OFFSET), i, 0) for value in (0, 1))
+        assert played.garbled.offsets[i, 0] == (false - 9) % 2**30
+        assert played.garbled.factors[i, 0] == (true - false) % 2**30
+        assert played.evaluated.words[i, 0] == (true if values[i] ^ inverted else false) % 2**30

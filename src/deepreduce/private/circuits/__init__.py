@@ -13,7 +13,7 @@ from .circuit import (
     input_bits,
     to_bits,
 )
-from .functions import arg_max, clip, max_pool, relu, rescale
+from .functions import arg_max, chosen_multiple, clip, max_pool, relu, rescale, sign_test
 
 __all__ = [
     "FALSE",
@@ -26,6 +26,7 @@ __all__ = [
     "Term",
     "WordOutput",
     "arg_max",
+    "chosen_multiple",
     "clip",
     "evaluate_plain",
     "from_bits",
@@ -33,5 +34,6 @@ __all__ = [
     "max_pool",
     "relu",
     "rescale",
+    "sign_test",
     "to_bits",
 ]

@@ -116,7 +116,15 @@ class Builder:
         self._fresh_output(name)
         self._outputs.append(BitOutput(name, tuple(literals)))
 
-    def word(self, name: str, bits: int, terms: Iterable[tuple[int, int, int]], constant: int = 0) -> None:
+    def word(
+        self,
+        name: str,
+        bits: int,
+        terms: Iterable[tuple[int, int, int]],
+        constant: int = 0,
+        *,
+        multiplied: int | None = None,
+    ) -> None:
         """Name a sum modulo 2^bits as an output that the parties get as additive shares.
 
         Args:
@@ -124,11 +132,14 @@ class Builder:
             bits: the ring, 1 to 64.
             terms: (bit, selector, weight); a selector of `TRUE` selects always. Weights may be negative.
             constant: a public number to add.
+            multiplied: a bit that a random factor multiplies, no constant; None for no factor.
 
         Raises:
-            UsageError: the name is taken or the ring is out of range.
+            UsageError: the name is taken, the ring is out of range, or the multiplied bit is a constant.
         """
         self._fresh_output(name)
+        if multiplied in (FALSE, TRUE):
+            raise UsageError(problem("a factor multiplies a bit", got="a constant", remedy="leave it out"))
         if not 1 <= bits <= MAX_WORD_BITS:
             raise UsageError(problem(f"a word has 1 to {MAX_WORD_BITS} bits", got=bits, remedy="choose a smaller ring"))
         merged: dict[tuple[int, int], int] = {}
@@ -147,7 +158,13 @@ class Builder:
             ((b, s, w % 2**bits) for (b, s), w in merged.items() if w % 2**bits), key=lambda term: order[term[1]]
         )
         self._words.append(
-            WordOutput(name, bits, tuple(Term(b, None if s == TRUE else s, w) for b, s, w in kept), constant % 2**bits)
+            WordOutput(
+                name,
+                bits,
+                tuple(Term(b, None if s == TRUE else s, w) for b, s, w in kept),
+                constant % 2**bits,
+                multiplied,
+            )
         )
 
     def build(self) -> Circuit:
@@ -166,7 +183,7 @@ class Builder:
             )
         inputs = sum(g.wires for g in self._groups)
         wanted = {x >> 1 for o in self._outputs for x in o.literals}
-        wanted |= {x >> 1 for w in self._words for t in w.terms for x in (t.bit, t.selector) if x is not None}
+        wanted |= {x >> 1 for w in self._words for x in w.literals}
         for i in range(len(self._gates) - 1, -1, -1):
             if 1 + inputs + i in wanted:
                 _, a, b = self._gates[i]
@@ -195,6 +212,7 @@ class Builder:
                         Term(moved(t.bit), None if t.selector is None else moved(t.selector), t.weight) for t in w.terms
                     ),
                     w.constant,
+                    None if w.multiplied is None else moved(w.multiplied),
                 )
                 for w in self._words
             ),

@@ -11,7 +11,8 @@ Two kinds of output:
 * **words**: a sum of weighted bits modulo 2^bits, `sum_i weight_i * (selector_i AND x_i)`. The evaluator ends with this
   sum plus an offset that only the garbler knows: an additive share, which is what the next linear layer wants. It costs
   a few bytes per bit where a subtraction inside the circuit costs an AND gate of 32 bytes (see
-  `deepreduce.private.garbling`).
+  `deepreduce.private.garbling`). A word may also have a **factor**: to its sum comes `factor * bit`, where the factor
+  is a random element of the ring that garbling draws and only the garbler learns. That costs no ciphertext.
 """
 
 from __future__ import annotations
@@ -78,17 +79,27 @@ class Term:
 
 @dataclass(frozen=True)
 class WordOutput:
-    """A named output modulo 2^bits: `constant` plus its terms. Terms with the same selector stand together."""
+    """A named output modulo 2^bits: `constant` plus its terms. Terms with the same selector stand together.
+
+    `multiplied` is the bit that a random factor multiplies, see the module; None where there is no factor.
+    """
 
     name: str
     bits: int
     terms: tuple[Term, ...]
     constant: int = 0
+    multiplied: int | None = None
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one ciphertext of this word: 4 up to 32 bits, else 8."""
         return 4 if self.bits <= 32 else 8
+
+    @property
+    def literals(self) -> tuple[int, ...]:
+        """All literals that it reads."""
+        read = [x for t in self.terms for x in (t.bit, t.selector)]
+        return tuple(x for x in (*read, self.multiplied) if x is not None)
 
     @property
     def selectors(self) -> tuple[int, ...]:
@@ -136,9 +147,13 @@ class Circuit:
                     remedy="build circuits with Builder",
                 )
             )
+        if any(word.multiplied is not None and word.multiplied < 2 for word in self.words):
+            raise UsageError(
+                problem("a factor multiplies a bit", got="a constant", remedy="build circuits with Builder")
+            )
         limit = 2 * (1 + self.input_wires + len(self.gates))
         used = [x for o in self.outputs for x in o.literals]
-        used += [x for w in self.words for t in w.terms for x in (t.bit, t.selector) if x is not None]
+        used += [x for w in self.words for x in w.literals]
         if any(not 0 <= x < limit for x in used):
             raise UsageError(
                 problem(
@@ -188,13 +203,14 @@ class Circuit:
 
     @cached_property
     def hashes(self) -> int:
-        """Hashes that the evaluator computes per instance: one per half gate and per term of a word."""
-        return 2 * self.and_gates - self.known_and_gates + sum(len(w.terms) for w in self.words)
+        """Hashes that the evaluator computes per instance: one per half gate, term of a word and factor."""
+        of_words = sum(len(w.terms) + (w.multiplied is not None) for w in self.words)
+        return 2 * self.and_gates - self.known_and_gates + of_words
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 over a canonical form: two parties that agree on it garble and evaluate the same circuit."""
-        h = hashlib.sha256(b"deepreduce circuit 1\n")
+        h = hashlib.sha256(b"deepreduce circuit 2\n")
         for g in self.inputs:
             h.update(f"input {g.owner} {g.name!r} {g.bits} {g.count}\n".encode())
         h.update(f"gates {len(self.gates)}\n".encode() + self.gates.astype("<i4").tobytes())
@@ -202,7 +218,7 @@ class Circuit:
             h.update(f"output {o.name!r} {o.literals}\n".encode())
         for w in self.words:
             terms = [(t.bit, t.selector, t.weight) for t in w.terms]
-            h.update(f"word {w.name!r} {w.bits} {w.constant} {terms}\n".encode())
+            h.update(f"word {w.name!r} {w.bits} {w.constant} {terms} {w.multiplied}\n".encode())
         return h.digest()
 
     def __hash__(self) -> int:
@@ -295,7 +311,8 @@ def evaluate_plain(circuit: Circuit, values: Mapping[str, NDArray[np.integer]]) 
         values: integers [instances] or [instances, count] for every input group of both parties.
 
     Returns:
-        For each bit output uint8 [instances, bits]; for each word uint64 [instances], reduced modulo 2^bits.
+        For each bit output uint8 [instances, bits]; for each word uint64 [instances], reduced modulo 2^bits, without
+        what its factor adds: garbling draws that.
 
     Raises:
         UsageError: groups are missing or have the wrong shape.

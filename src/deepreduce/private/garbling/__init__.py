@@ -9,11 +9,12 @@ Multi-Instance Setting)", CRYPTO 2020): H(x, k) = AES_k(sigma(x)) XOR sigma(x), 
 belongs to (bundle, layer, block of 64 instances, hash of the circuit) under a random start, see `Tweak`.
 
 **Concrete bound.** Model AES as an ideal cipher; let the attacker compute it p times. Per key, an instance has one hash
-that the evaluator cannot compute itself (an AND gate's half, a term) or three (a term with a selector), so at most mu =
-192 hidden hashes share a key, all of inputs that differ from known ones by an invertible linear map of the offset,
-which has 127 bits of entropy. A query under that key hits the input or the output of one of them with probability at
-most 2 mu / 2^127. Two hidden hashes of one key behave differently from random functions only if their inputs or outputs
-meet, which for q hidden hashes in all happens with probability at most q mu / 2^127. So the advantage is at most
+that the evaluator cannot compute itself (an AND gate's half, a term, a factor) or three (a term with a selector), so at
+most mu = 192 hidden hashes share a key, all of inputs that differ from known ones by an invertible linear map of the
+offset, which has 127 bits of entropy. A query under that key hits the input or the output of one of them with
+probability at most 2 mu / 2^127. Two hidden hashes of one key behave differently from random functions only if their
+inputs or outputs meet, which for q hidden hashes in all happens with probability at most q mu / 2^127. So the advantage
+is at most
 
     2 mu p / 2^127 + mu q / 2^127  <  p / 2^118.4 + q / 2^119.4,
 
@@ -34,6 +35,11 @@ point-and-permute. One of P_0, P_1 is hidden from the evaluator, so the cipherte
 the pads are hashes of both labels, P_{d,c} = H(sigma(label of s with colour d) XOR label of x_i with colour c); per
 colour d of the selector there is one ciphertext per bit, and one in all makes the offsets of both colours equal. Each
 ciphertext contains a hidden pad that no other one contains.
+
+**A factor** of a bit b costs no ciphertext at all. With P_v = H(label of b for the value v, k) the garbler takes P_0
+for the offset and P_1 - P_0 for the factor; the evaluator, who holds one label, has P_0 + b (P_1 - P_0). It is the
+projection gate whose ciphertext is zero, because the number that it multiplies was chosen so. One of the two pads is
+hidden from the evaluator, so the factor is uniform to it.
 """
 
 from .backend import Backend, BackendError, describe, get_backend

@@ -16,6 +16,7 @@ from .program import (
     OP_AND,
     OP_AND_KNOWN,
     OP_BASE,
+    OP_FACTOR,
     OP_LOAD_EVALUATOR,
     OP_LOAD_GARBLER,
     OP_OUTPUT,
@@ -124,6 +125,11 @@ def garble(
             entries.append(_entry(program, out, base[0] - base[1]))
             sums[:, out] += base[0]
             base[:] = 0
+        elif op == OP_FACTOR:
+            x0 = _sigma(run.slots[a] ^ flip_a)
+            pads = [h[:, 0] for h in run.hash(x0, x0 ^ sigma_d)]
+            sums[:, out] += pads[0]
+            sums[:, out + 1] += pads[1] - pads[0]
     _put_tables(program, entries, tables, instances)
     offsets[:] = sums & _ring_masks(program)
 
@@ -172,6 +178,9 @@ def evaluate(
             sums[:, out] += hx[:, 0] + (colour & ((first & ~selector) | (second & selector)))
         elif op == OP_BASE:
             sums[:, out] += _colour_mask(run.slots[b]) & _numbers(next(entries))
+        elif op == OP_FACTOR:
+            (hx,) = run.hash(_sigma(run.slots[a]))
+            sums[:, out] += hx[:, 0]
     words[:] = sums & _ring_masks(program)
 
 

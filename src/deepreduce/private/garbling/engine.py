@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import problem
 from ..circuits import Circuit
@@ -49,8 +50,8 @@ def garble(
         backend: None takes the fastest. The bytes do not depend on it.
 
     Returns:
-        Tables for the evaluator; seed, decoding bits and offsets for the garbler itself. The labels of the garbler's
-        inputs are drawn here, from the operating system's randomness, and come back as the seed.
+        Tables for the evaluator; seed, decoding bits, offsets and factors for the garbler itself. The labels of the
+        garbler's inputs are drawn here, from the operating system's randomness, and come back as the seed.
 
     Raises:
         GarblingError: something does not have the size or form that the circuit asks for.
@@ -86,7 +87,7 @@ def _garble_from_seed(
     chosen, key = backend or get_backend(), tweak.key_base()
     tables = np.empty(instances * program.table_bytes, np.uint8)
     decoding = np.empty((instances, program.output_bits), np.uint8)
-    offsets = np.empty((instances, len(program.word_bits)), np.uint64)
+    columns = np.empty((instances, len(program.word_bits)), np.uint64)
 
     def part(start: int, stop: int) -> None:
         own = np.empty((stop - start, program.garbler_wires, LABEL_BYTES), np.uint8)
@@ -101,11 +102,11 @@ def _garble_from_seed(
             zero[start:stop],
             tables[start * program.table_bytes : stop * program.table_bytes],
             decoding[start:stop],
-            offsets[start:stop],
+            columns[start:stop],
         )
 
     _in_parts(instances, threads, part)
-    return Garbled(tables, seed, decoding, offsets)
+    return Garbled(tables, seed, decoding, _columns(columns, ~program.factors), _columns(columns, program.factors))
 
 
 def evaluate(
@@ -164,7 +165,7 @@ def evaluate(
         )
 
     _in_parts(instances, threads, part)
-    return Evaluated(colours, words)
+    return Evaluated(colours, _columns(words, ~program.factors))
 
 
 def decode_bits(colours: Bytes, decoding: Bytes) -> Bytes:
@@ -225,6 +226,10 @@ def decode_words(words: Words, offsets: Words, circuit: Circuit) -> Words:
         GarblingError: types or shapes do not fit.
     """
     return (words - offsets) & _ring_masks(circuit, words, offsets)
+
+
+def _columns(words: Words, chosen: NDArray[np.bool_]) -> Words:
+    return np.ascontiguousarray(words[:, chosen])
 
 
 def _ring_masks(circuit: Circuit, *arrays: Words) -> Words:

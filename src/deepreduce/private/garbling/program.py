@@ -18,6 +18,7 @@ Columns: code (bits 8 and 9 invert the first and second operand), a, b, d, a2, b
 | 6 | TERM | word d gains weight * a; 1 key, 1 entry |
 | 7 | SELECTED | word d gains weight * (a AND b); 1 key, 2 entries |
 | 8 | BASE | ends the SELECTED terms of selector b in word d; 1 entry |
+| 9 | FACTOR | word d gains a random factor times a, word d + 1 is that factor, at the garbler alone; 1 key |
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError, problem
-from ..circuits import Circuit
+from ..circuits import Circuit, WordOutput
 from ..circuits.circuit import AND, AND_KNOWN, XOR
 
 OP_LOAD_GARBLER, OP_LOAD_EVALUATOR, OP_XOR, OP_AND, OP_AND_KNOWN = range(5)
-OP_OUTPUT, OP_TERM, OP_SELECTED, OP_BASE = range(5, 9)
+OP_OUTPUT, OP_TERM, OP_SELECTED, OP_BASE, OP_FACTOR = range(5, 10)
 INVERT_A, INVERT_B = 1 << 8, 1 << 9
 
 
@@ -45,7 +46,8 @@ class Program:
         operations: int32 [operations, 7], see the module.
         weights: uint64 [operations]: the weight of a term, else 0.
         constants: uint64 [words]: the public summand of each word.
-        word_bits: uint8 [words]: the ring of each word.
+        word_bits: uint8 [words]: the ring of each word. The factor of a word counts as one more word, behind it.
+        factors: bool [words]: which of them are factors.
         slots: slots in use at the same time, slot 0 among them.
         garbler_wires: columns of the garbler's labels.
         evaluator_wires: columns of the evaluator's labels.
@@ -58,6 +60,7 @@ class Program:
     weights: NDArray[np.uint64]
     constants: NDArray[np.uint64]
     word_bits: NDArray[np.uint8]
+    factors: NDArray[np.bool_]
     slots: int
     garbler_wires: int
     evaluator_wires: int
@@ -75,12 +78,14 @@ def compile_circuit(circuit: Circuit) -> Program:
     """
     _check_known(circuit)
     steps = _steps(circuit)
+    columns = [(w, factor) for w in circuit.words for factor in _columns(w)]
     operations, slots = _assign_slots(steps)
     result = Program(
         operations=operations,
         weights=np.array([s.weight for s in steps], np.uint64),
-        constants=np.array([w.constant for w in circuit.words], np.uint64),
-        word_bits=np.array([w.bits for w in circuit.words], np.uint8),
+        constants=np.array([0 if factor else w.constant for w, factor in columns], np.uint64),
+        word_bits=np.array([w.bits for w, _ in columns], np.uint8),
+        factors=np.array([factor for _, factor in columns], np.bool_),
         slots=slots,
         garbler_wires=circuit.wires_of("garbler"),
         evaluator_wires=circuit.wires_of("evaluator"),
@@ -88,7 +93,7 @@ def compile_circuit(circuit: Circuit) -> Program:
         hashes=circuit.hashes,
         table_bytes=circuit.table_bytes,
     )
-    for array in (result.operations, result.weights, result.constants, result.word_bits):
+    for array in (result.operations, result.weights, result.constants, result.word_bits, result.factors):
         array.setflags(write=False)
     return result
 
@@ -139,7 +144,8 @@ def _steps(circuit: Circuit) -> list[_Step]:
     ]
     for at, literal in enumerate(x for output in circuit.outputs for x in output.literals):
         work.append(_Step(OP_OUTPUT | _flags(literal), [literal >> 1, 0, 0, 0, 0], at))
-    for index, word in enumerate(circuit.words):
+    index = 0
+    for word in circuit.words:
         for term in (t for t in word.terms if t.selector is None):
             work.append(_Step(OP_TERM | _flags(term.bit), [term.bit >> 1, 0, 0, 0, 0], index, term.weight))
         for selector in word.selectors:
@@ -147,6 +153,9 @@ def _steps(circuit: Circuit) -> list[_Step]:
                 code = OP_SELECTED | _flags(term.bit, selector)
                 work.append(_Step(code, [term.bit >> 1, selector >> 1, 0, 0, 0], index, term.weight))
             work.append(_Step(OP_BASE, [0, selector >> 1, 0, 0, 0], index))
+        if word.multiplied is not None:
+            work.append(_Step(OP_FACTOR | _flags(word.multiplied), [word.multiplied >> 1, 0, 0, 0, 0], index))
+        index += len(_columns(word))
     work = _fold_before(_fold_after(work))
 
     sources: dict[int, _Step] = {}
@@ -160,6 +169,11 @@ def _steps(circuit: Circuit) -> list[_Step]:
         steps += [sources.pop(wire) for wire in dict.fromkeys(step.reads) if wire in sources]
         steps.append(step)
     return steps
+
+
+def _columns(word: WordOutput) -> tuple[bool, ...]:
+    """Of a word's columns, which is a factor."""
+    return (False,) if word.multiplied is None else (False, True)
 
 
 def _flags(a: int, b: int = 0) -> int:

@@ -66,13 +66,17 @@ class Garbled:
             contiguously.
         seed: 16 bytes, secret: its own inputs' labels come from it (`garbler_labels`). Use it for one inference only.
         decoding: uint8 [instances, output bits], 0 or 1: XOR with the evaluator's colours gives the values.
-        offsets: uint64 [instances, words]: subtracted from the evaluator's words modulo 2^bits gives the values.
+        offsets: uint64 [instances, words]: subtracted from the evaluator's words modulo 2^bits gives the values, and
+            what factors add to them.
+        factors: uint64 [instances, words that have one]: what multiplies the bits of `WordOutput.multiplied`, uniform
+            modulo 2^bits, secret.
     """
 
     tables: Bytes
     seed: bytes = field(repr=False)
     decoding: Bytes = field(repr=False)
     offsets: Words = field(repr=False)
+    factors: Words = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
