@@ -41,7 +41,7 @@ from machine import public, results_path, summary
 import deepreduce
 from deepreduce.networks import NetworkSpec
 from deepreduce.private import delphi_online_seconds, garbling
-from deepreduce.private.circuits import relu
+from deepreduce.private.circuits import sign_test
 from deepreduce.private.deployment import About, ServerModel, load_client, load_server, make_model, save_model
 from deepreduce.private.estimate import LINKS as ESTIMATED
 from deepreduce.private.estimate import our_cost
@@ -84,7 +84,7 @@ thinned ones of the network that is usual for larger images. Every network has `
 LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
 """Bits per second and round trip in seconds."""
 
-_WIDTH = FormatSettings().activation_bits + 1
+_BITS = FormatSettings().sign_bits, FormatSettings().activation_bits + 1
 """Of an ordinary ReLU, with its sign."""
 
 _IMAGES = {"loopback": 7, "lan": 4, "wan": 3}
@@ -417,14 +417,14 @@ def kernel() -> dict[str, Any]:
     ).stdout
     found = re.search(r"AES-128-ECB\s+([\d.]+)k", output)
     backend = garbling.get_backend()
-    ands, words = measure(random_ands(), 64, backend, 60), measure(relu(_WIDTH, 28), 512, backend, 60)
+    ands, words = measure(random_ands(), 64, backend, 60), measure(sign_test(*_BITS, 28), 512, backend, 60)
     blocks = 1000 * float(found[1]) / 16 if found else None
     return {
         "backend": garbling.describe(),
         "openssl_aes_blocks_per_second": blocks,
         "garble_and_gates_per_second": 1e9 / ands["garble_ns_per_and"]["median"],
         "evaluate_and_gates_per_second": 1e9 / ands["evaluate_ns_per_and"]["median"],
-        "relu_width": _WIDTH,
+        "relu_bits": _BITS,
         "evaluate_relus_per_second": 1e9 / words["evaluate_ns_per_instance"]["median"],
         "garble_relus_per_second": 1e9 / words["garble_ns_per_instance"]["median"],
         "aes_calls_per_openssl_aes": None if blocks is None else 2e9 / ands["evaluate_ns_per_and"]["median"] / blocks,

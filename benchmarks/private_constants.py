@@ -39,16 +39,14 @@ from torch import nn
 
 import deepreduce
 from deepreduce.private import transfer, wire
-from deepreduce.private.circuits import input_bits, relu
+from deepreduce.private.circuits import input_bits, sign_test
 from deepreduce.private.circuits.functions import CLIENT_SHARE, SERVER_SHARE
 from deepreduce.private.deployment import About, make_model
 from deepreduce.private.garbling import (
     Tweak,
-    decode_words,
     evaluate,
     garble,
     garbler_labels,
-    mask_words,
     new_start,
     receiver_to_labels,
     sender_to_zero_labels,
@@ -68,7 +66,7 @@ from deepreduce.private.homomorphic import (
 from deepreduce.private.homomorphic.scheme import scheme
 from deepreduce.private.homomorphic.server import blind, multiply
 from deepreduce.private.homomorphic.wire import read_ciphertext, write_answer
-from deepreduce.private.program import LinearEvaluator, Program, make_program
+from deepreduce.private.program import Circuit, LinearEvaluator, Program, make_program
 from deepreduce.private.protocol import (
     Layout,
     Material,
@@ -79,12 +77,20 @@ from deepreduce.private.protocol import (
     setup_client,
     setup_server,
 )
+from deepreduce.private.protocol.multiplexer import (
+    client_tested,
+    client_value,
+    openings,
+    outputs,
+    reply,
+    server_tested,
+)
 from deepreduce.private.protocol.packing import pack, unpack
 from deepreduce.private.ring import ExactConvolution, drop_server, random_words, reduce
 from deepreduce.private.store import BundleName, BundleStore
 
 PACKAGED = Path(__file__).resolve().parent.parent / "src/deepreduce/private/estimate/constants/ours.json"
-INSTANCES, WIDTH, RING = 16_384, 16, 32
+INSTANCES, WIDTH, TESTED, RING = 16_384, 13, 8, 28
 SHORT, LONG = 1, 17
 """ReLU layers of the two networks whose times differ by that of `LONG - SHORT` layers without work."""
 
@@ -188,16 +194,16 @@ def base_transfers(repeats: int) -> Measured:
 
 def circuits(repeats: int) -> Measured:
     """Transfers, garbling, labels, evaluation and words of a unit of ReLUs, as both phases do them."""
-    circuit, ring = relu(WIDTH, RING), np.uint64
+    circuit, op = sign_test(TESTED, WIDTH, RING), Circuit("relu", WIDTH, RING - WIDTH, tested=TESTED)
     _, _, client, server = sessions()
     wires, hashes = circuit.wires_of("evaluator"), INSTANCES * circuit.hashes
     samples: Samples = {name: [] for name in ("receive", "send", "garble", "label", "evaluate", "word")}
     for number in range(repeats + 1):
-        tweak, shares = Tweak(new_start(), number, 0), random_words((INSTANCES, 1), WIDTH)
-        masks, server_share = random_words((INSTANCES, 1), RING), random_words((INSTANCES,), RING)
+        tweak, shares = Tweak(new_start(), number, 0), random_words((INSTANCES,), WIDTH)
+        masks, factors, server_share = (random_words((INSTANCES,), RING) for _ in range(3))
 
         begun = time.perf_counter()
-        bits = input_bits(circuit, "evaluator", {CLIENT_SHARE: shares})
+        bits = input_bits(circuit, "evaluator", {CLIENT_SHARE: client_tested(op, shares)})
         client, corrections, received = transfer.extend_receiver(client, bits.reshape(-1))
         own = receiver_to_labels(received.reshape(INSTANCES, wires, 16), bits)
         samples["receive"].append((time.perf_counter() - begun) / (INSTANCES * wires))
@@ -213,29 +219,40 @@ def circuits(repeats: int) -> Measured:
         samples["garble"].append(seconds / hashes)
 
         begun = time.perf_counter()
-        dropped = reduce(drop_server(server_share, RING, 8), WIDTH)[:, None]
-        labels = garbler_labels(circuit, {SERVER_SHARE: dropped}, seed=made.seed, delta=server.delta)
+        dropped = reduce(drop_server(server_share, RING, op.dropped), WIDTH)
+        labels = garbler_labels(circuit, {SERVER_SHARE: server_tested(op, dropped)}, seed=made.seed, delta=server.delta)
         samples["label"].append((time.perf_counter() - begun) / (INSTANCES * circuit.wires_of("garbler")))
+        opening, opened = clocked(
+            lambda share, own: pack(openings(op, share, own, RING), RING), dropped, made.factors[:, 0]
+        )
 
         begun = time.perf_counter()
         got = evaluate(
             circuit, instances=INSTANCES, tables=made.tables, garbler_labels=labels, evaluator_labels=own, tweak=tweak
         )
-        message = pack(mask_words(got.words, masks, circuit), RING)
+        colours, own_words = got.colours[:, 0].astype(np.uint64), got.words[:, 0]
+        around = client_value(op, shares), unpack(opened, (INSTANCES,), RING)
+        back = reply(*around, colours, own_words, masks, factors, RING)
+        message = np.concatenate([pack(words, RING) for words in back])
         samples["evaluate"].append((time.perf_counter() - begun) / hashes)
 
         begun = time.perf_counter()
-        words, out = unpack(message, (INSTANCES, 1), RING), np.zeros(INSTANCES, ring)
-        out[np.arange(INSTANCES)] = decode_words(words, made.offsets & ring((1 << RING) - 1), circuit)[:, 0]
-        samples["word"].append((time.perf_counter() - begun) / INSTANCES)
-    size = f"{INSTANCES:,} ReLUs of {WIDTH} bits into a ring of {RING}"
+        words, out = unpack(message, (2, INSTANCES), RING), np.zeros(INSTANCES, np.uint64)
+        decoding = made.decoding[:, 0].astype(np.uint64)
+        out[np.arange(INSTANCES)] = outputs(*words, decoding, made.offsets[:, 0], RING)
+        samples["word"].append((opening + time.perf_counter() - begun) / (2 * INSTANCES))
+    size = f"{INSTANCES:,} ReLUs of {WIDTH} bits, {TESTED} of them tested, into a ring of {RING}"
     table = {
         "transfer_client_seconds": ("receive", "s per transfer", "choice bits, extension and labels"),
         "transfer_server_seconds": ("send", "s per transfer", "extension and labels"),
         "garble_seconds_per_hash": ("garble", "s per hash of the evaluator", "garbling"),
         "label_seconds": ("label", "s per label", "the server's labels online, from its share"),
-        "evaluate_seconds_per_hash": ("evaluate", "s per hash of the evaluator", "evaluation, masking and packing"),
-        "word_seconds": ("word", "s per word", "unpacking and decoding at the server"),
+        "evaluate_seconds_per_hash": (
+            "evaluate",
+            "s per hash of the evaluator",
+            "evaluation, its reply and packing",
+        ),
+        "word_seconds": ("word", "s per word", "packing, unpacking and decoding at the server"),
     }
     return {name: (unit, f"{what}: {size}", samples[key][1:]) for name, (key, unit, what) in table.items()}
 
@@ -296,10 +313,10 @@ def linear(repeats: int) -> Measured:
     ]
     for _ in range(repeats + 1):
         seconds = macs = 0
-        for layer, inputs, outputs, side in layers:
+        for layer, read, made, side in layers:
             limbs = 1 if layer.limb_bits >= 29 else 2
-            seconds += clocked(layer, random_words((1, inputs, side, side), 30), 30)[0]
-            macs += limbs * inputs * outputs * 9 * side * side
+            seconds += clocked(layer, random_words((1, read, side, side), 30), 30)[0]
+            macs += limbs * read * made * 9 * side * side
         per_mac.append(seconds / macs)
     values = random_words((1, 64, 32, 32), RING)
     sums = [clocked(lambda: reduce(values + values, RING))[0] / values.size for _ in range(repeats + 1)]
@@ -449,7 +466,7 @@ def bundles(program: Program, count: int) -> tuple[Layout, LinearEvaluator, list
         session = setup_client(channel, layout, bytes(16))
         starts.append(session.start)
         for own in owns:
-            prepare_client(channel, layout, session, own)
+            prepare_client(channel, layout, session, session.numbers.take(), own)
 
     def answer(channel: wire.Channel) -> None:
         session = setup_server(channel, layout, bytes(16))

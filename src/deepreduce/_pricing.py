@@ -19,7 +19,7 @@ CORES = 2
 
 _ANY_ERROR = 1e9
 
-_PLAN = 2
+_PLAN = 3
 """Counts how often programs began to be planned otherwise: prices that were kept from before are computed anew."""
 
 
@@ -95,7 +95,7 @@ def layout_of(graph: nn.Module, images: Tensor, *, any_error: bool = False) -> t
 
     Args:
         graph: the network, in evaluation mode.
-        images: a few, normalised; they calibrate the formats.
+        images: a few, normalised; they calibrate the formats, as if they were hundreds.
         any_error: lay out even what `deepreduce export` refuses because fixed point changes the logits too much: the
             sizes are the same.
 
@@ -112,12 +112,12 @@ def layout_of(graph: nn.Module, images: Tensor, *, any_error: bool = False) -> t
 
     notes = []
     try:
-        program = make_program(graph, images)
+        program = make_program(graph, images, settings=FormatSettings(doubt=0.0))
     except NetworkError as refused:
         if not any_error:
             raise
         try:
-            program = make_program(graph, images, settings=FormatSettings(tolerance=_ANY_ERROR))
+            program = make_program(graph, images, settings=FormatSettings(doubt=0.0, tolerance=_ANY_ERROR))
         except NetworkError:
             raise refused from None
         notes.append(f"these weights would be refused by deepreduce export: {refused}")

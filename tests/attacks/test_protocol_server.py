@@ -94,7 +94,7 @@ def test_a_hostile_server(server: Server, tmp_path: Path, target: Kind) -> None:
     "change",
     [
         {"reveal": ["logits"]}, {"reveal": []}, {"reveal": ["\x1b[2J"]}, {"images": 0}, {"images": 10**9},
-        {"bundles": 0}, {"session": "00"}, {"protocol": 2}, {"session": None},
+        {"bundles": 0}, {"session": "00"}, {"protocol": 1}, {"session": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -132,7 +132,7 @@ def test_a_server_that_says_nothing_more(tmp_path: Path) -> None:
         ours, theirs = socket.socketpair()
         with theirs, Channel(theirs) as silent:
             if kind == Kind.GO:
-                welcome = {"protocol": 1, "session": "00" * 16, "reveal": ["label"], "images": 1, "bundles": 1}
+                welcome = {"protocol": 2, "session": "00" * 16, "reveal": ["label"], "images": 1, "bundles": 1}
                 silent.send(Kind.WELCOME, json.dumps(welcome).encode())
             begin = time.monotonic()
             store = BundleStore(tmp_path / "client", program=tiny().client.digest, role="client")

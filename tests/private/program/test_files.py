@@ -46,7 +46,7 @@ TINY = PublicProgram(
     (TensorFormat((1, 1, 2), 3, 9), TensorFormat((2,), 3, 9), TensorFormat((2,), 2, 9), TensorFormat((1,), 0, 1)),
     (
         Step(Reshape(), (0,), 1, "flat"),
-        Step(Circuit("relu", 8, 1), (1,), 2, "relu"),
+        Step(Circuit("relu", 8, 1, tested=4), (1,), 2, "relu"),
         Step(Circuit("argmax", 8, 1), (2,), 3, "argmax"),
     ),
 )
@@ -77,11 +77,12 @@ def test_golden_bytes() -> None:
     check_public(TINY)
     blob = public_to_bytes(TINY)
     assert load(blob)["structure"].tobytes().decode() == (
-        '{"format":"deepreduce.program","version":1,"tensors":[[[1,1,2],3,9],[[2],3,9],[[2],2,9],[[1],0,1]],"steps":['
+        '{"format":"deepreduce.program","version":2,"tensors":[[[1,1,2],3,9],[[2],3,9],[[2],2,9],[[1],0,1]],"steps":['
         '{"op":"reshape","inputs":[0],"name":"flat"},'
-        '{"op":"circuit","inputs":[1],"name":"relu","kind":"relu","width":8,"dropped":1,"cap":0,"rest_in_circuit":false},'
+        '{"op":"circuit","inputs":[1],"name":"relu","kind":"relu","width":8,"dropped":1,"cap":0,"rest_in_circuit":false,'
+        '"tested":4},'
         '{"op":"circuit","inputs":[2],"name":"argmax","kind":"argmax","width":8,"dropped":1,"cap":0,'
-        '"rest_in_circuit":false}]}'
+        '"rest_in_circuit":false,"tested":0}]}'
     )
     assert public_from_bytes(blob) == TINY
 
@@ -98,7 +99,7 @@ def changed(blob: bytes, change: dict[str, Any] | None = None, **arrays: np.ndar
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
         {"format": "other"},
         {"more": 1},
         {"steps": []},
@@ -127,6 +128,8 @@ def test_steps_that_do_not_fit_are_refused() -> None:
         replace(relu, output=1),
         replace(relu, has_bias=True),
         replace(relu, op=replace(relu.circuit, kind="sigmoid")),
+        replace(relu, op=replace(relu.circuit, kind="rescale")),
+        *(replace(relu, op=replace(relu.circuit, tested=tested)) for tested in (-1, 1, 9, 4.0)),
         replace(relu, op=replace(relu.circuit, width=9)),
         replace(relu, op=replace(relu.circuit, dropped=0)),
         replace(relu, op=replace(relu.circuit, cap=3)),

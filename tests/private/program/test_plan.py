@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from deepreduce.errors import RecipeError
+from deepreduce.errors import NetworkError, RecipeError
 from deepreduce.private.program import (
     Circuit,
     Concatenate,
@@ -71,7 +71,8 @@ def test_a_ring_is_the_preactivation_and_the_weight_bits_on_the_way() -> None:
     made = circuits(program)
     assert [name for name, *_ in made] == ["net:relu", "net:relu#2", "net:relu#3"]
     for _, op, ring_in, ring_out in made:
-        assert op.width == 12  # 11 bits and a sign
+        assert op.width == 13  # 12 bits and a sign
+        assert op.tested == 8
         assert op.width + op.dropped == ring_in
         assert 16 <= ring_out <= 36  # the last one carries the sums of the pool and the logits
     # what leaves a circuit has the ring of what enters the next one
@@ -96,7 +97,8 @@ def test_a_value_beyond_its_range_is_noticed_by_the_twin() -> None:
     with torch.no_grad():
         net.c.weight.fill_(1.0)
     batch = torch.rand(4, 1, 2, 2) * 0.4 + 0.1
-    twin = Twin(make_program(net, torch.cat([batch, torch.full_like(batch, 1.0)]), settings=FormatSettings(margin=1.0)))
+    settings = FormatSettings(margin=1.0, equalise=False)
+    twin = Twin(make_program(net, torch.cat([batch, torch.full_like(batch, 1.0)]), settings=settings))
     inside, beyond = twin.run(np.full((1, 1, 2, 2), 1.0)), twin.run(np.full((1, 1, 2, 2), 1.9))
     assert inside.outside.tolist() == [0]
     assert beyond.outside.tolist() == [4]
@@ -367,6 +369,19 @@ def test_a_network_that_needs_more_bits_gets_them() -> None:
     agreement = program.report.agreement
     assert agreement.rms_error <= 0.003 * agreement.spread
     assert agreement.bound == 2 * agreement.max_error
+
+
+def test_signs_get_their_bits_first() -> None:
+    program = make_program(plain(3), images(32, 3, 8, 8), settings=FormatSettings(sign_bits=4))
+    assert program.report is not None
+    chosen, agreement = program.report.settings, program.report.agreement
+    assert chosen.sign_bits > 4 and chosen.weight_bits == FormatSettings().weight_bits
+    assert agreement.rms_error <= chosen.tolerance * agreement.spread
+
+
+def test_a_network_that_no_bits_help_is_refused() -> None:
+    with pytest.raises(NetworkError, match=r"differ from the network's by at most.*Do: raise tolerance"):
+        make_program(plain(3), images(32, 3, 8, 8), settings=FormatSettings(sign_bits=30, tolerance=1e-8))
 
 
 def test_the_public_part_holds_no_weights() -> None:

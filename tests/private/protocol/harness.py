@@ -127,7 +127,7 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label") -> Run:
 
     def at_client(channel: Channel) -> Any:
         session = setup_client(channel, layout, bytes(range(16)))
-        shares = [prepare_client(channel, layout, session, sink) for sink in client]
+        shares = [prepare_client(channel, layout, session, session.numbers.take(), sink) for sink in client]
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(client)]
         result = infer_client(channel, layout, materials, values, reveal=reveal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from deepreduce.errors import NetworkError
-from deepreduce.private.program import FormatSettings, Program, Truncation, make_program
+from deepreduce.private.program import FormatSettings, Program, Truncation, check_public, make_program
 from deepreduce.private.protocol import make_layout
 from deepreduce.private.ring import decode, signed
 from deepreduce.private.twin import Twin
@@ -69,7 +71,8 @@ def test_every_byte_is_in_the_layout(program: Program) -> None:
     setup = client.sent_bytes - 2 * per_bundle
     assert 0 < setup < 2_000_000  # the base transfers and the public keys
     per_bundle = sum(job.answer_bytes + frame for job in layout.jobs) + sum(u.tables_bytes + frame for u in units)
-    assert client.received_bytes == 2 * per_bundle + 4136 + 16 + frame
+    per_bundle += sum(unit.choices_bytes + frame for unit in units if unit.multiplexed)
+    assert client.received_bytes == 2 * per_bundle + (4136 + 16 + 72 + frame) + (3112 + frame)
 
 
 def branches(net: Lambda, x: torch.Tensor) -> torch.Tensor:
@@ -129,6 +132,24 @@ def test_element_masks(kept: str) -> None:
         mask[2, 3, 1] = True
     made = make_program(network, images(64, 1, 6, 6), masks={"relu": mask})
     assert made.public.relus == mask.sum()
+    check(made, images(3, 1, 6, 6, seed=4))
+
+
+def test_element_masks_whose_rest_goes_through_the_circuit() -> None:
+    """A step with two kinds of units: ReLUs whose sign is tested, and numbers that are refreshed."""
+    torch.manual_seed(3)
+    layers = {"conv": nn.Conv2d(1, 6, 3, padding=1), "relu": nn.ReLU(), "fc": nn.Linear(6 * 36, 4)}
+    network = settle(Lambda(plain, **layers), images(64, 1, 6, 6))
+    mask = np.random.default_rng(0).random((6, 6, 6)) < 0.4
+    made = make_program(network, images(64, 1, 6, 6), masks={"relu": mask})
+    steps = tuple(
+        replace(step, op=replace(step.op, rest_in_circuit=True)) if step.circuit and step.circuit.tested else step
+        for step in made.public.steps
+    )
+    made = replace(made, public=replace(made.public, steps=steps))
+    check_public(made.public)
+    layout = make_layout(made.public, weight_bits=weight_bits(made))
+    assert [unit.multiplexed for unit in layout.units] == [True, False, False]
     check(made, images(3, 1, 6, 6, seed=4))
 
 

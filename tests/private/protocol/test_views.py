@@ -10,13 +10,14 @@ import logging
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import binomtest, kstest
 
 from deepreduce.private.circuits import from_bits
 from deepreduce.private.homomorphic import Request
@@ -25,6 +26,7 @@ from deepreduce.private.homomorphic.scheme import Scheme, scheme
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
 from deepreduce.private.program import Program
 from deepreduce.private.protocol import Material, offline
+from deepreduce.private.protocol.packing import unpack
 from deepreduce.private.transfer.messages import HEADER_BYTES
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Kind
@@ -270,16 +272,19 @@ def test_the_answers_hide_the_weights(models: list[Program], served: list[View])
 
 
 def test_tables_and_labels_hide_the_servers_numbers(models: list[Program], served: list[View]) -> None:
+    (unit,) = served[0].layout.rounds[0].units
     # Of the ReLUs; tables alternate with those of the arg-max, labels come before them.
     for kind, chosen in ((Kind.TABLES, slice(None, None, 2)), (Kind.LABELS, slice(COUNT))):
         samples = [octets(view.seen_by("client", kind)[chosen]) for view in served]
+        if kind == Kind.LABELS:  # behind the labels come the openings
+            samples = [sample[:, : unit.garbler_labels_bytes] for sample in samples]
         for sample in samples:
             assert uniform_octets(sample) > CHANCE
             assert uniform_octets(sample[0] ^ sample[1]) > CHANCE
         assert alike_by_place(*samples) > CHANCE
     # Labels that are sent twice for other numbers, which one bundle for two images would do, show which bits differ.
     twice = record(models[1], extremes(models[1]), same_bundle=True)
-    sample = octets(twice.seen_by("client", Kind.LABELS)[:COUNT])
+    sample = octets(twice.seen_by("client", Kind.LABELS)[:COUNT])[:, : unit.garbler_labels_bytes]
     assert uniform_octets(sample[0]) > CHANCE
     assert uniform_octets(sample[0] ^ sample[1]) < CERTAIN
     made: dict[int, Any] = {}
@@ -298,15 +303,68 @@ def test_tables_and_labels_hide_the_servers_numbers(models: list[Program], serve
     assert uniform_octets(sample[0] ^ sample[1]) < CERTAIN
 
 
+def openings(view: View) -> np.ndarray:
+    """What travels of the values that go around the circuit, [images, elements]."""
+    (unit,) = view.layout.rounds[0].units
+    bodies = octets(view.seen_by("client", Kind.LABELS)[: len(view.client)], unit.garbler_labels_bytes)
+    return unpack(bodies, (len(bodies), unit.instances), unit.circuit.words[0].bits)
+
+
+def test_what_goes_around_the_circuit_is_hidden_from_the_client(models: list[Program], served: list[View]) -> None:
+    bits = served[0].layout.rounds[0].units[0].circuit.words[0].bits
+    first, second = map(openings, served)
+    assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
+    garble = offline.garble
+
+    def bare(circuit: Any, **options: Any) -> Any:
+        made = garble(circuit, **options)
+        return replace(made, factors=np.zeros_like(made.factors))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "garble", bare)
+        seen = openings(record(models[0], zeros(models[0])))
+    assert uniform(seen, bits) < CERTAIN
+    twice = openings(record(models[1], extremes(models[1]), same_bundle=True))
+    assert uniform((twice[0] - twice[1]) & np.uint64((1 << bits) - 1), bits) < CERTAIN
+
+
+def multiples(view: View, decoding: int) -> tuple[np.ndarray, np.ndarray]:
+    """What travels back for the sign, of all ReLUs with that decoding bit, and the server's factors of these."""
+    (unit,) = view.layout.rounds[0].units
+    (message,) = view.seen_by("server", Kind.WORDS)
+    bits, number = unit.circuit.words[0].bits, unit.number
+    found = unpack(message, (len(view.client), 2, unit.instances), bits)[:, 1]
+    chosen = np.stack([memory.array(f"decoding.{number}")[:, 0] for memory in view.server]) == decoding
+    factors = np.stack([memory.array(f"factors.{number}").astype(np.uint64) for memory in view.server])
+    return found[chosen], factors[chosen]
+
+
+def test_the_servers_choice_shows_it_one_of_two_words(program: Program, views: list[View]) -> None:
+    """What travels back for the sign is uniform whichever word the server may open; the factor makes it so."""
+    (unit,) = views[0].layout.rounds[0].units
+    bits, ring = unit.circuit.words[0].bits, np.uint64((1 << unit.circuit.words[0].bits) - 1)
+    for decoding in (0, 1):
+        first, second = (multiples(view, decoding)[0] for view in views)
+        assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
+    with pytest.MonkeyPatch.context() as patch:
+        nothing = np.zeros((unit.instances, 1), np.uint64)
+        patch.setattr(offline, "_offered", lambda *arguments: (nothing, nothing))
+        told, factors = multiples(record(program, zeros(program)), 0)
+    # Where b is p the server then sees the value minus its own factor, and minus that where it is not.
+    near = [np.minimum(x, (np.uint64(0) - x) & ring) for x in ((told + factors) & ring, (factors - told) & ring)]
+    assert uniform(np.minimum(*near), bits - 1) < CERTAIN
+
+
 def test_words_and_colours_of_the_client_hide_what_they_stand_for(served: list[View]) -> None:
     (unit,) = served[0].layout.rounds[0].units
     bits, ring = unit.circuit.words[0].bits, np.uint64((1 << unit.circuit.words[0].bits) - 1)
     words = [np.stack([one.words[:, 0] & ring for one in view.evaluated[:COUNT]]) for view in served]
-    for found, view in zip(words, served, strict=True):
-        assert uniform(found, bits) > CHANCE
-        offsets = np.stack([memory.array(f"offsets.{unit.number}").astype(np.uint64) for memory in view.server])
-        assert uniform((found - offsets) & ring, bits) < CERTAIN  # what the offsets hide
-    assert alike(*words) > CHANCE
+    assert uniform(words[0], bits) > CHANCE and uniform(words[1], bits) > CHANCE and alike(*words) > CHANCE
+    for view in served:
+        colours = np.stack([one.colours[:, 0] for one in view.evaluated[:COUNT]])
+        decoding = np.stack([memory.array(f"decoding.{unit.number}")[:, 0] for memory in view.server])
+        assert binomtest(int(colours.sum()), colours.size).pvalue > CHANCE
+        assert binomtest(int(decoding.sum()), decoding.size).pvalue > CHANCE
     seen = []
     for view in served:
         colours = np.concatenate([one.colours for one in view.evaluated[COUNT:]])

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare, ks_2samp, kstest, norm
 from torch import nn
 
-from deepreduce.private.garbling import decode_words
 from deepreduce.private.homomorphic import Keys
 from deepreduce.private.program import LinearEvaluator, Program, make_program
 from deepreduce.private.protocol import (
@@ -31,6 +30,7 @@ from deepreduce.private.protocol import (
     setup_client,
     setup_server,
 )
+from deepreduce.private.protocol.multiplexer import outputs
 from deepreduce.private.protocol.packing import unpack
 from deepreduce.private.ring import Words
 from deepreduce.private.wire import Channel, Kind
@@ -96,11 +96,18 @@ class View:
         """What the server makes of WORDS with its offsets, [images, elements]: all that it learns of ReLUs' outputs."""
         (unit,) = self.layout.rounds[0].units
         (message,) = self.seen_by("server", Kind.WORDS)
-        words = unpack(message, (len(self.client), unit.instances, 1), unit.circuit.words[0].bits)
+        bits = unit.circuit.words[0].bits
+        words, multiples = unpack(message, (len(self.client), 2, unit.instances), bits).swapaxes(0, 1)
         return np.stack(
             [
-                decode_words(one, memory.array(f"offsets.{unit.number}").astype(np.uint64)[:, None], unit.circuit)[:, 0]
-                for one, memory in zip(words, self.server, strict=True)
+                outputs(
+                    word,
+                    multiple,
+                    memory.array(f"decoding.{unit.number}")[:, 0].astype(np.uint64),
+                    memory.array(f"offsets.{unit.number}").astype(np.uint64),
+                    bits,
+                )
+                for word, multiple, memory in zip(words, multiples, self.server, strict=True)
             ]
         )
 
@@ -140,7 +147,7 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         view.sessions.append(state)
         view.keys = dict(state.keys)
         for sink in view.client:
-            view.shares.append(prepare_client(channel, layout, state, sink))
+            view.shares.append(prepare_client(channel, layout, state, state.numbers.take(), sink))
         if online_too:
             view.labels = infer_client(channel, layout, materials(state.start, view.client), values).labels
 

@@ -95,11 +95,14 @@ class _Play:
         line.send("client", base_offer_bytes())
         line.receive("server")
         line.work("server", constants["base_transfers_server_seconds"])
-        line.send("server", base_choices_bytes() + START_BYTES)
+        line.send("server", base_choices_bytes() + START_BYTES + base_offer_bytes())
         line.receive("client")
-        line.work("client", constants["base_transfers_client_seconds"])
-        line.send("client", tree_sums_bytes())
+        line.work("client", constants["base_transfers_client_seconds"] + constants["base_transfers_server_seconds"])
+        line.send("client", tree_sums_bytes() + base_choices_bytes() + START_BYTES)
         line.receive("server")
+        line.work("server", constants["base_transfers_client_seconds"])
+        line.send("server", tree_sums_bytes())
+        line.receive("client")
         for parameters in self._layout.parameters:
             line.work("client", constants["keys_seconds"])
             line.send("client", key_size(parameters))
@@ -162,19 +165,34 @@ class _Play:
         constants = self._constants
         line.work("client", unit.transfers * constants["transfer_client_seconds"])
         if before is not None:
-            line.receive("client")
+            self._receive_tables(line, before)
         line.send("client", unit.corrections_bytes)
         line.receive("server")
         line.work("server", unit.transfers * constants["transfer_server_seconds"])
         hashes = unit.instances * unit.circuit.hashes
         line.work("server", hashes * constants["garble_seconds_per_hash"] / self._cores)
         line.send("server", unit.tables_bytes)
+        if unit.multiplexed:
+            line.work("server", unit.choices * self._choice("client", "evaluate"))
+            line.send("server", unit.choices_bytes)
         stored = unit.own_labels_bytes + (0 if before is None else before.tables_bytes)
         line.work("client", stored * constants["store_seconds_per_byte"])
+        if before is not None:
+            line.work("client", before.choices * self._choice("server", "garble"))
 
     def _tables(self, line: Timeline, unit: Unit) -> None:
-        line.receive("client")
+        self._receive_tables(line, unit)
         line.work("client", unit.tables_bytes * self._constants["store_seconds_per_byte"])
+        line.work("client", unit.choices * self._choice("server", "garble"))
+
+    def _receive_tables(self, line: Timeline, unit: Unit) -> None:
+        line.receive("client")
+        if unit.multiplexed:
+            line.receive("client")
+
+    def _choice(self, role: str, kernel: str) -> float:
+        """Seconds of one reverse transfer, where the parties have changed roles, with its one hash."""
+        return self._constants[f"transfer_{role}_seconds"] + self._constants[f"{kernel}_seconds_per_hash"]
 
     def online(self, line: Timeline) -> None:
         """See `protocol.online`."""
@@ -205,7 +223,7 @@ class _Play:
             line.work("client", hashes * constants["evaluate_seconds_per_hash"] / self._cores)
 
     def _words(self, line: Timeline, one: OnlineRound) -> None:
-        words = sum(unit.instances * len(unit.circuit.words) for unit in one.units)
+        words = sum(unit.instances * (1 + unit.multiplexed) for unit in one.units)
         line.send("client", sum(unit.words_bytes for unit in one.units))
         line.receive("server")
         line.work("server", words * self._constants["word_seconds"])

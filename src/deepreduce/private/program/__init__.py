@@ -30,20 +30,21 @@ bits (`ring.drop_server`, `ring.drop_client`: the server adds 2^dropped - 1 befo
 those enter the circuit. It adds them mod 2^width, reads a signed number t, computes `kind` of it (`relu`, `relu6`
 with the constant `cap`, `rescale`, `max`, `max_relu`, `max_relu6` over `windows`, and `argmax` as the very last step)
 and gives f(t) - r mod 2^k_out, k_out = ring bits of the output tensor, r the client's fresh mask there. With `kept`
-only those elements take part; the others follow `rest_in_circuit`.
+only those elements take part; the others follow `rest_in_circuit`. Of a `relu` with `tested` the upper bits alone
+enter, and the value goes around the circuit: what comes out is `rectified`.
 
 `public.rounds()` groups all this: linear steps, then circuits that travel in one message each way.
 
 Rooms: `convert` (with `operators`, `pooling`) makes a `Graph` of a traced network; `fold` and `merge` (with `compose`)
-rewrite it; `plan` chooses where rings are refreshed (`refreshes`), by what `formats` says that costs, which asks
-`masking` what may be truncated; `build` puts it all together; `program` is the result, `evaluate` computes with it,
-`check` and `files` carry it from one machine to another.
+rewrite it, and `equalise` scales its channels; `plan` chooses where rings are refreshed (`refreshes`), by what
+`formats` says that costs, which asks `masking` what may be truncated; `build` puts it all together; `program` is the
+result, `evaluate` computes with it, `check` and `files` carry it from one machine to another.
 """
 
 from .build import make_program
 from .check import check_public, check_weights
 from .convert import convert
-from .evaluate import LinearEvaluator, circuit_function, working_bytes
+from .evaluate import LinearEvaluator, circuit_function, rectified, working_bytes
 from .files import program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .operations import (
     Circuit,
@@ -100,6 +101,7 @@ __all__ = [
     "program_from_bytes",
     "public_from_bytes",
     "public_to_bytes",
+    "rectified",
     "weights_to_bytes",
     "working_bytes",
 ]

@@ -274,12 +274,14 @@ def _windows(
 
 def _circuit_shape(op: Circuit, x: TensorFormat, out: TensorFormat) -> tuple[int, ...]:
     _require(op.kind in CIRCUIT_KINDS, f"a circuit of kind {op.kind!r}")
-    _require(_whole(op.width, op.dropped, op.cap) and isinstance(op.rest_in_circuit, bool), "a circuit's numbers")
+    numbers = _whole(op.width, op.dropped, op.cap, op.tested) and isinstance(op.rest_in_circuit, bool)
+    _require(numbers, "a circuit's numbers")
     _require(2 <= op.width <= MAX_RING_BITS and 0 <= op.dropped < MAX_RING_BITS, "a width and dropped bits in range")
     _require(op.width + op.dropped <= x.ring_bits, f"{op.width} + {op.dropped} bits of a ring of {x.ring_bits}")
     capped = op.kind in (RELU6, MAX_RELU6)
     _require(1 <= op.cap < 1 << (op.width - 1) if capped else op.cap == 0, f"a cap of {op.cap}")
     _require(op.kept is None or op.kind in (RELU, RELU6), "kept elements of a ReLU")
+    _require(op.tested == 0 or (op.kind == RELU and 2 <= op.tested <= op.width), f"{op.tested} bits that are tested")
     _require(not op.rest_in_circuit or op.kept is not None, "a rest beside kept elements")
     _require((op.windows is not None) == op.kind.startswith("max"), "windows for the kinds with max")
     if op.kind == ARGMAX:

@@ -179,11 +179,41 @@ def _pool(op: SumPool, x: Words, shape: tuple[int, ...], bits: int) -> Words:
     return reduce(total * np.uint64(op.factor), bits)
 
 
+def rectified(op: Circuit, server: Words, client: Words) -> NDArray[np.int64]:
+    """Compute what becomes of shares in a ReLU of which the circuit sees the upper bits alone.
+
+    x counts as positive where x + T/2 does in `circuits.sign_test`, T = 2^(width - tested): within `rectified_range`
+    always from T/2 on, never below -T/2, and in between with a probability that rises evenly, if the client's share is
+    uniform in its low bits. Where it does, it goes on as it is.
+
+    Args:
+        op: a circuit with `tested`.
+        server, client: shares mod 2^width without the dropped bits, any shape.
+
+    Returns:
+        The outputs before the ring is taken; some are negative, from -T/2 on.
+    """
+    lower = op.width - op.tested
+    half = 1 << lower >> 1
+    moved = reduce(server + np.uint64(half), op.width)
+    upper = reduce((moved >> np.uint64(lower)) + (client >> np.uint64(lower)), op.tested)
+    positive = upper < np.uint64(1 << (op.tested - 1))
+    value = reduce(moved + client, op.width).astype(np.int64) - half
+    return np.where(positive, value, 0)
+
+
+def rectified_range(op: Circuit) -> tuple[int, int]:
+    """Return the lowest and the highest number that `rectified` never takes for one from the other end of the range."""
+    half, most = 1 << (op.width - op.tested) >> 1, 1 << (op.width - 1)
+    return half - most, most - half - 1
+
+
 def circuit_function(op: Circuit, t: NDArray[np.int64]) -> NDArray[np.int64]:
     """Compute what a circuit computes of the numbers that entered it, before the ring is taken.
 
     Args:
-        op: the circuit; `kept` is not looked at: this is what it does to the elements it applies to.
+        op: the circuit; `kept` is not looked at: this is what it does to the elements it applies to. Nor is `tested`:
+            what that does depends on the shares, see `rectified`.
         t: signed numbers of `op.width` bits, [n, elements].
 
     Returns:

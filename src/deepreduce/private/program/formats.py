@@ -16,11 +16,12 @@ from types import MappingProxyType
 import numpy as np
 
 from ..ring import UNIFORM_BITS, magnitude_bits
-from .graph import Input, Node
+from .graph import Array, Input, Node
 from .masking import Masking, masked_by
 from .operations import (
     ARGMAX,
     MAX_RELU6,
+    RELU,
     RELU6,
     RESCALE,
     Circuit,
@@ -46,6 +47,9 @@ _TRUNCATION = 1_000.0
 _MESSAGE = 100_000.0
 """What one more message each way costs, in AND gates: 0.2 ms of work at each side, without the link's latency."""
 
+_SAVED = 2
+"""Bits that testing the sign alone must save: the value goes around the circuit, for 8 bytes or 16."""
+
 _SIX_BITS = 3
 """What leaves a ReLU6 is below 2^3."""
 
@@ -60,10 +64,14 @@ class Range:
     Attributes:
         largest: magnitude of any value.
         mean: magnitude of a value on average, over all elements and images.
+        channels: magnitude of any value of each channel.
+        images: how many were seen.
     """
 
     largest: float
     mean: float
+    channels: Array = field(default_factory=lambda: np.zeros(1))
+    images: int = 1
 
 
 Ranges = dict[Node, Range]
@@ -78,6 +86,7 @@ class Formats:
         weight_fraction: fraction bits of a layer's weights or a pool's factor.
         ring: ring bits of what a node gives.
         width: of circuits.
+        tested: of ReLUs: how many upper bits decide about the sign, 0 for all of them.
         dropped: of circuits and truncations.
         failures: of truncations: how many elements of an image are wrong, on average.
         logits: width and dropped bits of the arg-max.
@@ -89,6 +98,7 @@ class Formats:
     weight_fraction: dict[Node, int] = field(default_factory=dict)
     ring: dict[Node, int] = field(default_factory=dict)
     width: dict[Node, int] = field(default_factory=dict)
+    tested: dict[Node, int] = field(default_factory=dict)
     dropped: dict[Node, int] = field(default_factory=dict)
     failures: dict[Node, float] = field(default_factory=dict)
     logits: tuple[int, int] = (2, 0)
@@ -105,8 +115,8 @@ def weight_fraction(node: Node, settings: FormatSettings) -> int:
         return 0
     if node.weight is None:  # planned, not yet computed
         return settings.weight_bits + 4
-    if bool((node.weight == np.rint(node.weight)).all()) and float(np.abs(node.weight).max()) < 2**16:
-        return 0  # signs and the like are exact as they are
+    if is_exact(node):
+        return 0
     rows = np.sqrt(np.mean(np.square(node.weight.reshape(node.weight.shape[0], -1)), axis=1))
     if not rows.any():
         return 0
@@ -115,9 +125,32 @@ def weight_fraction(node: Node, settings: FormatSettings) -> int:
     return math.ceil(settings.weight_bits - float(magnitudes.mean() - magnitudes.std()))
 
 
+def is_exact(node: Node) -> bool:
+    """Tell whether weights are signs and the like: small whole numbers, exact as they are."""
+    weight = node.weight
+    return (
+        weight is not None and bool((weight == np.rint(weight)).all()) and float(np.abs(weight).max(initial=0)) < 2**16
+    )
+
+
 def range_bits(limit: float, settings: FormatSettings) -> int:
     """Return e so that values stay below 2^e with the margin; a tensor that is always zero gets 2^-20."""
     return magnitude_bits(max(limit * settings.margin, 2.0**-20) * (1 + 2.0**-20))
+
+
+def usable(settings: FormatSettings) -> float:
+    """Return the part of a ReLU's range that its sign test is right about: at the ends it lacks a carry."""
+    return 1 - 2.0**-settings.sign_bits
+
+
+def doubt(seen: Range, settings: FormatSettings) -> float:
+    """Return how much further than what was seen single channels may go, as a factor."""
+    return 1 + settings.doubt / seen.images
+
+
+def filled(seen: Range, settings: FormatSettings) -> float:
+    """Return the part of a power of two that the largest input of a ReLU may take in calibration."""
+    return usable(settings) / settings.margin / doubt(seen, settings) * (1 - 2.0**-18)
 
 
 def choose(
@@ -149,9 +182,15 @@ def choose(
             f[node] = settings.input_bits + fractions[node] - range_bits(ranges[node].largest, settings)
         elif isinstance(op, Circuit):
             used = _SIX_BITS if op.kind in (RELU6, MAX_RELU6) else None
+            limit = ranges[node.inputs[0]].largest
+            if op.kind == RELU:
+                limit /= usable(settings)
+                limit *= doubt(ranges[node.inputs[0]], settings) if settings.equalise else 1
             made.width[node], made.dropped[node] = _narrow(
-                f[node.inputs[0]], ranges[node.inputs[0]].largest, settings.activation_bits, settings, used=used
+                f[node.inputs[0]], limit, settings.activation_bits, settings, used=used
             )
+            saves = op.kind == RELU and made.width[node] >= settings.sign_bits + _SAVED
+            made.tested[node] = settings.sign_bits if saves else 0
             f[node] = f[node.inputs[0]] - made.dropped[node]
         elif isinstance(op, Truncation):
             before = node.inputs[0]
@@ -230,14 +269,17 @@ def _wrong_shares(made: Formats, node: Node, ranges: Ranges) -> float:
     return node.size * (math.ldexp(ranges[before].mean, made.fraction[before]) + 1)
 
 
-def gates(n: int, kind: str, width: int, ring: int, window: int = 1) -> int:
+def gates(n: int, kind: str, width: int, ring: int, window: int = 1, tested: int = 0) -> int:
     """Estimate the AND gates of a circuit layer, to weigh one plan against another.
 
     An adder of w bits, a comparison and a selection cost one AND gate a bit each. The words that come out cost about a
-    third of one per bit, twice that in a large ring; the size of the ring does not matter otherwise.
+    third of one per bit, twice that in a large ring; the size of the ring does not matter otherwise. A ReLU that tests
+    the sign alone has one word of one bit, and a value that goes around it.
     """
     if kind == ARGMAX:
         return n * (width + 2 * width)
+    if tested:
+        return n * (tested + (1 if ring <= 32 else 2))
     words = width // 3 * (1 if ring <= 32 else 2)
     total = n * (window * width + (window - 1) * 2 * width + words)
     return total + n * (width - 1) if kind.endswith("6") else total
@@ -270,9 +312,9 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: 
             width = made.width[node]
             if node.op.kept is None:
                 window = 1 if node.op.windows is None else node.op.windows.shape[1]
-                cost += gates(node.size, node.op.kind, width, ring, window)
+                cost += gates(node.size, node.op.kind, width, ring, window, made.tested[node])
             else:
-                cost += gates(len(node.op.kept), node.op.kind, width, ring)
+                cost += gates(len(node.op.kept), node.op.kind, width, ring, tested=made.tested[node])
                 if node.op.rest_in_circuit:
                     cost += gates(node.size - len(node.op.kept), RESCALE, width, ring)
     made.cost = cost + _MESSAGE * max(depth.values())

@@ -201,9 +201,9 @@ class FormatReport:
 
         A row has `name`, `source`, `kind`, `elements` (of the output), `seen` and `allowed` (largest magnitude in
         calibration, and the range that the format allows; of a circuit's input, of another step's output),
-        `fraction_bits`, `ring_bits` (of the output); circuits
-        also `width`, `dropped`, `ring_bits_in`; layers with weights also `weight_fraction_bits`, `weight_max`, `macs`;
-        truncations also `dropped` and `failures`, their part of the report's.
+        `fraction_bits`, `ring_bits` (of the output); circuits also `width`, `tested`, `dropped`, `ring_bits_in`; layers
+        with weights also `weight_fraction_bits`, `weight_max`, `macs`; truncations also `dropped` and `failures`, their
+        part of the report's.
         """
         return {
             "settings": self.settings.to_json(),

@@ -1,12 +1,13 @@
 """The protocol: four functions, offline and online, client and server, and what they agree on before.
 
-    units.py     circuits in portions, and the rounds that carry them
-    layout.py    who does what in which order, and every size, from the public program alone
-    session.py   the set-up of a connection: base transfers, offset, keys
-    offline.py   prepare_client, prepare_server: one bundle at each party
-    online.py    infer_client, infer_server: images to labels, a bundle per image
-    memory.py    what the server holds of a batch online, and the pieces in which it works on it
-    packing.py   ring elements as bytes
+    units.py        circuits in portions, and the rounds that carry them
+    layout.py       who does what in which order, and every size, from the public program alone
+    multiplexer.py  from a sign that is shared to a ReLU that is shared
+    session.py      the set-up of a connection: base transfers, offsets, keys
+    offline.py      prepare_client, prepare_server: one bundle at each party
+    online.py       infer_client, infer_server: images to labels, a bundle per image
+    memory.py       what the server holds of a batch online, and the pieces in which it works on it
+    packing.py      ring elements as bytes
 
 Nothing here knows of files, sockets or clocks beyond a `wire.Channel`, and a place to which bundles are written.
 """

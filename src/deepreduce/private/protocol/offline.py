@@ -6,6 +6,7 @@
                                                      ←  ANSWER  Enc(W x_C - s): s becomes its share of the layer
     CORRECTIONS  of the transfers, per unit          →
                                                      ←  TABLES  garbled with the labels that the transfers define
+                                                     ←  CORRECTIONS  of the reverse transfers, where there are any
 
 Requests go in the order of `Layout.jobs`, corrections in that of `Layout.units`. The client works one message ahead: it
 encrypts the next request while the server answers the one before, and sends it when that answer is there, so that
@@ -17,14 +18,14 @@ and seeds; the client sees blinded answers (`homomorphic.noise`) and garbled tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..circuits import input_bits
-from ..garbling import Tweak, garble, receiver_to_labels, sender_to_zero_labels
+from ..circuits import chosen_multiple, input_bits
+from ..garbling import Tweak, evaluate, garble, receiver_to_labels, sender_to_zero_labels
 from ..garbling.types import LABEL_BYTES
 from ..homomorphic import Answer, Pool, PreparedWeights, Request, receive, request, respond
 from ..program import LinearEvaluator, Step
@@ -32,6 +33,7 @@ from ..ring import Words, drop_client, random_words, reduce
 from ..transfer import Corrections, extend_receiver, extend_sender
 from ..wire import Channel, Kind
 from .layout import Job, Layout
+from .multiplexer import client_value
 from .packing import word_type
 from .session import ClientSession, ServerSession
 from .units import Unit
@@ -60,6 +62,9 @@ def client_sections(layout: Layout) -> Sections:
         found[f"tables.{unit.number}"] = (byte, (unit.tables_bytes,))
         if unit.circuit.words:
             found[f"masks.{unit.number}"] = (unit.word_type, (unit.instances,))
+        if unit.multiplexed:
+            found[f"values.{unit.number}"] = (word_type(unit.op.width - 1), (unit.instances,))
+            found[f"factors.{unit.number}"] = (unit.word_type, (unit.instances,))
     return found
 
 
@@ -74,13 +79,15 @@ def server_sections(layout: Layout) -> Sections:
         found[f"seed.{unit.number}"] = (byte, (LABEL_BYTES,))
         if unit.circuit.words:
             found[f"offsets.{unit.number}"] = (unit.word_type, (unit.instances,))
+        if unit.multiplexed:
+            found[f"factors.{unit.number}"] = (unit.word_type, (unit.instances,))
         if unit.circuit.output_bits:
             found[f"decoding.{unit.number}"] = (byte, (unit.instances, unit.circuit.output_bits))
     return found
 
 
 def prepare_client(
-    channel: Channel, layout: Layout, session: ClientSession, sink: Sink, *, pool: Pool | None = None
+    channel: Channel, layout: Layout, session: ClientSession, number: int, sink: Sink, *, pool: Pool | None = None
 ) -> dict[int, Words]:
     """Make the client's bundle.
 
@@ -88,6 +95,7 @@ def prepare_client(
         channel: to the server, after the set-up.
         layout: the program's.
         session: of this connection.
+        number: of the bundle, from `session.numbers`; never twice in a session.
         sink: takes the sections that `client_sections` lists.
         pool: workers for the homomorphic work.
 
@@ -102,7 +110,7 @@ def prepare_client(
     _write(sink, "input", shares[0][0], layout.public.input.ring_bits)
     logits = layout.public.logits
     _write(sink, "logits", shares[logits], layout.public.tensors[logits].ring_bits)
-    _garbled_client(channel, layout, session, shares, sink)
+    _garbled_client(channel, layout, session, number, shares, sink)
     return shares
 
 
@@ -153,15 +161,49 @@ def prepare_server(
         )
         channel.send(Kind.TABLES, made.tables)
         sink.write(f"seed.{unit.number}", 0, np.frombuffer(made.seed, np.uint8))
+        offsets = made.offsets
+        if unit.multiplexed:
+            offsets = offsets - _choose(channel, session, number, unit, made.decoding, threads)
+            sink.write(f"factors.{unit.number}", 0, _words(unit, made.factors))
         if unit.circuit.words:
-            sink.write(f"offsets.{unit.number}", 0, _offsets(unit, made.offsets))
+            sink.write(f"offsets.{unit.number}", 0, _words(unit, offsets))
         if unit.circuit.output_bits:
             sink.write(f"decoding.{unit.number}", 0, made.decoding)
 
 
-def _offsets(unit: Unit, offsets: Words) -> NDArray[Any]:
-    """Return offsets in the ring of their word: the garbler draws them modulo 2^64."""
-    return reduce(offsets[:, 0], unit.circuit.words[0].bits).astype(unit.word_type)
+def _choose(
+    channel: Channel, session: ServerSession, number: int, unit: Unit, decoding: NDArray[np.uint8], threads: int
+) -> Words:
+    """Run the server's side of a unit's reverse transfers, chosen by decoding bits [n, 1]; return h + p f, [n, 1]."""
+    session.reverse, corrections, labels = extend_receiver(session.reverse, decoding.reshape(-1))
+    channel.send(Kind.CORRECTIONS, corrections.encode())
+    return evaluate(
+        chosen_multiple(unit.circuit.words[0].bits),
+        instances=unit.instances,
+        tables=np.zeros(0, np.uint8),
+        garbler_labels=np.zeros((unit.instances, 0, LABEL_BYTES), np.uint8),
+        evaluator_labels=receiver_to_labels(labels[:, None], decoding),
+        tweak=Tweak(session.reverse_start, number, unit.number),
+        threads=threads,
+    ).words
+
+
+def _offered(session: ClientSession, number: int, unit: Unit, corrections: Corrections) -> tuple[Words, Words]:
+    """Run the client's side of a unit's reverse transfers; return h and f, [n, 1] each."""
+    session.reverse, zeros = extend_sender(session.reverse, corrections, unit.choices)
+    made = garble(
+        chosen_multiple(unit.circuit.words[0].bits),
+        instances=unit.instances,
+        delta=session.reverse.delta,
+        tweak=Tweak(session.reverse_start, number, unit.number),
+        evaluator_zero_labels=sender_to_zero_labels(zeros[:, None]),
+    )
+    return made.offsets, made.factors
+
+
+def _words(unit: Unit, words: Words) -> NDArray[Any]:
+    """Return words [n, 1] in the ring of the unit's, in the type in which they are kept."""
+    return reduce(words[:, 0], unit.circuit.words[0].bits).astype(unit.word_type)
 
 
 def _linear_client(channel: Channel, layout: Layout, session: ClientSession, pool: Pool | None) -> dict[int, Words]:
@@ -226,32 +268,45 @@ def _circuit_share(layout: Layout, step: Step, shares: Mapping[int, Words]) -> W
 
 
 def _garbled_client(
-    channel: Channel, layout: Layout, session: ClientSession, shares: Mapping[int, Words], sink: Sink
+    channel: Channel, layout: Layout, session: ClientSession, number: int, shares: Mapping[int, Words], sink: Sink
 ) -> None:
     """Transfer the client's input bits and take the tables; the garbled part of the offline phase."""
     tables = np.empty(max(unit.tables_bytes for unit in layout.units), np.uint8)
     before: Unit | None = None
 
-    def collect(unit: Unit) -> NDArray[np.uint8]:
+    def collect(unit: Unit) -> Callable[[], None]:
+        """Receive what the server sends for a unit; return what is left to do with it."""
         own = tables[: unit.tables_bytes]
         channel.receive_into(Kind.TABLES, own)
-        return own
+        corrections = channel.receive(Kind.CORRECTIONS, unit.choices_bytes) if unit.multiplexed else None
+
+        def keep() -> None:
+            sink.write(f"tables.{unit.number}", 0, own)
+            if not unit.circuit.words:
+                return
+            masks = shares[unit.step.output].reshape(-1)[unit.writes, None]
+            if corrections is not None:
+                offsets, factors = _offered(session, number, unit, Corrections.decode(corrections))
+                masks = masks + offsets
+                values = client_value(unit.op, dropped_share(layout, unit.step, shares)[unit.reads[:, 0]])
+                _write(sink, f"values.{unit.number}", values, unit.op.width - 1)
+                sink.write(f"factors.{unit.number}", 0, _words(unit, factors))
+            sink.write(f"masks.{unit.number}", 0, _words(unit, masks))
+
+        return keep
 
     for unit in layout.units:
         bits = input_bits(unit.circuit, "evaluator", unit.evaluator_values(dropped_share(layout, unit.step, shares)))
         session.transfers, corrections, labels = extend_receiver(session.transfers, bits.reshape(-1))
-        received = None if before is None else collect(before)
+        keep = None if before is None else collect(before)
         channel.send(Kind.CORRECTIONS, corrections.encode())
-        if before is not None and received is not None:
-            sink.write(f"tables.{before.number}", 0, received)
+        if keep is not None:
+            keep()
         own = receiver_to_labels(labels.reshape(*bits.shape, LABEL_BYTES), bits)
         sink.write(f"labels.{unit.number}", 0, own)
-        if unit.circuit.words:
-            masks = shares[unit.step.output].reshape(-1)[unit.writes]
-            sink.write(f"masks.{unit.number}", 0, masks.astype(unit.word_type))
         before = unit
     assert before is not None  # the arg-max is always there
-    sink.write(f"tables.{before.number}", 0, collect(before))
+    collect(before)()
 
 
 def dropped_share(layout: Layout, step: Step, shares: Mapping[int, Words]) -> Words:

@@ -3,14 +3,16 @@
     client                                              server
     INPUT   x - r, per image                         →
                                                         linear layers on its shares, in the clear
-                                                     ←  LABELS  of its share, per image and unit of the round
+                                                     ←  LABELS  of its share, per image and unit of the round;
+                                                        with them x - m where the value goes around the circuit
     WORDS   result minus the next mask, per unit     →  is its share of the round's outputs
     ...
                                                      ←  LABELS  of the arg-max, RESULT  its decoding
     or, where logits are revealed:                   ←  RESULT  its share of the logits
 
 What a party learns: the server sees x - r and words minus masks, all uniform in their rings; the client sees one label
-per wire, which shows nothing of its value, and the result. The masks are those of the bundle, used this once.
+per wire, which shows nothing of its value, values minus masks (`multiplexer`), and the result. The masks are those of
+the bundle, used this once.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from ..ring import Words, decode, drop_server, reconstruct, reduce, split
 from ..wire import Channel, Kind
 from .layout import Layout
 from .memory import KEPT_BYTES, RoundMemory, give_back, hold
-from .packing import pack, packed_bytes, unpack, word_type
+from .multiplexer import openings, outputs, reply
+from .packing import pack, unpack, word_type
 from .units import OnlineRound, Unit
 
 Reveal = Literal["label", "logits"]
@@ -202,11 +205,12 @@ def _evaluate(
     channel: Channel, material: Material, unit: Unit, seconds: Seconds, threads: int
 ) -> list[NDArray[np.uint8]]:
     """Evaluate one unit; return what goes back, or the colours of the arg-max."""
-    labels = np.empty((unit.instances, unit.circuit.wires_of("garbler"), LABEL_BYTES), np.uint8)
+    message = np.empty(unit.labels_bytes, np.uint8)
     with seconds.on("channel"):
-        channel.receive_into(Kind.LABELS, labels)
+        channel.receive_into(Kind.LABELS, message)
     source, number = material.source, unit.number
     with seconds.on("circuits"):
+        labels = message[: unit.garbler_labels_bytes].reshape(unit.instances, -1, LABEL_BYTES)
         got = evaluate(
             unit.circuit,
             instances=unit.instances,
@@ -218,8 +222,30 @@ def _evaluate(
         )
         if not unit.circuit.words:
             return [got.colours]
-        masks = source.array(f"masks.{number}").astype(np.uint64)[:, None]
-        return [pack(mask_words(got.words, masks, unit.circuit), unit.circuit.words[0].bits)]
+        bits, masks = unit.circuit.words[0].bits, source.array(f"masks.{number}").astype(np.uint64)
+        if not unit.multiplexed:
+            return [pack(mask_words(got.words, masks[:, None], unit.circuit), bits)]
+        back = reply(
+            source.array(f"values.{number}").astype(np.uint64),
+            unpack(message[unit.garbler_labels_bytes :], (unit.instances,), bits),
+            got.colours[:, 0].astype(np.uint64),
+            got.words[:, 0],
+            masks,
+            source.array(f"factors.{number}").astype(np.uint64),
+            bits,
+        )
+        return [pack(words, bits) for words in back]
+
+
+def _outputs(material: Material, unit: Unit, data: NDArray[np.uint8]) -> Words:
+    """Return the server's shares of a unit's outputs, from the client's words."""
+    bits, source = unit.circuit.words[0].bits, material.source
+    words = unpack(data, (1 + unit.multiplexed, unit.instances), bits)
+    offsets = source.array(f"offsets.{unit.number}").astype(np.uint64)
+    if not unit.multiplexed:
+        return decode_words(words[0][:, None], offsets[:, None], unit.circuit)[:, 0]
+    decoding = source.array(f"decoding.{unit.number}")[:, 0].astype(np.uint64)
+    return outputs(words[0], words[1], decoding, offsets, bits)
 
 
 class _Batch:
@@ -267,12 +293,9 @@ class _Batch:
             for index, (material, data) in enumerate(zip(self._materials, message, strict=True)):
                 place = 0
                 for unit in one.units:
-                    bits = unit.circuit.words[0].bits
-                    end = place + packed_bytes(unit.instances, bits)
-                    words = unpack(data[place:end], (unit.instances, 1), bits)
-                    offsets = material.source.array(f"offsets.{unit.number}").astype(np.uint64)[:, None]
+                    end = place + unit.words_bytes
                     out = held[unit.step.output][index].reshape(-1)  # a view of what is held
-                    out[unit.writes] = decode_words(words, offsets, unit.circuit)[:, 0].astype(out.dtype)
+                    out[unit.writes] = _outputs(material, unit, data[place:end]).astype(out.dtype)
                     place = end
 
     def end(self, memory: RoundMemory, reveal: Reveal) -> None:
@@ -370,5 +393,10 @@ class _Batch:
                     seed=material.source.array(f"seed.{unit.number}").tobytes(),
                     delta=material.source.array("delta").tobytes(),
                 )
+                opened: list[NDArray[np.uint8]] = []
+                if unit.multiplexed:
+                    factors = material.source.array(f"factors.{unit.number}").astype(np.uint64)
+                    bits = unit.circuit.words[0].bits
+                    opened = [pack(openings(unit.op, entering[unit.reads[:, 0]], factors, bits), bits)]
             with self.seconds.on("channel"):
-                self._channel.send(Kind.LABELS, labels)
+                self._channel.send(Kind.LABELS, labels, *opened)

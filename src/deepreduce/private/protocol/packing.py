@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from ...errors import DeepReduceError, problem
 from ..ring import Words
 
+_WHOLE = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+
 
 def packed_bytes(count: int, bits: int) -> int:
     """Return the bytes that `count` elements of a ring of `bits` bits take: whole bytes each, little endian."""
@@ -25,6 +27,8 @@ def pack(values: Words, bits: int) -> NDArray[np.uint8]:
         `packed_bytes` bytes.
     """
     width = -(-bits // 8)
+    if width in _WHOLE:  # an element is a number of the machine's
+        return np.ascontiguousarray(values).astype(_WHOLE[width]).reshape(-1).view(np.uint8)
     flat = np.ascontiguousarray(values, dtype="<u8").reshape(-1).view(np.uint8).reshape(-1, 8)
     return np.ascontiguousarray(flat[:, :width]).reshape(-1)
 
@@ -45,6 +49,9 @@ def unpack(data: NDArray[np.uint8] | bytes | bytearray | memoryview, shape: tupl
                 remedy="both parties must use the same program",
             )
         )
+    if width in _WHOLE:
+        whole: Words = raw.view(_WHOLE[width]).astype(np.uint64).reshape(shape)
+        return whole & np.uint64((1 << bits) - 1)
     wide = np.zeros((count, 8), np.uint8)
     wide[:, :width] = raw.reshape(count, width)
     values: Words = wide.view("<u8").reshape(shape) & np.uint64((1 << bits) - 1)

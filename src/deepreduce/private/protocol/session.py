@@ -2,9 +2,13 @@
 
     client                                           server
     OFFER    base transfers, `transfer.messages`  →
-                                                  ←  CHOICES  with the start of the tweaks
-    SUMS                                          →
+                                                  ←  CHOICES  with the start of the tweaks, and an OFFER
+    SUMS     and CHOICES, with a start            →
+                                                  ←  SUMS
     KEY      per set of parameters                →
+
+There are two extensions. In the one the client chooses: its labels come from it, the server has the offset. In the
+*reverse* one the server chooses, and the client has the offset, see `multiplexer`.
 
 A session has its own identifier, offset (delta), start of tweaks, extension and homomorphic keys, all fresh. Nothing of
 the extension outlives the connection: positions of its generators are used once, so a state that was written to disk
@@ -13,7 +17,10 @@ and read twice would reveal input bits. Bundles carry what the online phase need
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +30,7 @@ from ..garbling import new_start
 from ..garbling.types import LABEL_BYTES, MAX_BUNDLES, GarblingError
 from ..homomorphic import Keys, Parameters, PublicKey, generate_keys, key_size
 from ..transfer import (
+    SESSION_BYTES,
     BaseChoices,
     BaseOffer,
     ReceiverState,
@@ -39,6 +47,10 @@ from ..transfer import (
 )
 from ..wire import Channel, Kind
 from .layout import Layout
+
+_CHOICES_PARTS = (base_choices_bytes(), LABEL_BYTES, base_offer_bytes())
+_SUMS_PARTS = (tree_sums_bytes(), base_choices_bytes(), LABEL_BYTES)
+"""Of the messages of the set-up that carry more than one thing."""
 
 
 class _Numbered:
@@ -68,7 +80,9 @@ class ClientSession:
     Attributes:
         identifier: 16 bytes, from the server.
         start: of the tweaks, 16 bytes, public.
-        transfers: the extension; replaced with every batch.
+        transfers: the extension in which it chooses; replaced with every batch.
+        reverse: the one in which the server chooses, likewise.
+        reverse_start: of the tweaks for that one, 16 bytes, public.
         keys: by parameters.
         numbers: of the bundles.
     """
@@ -76,6 +90,8 @@ class ClientSession:
     identifier: bytes
     start: bytes
     transfers: ReceiverState = field(repr=False)
+    reverse: SenderState = field(repr=False)
+    reverse_start: bytes
     keys: dict[Parameters, Keys] = field(repr=False)
     numbers: _Numbered = field(default_factory=_Numbered)
 
@@ -85,14 +101,17 @@ class ServerSession:
     """The server after the set-up.
 
     Attributes:
-        identifier, start, numbers: as at the client.
-        transfers: the extension, keeper of delta; replaced with every batch.
+        identifier, start, reverse_start, numbers: as at the client.
+        transfers: the extension in which the client chooses, keeper of delta; replaced with every batch.
+        reverse: the one in which the server chooses, likewise.
         keys: the client's public keys by parameters.
     """
 
     identifier: bytes
     start: bytes
     transfers: SenderState = field(repr=False)
+    reverse: ReceiverState = field(repr=False)
+    reverse_start: bytes
     keys: dict[Parameters, PublicKey] = field(repr=False)
     numbers: _Numbered = field(default_factory=_Numbered)
 
@@ -115,15 +134,18 @@ def setup_client(channel: Channel, layout: Layout, identifier: bytes) -> ClientS
     """
     waiting, offer = offer_setup(identifier)
     channel.send(Kind.OFFER, offer.encode())
-    answer = channel.receive(Kind.CHOICES, base_choices_bytes() + LABEL_BYTES)
-    start = bytes(answer[-LABEL_BYTES:])
-    transfers, sums = plant_setup(waiting, BaseChoices.decode(bytes(answer[:-LABEL_BYTES])))
-    channel.send(Kind.SUMS, sums.encode())
+    answer = bytes(channel.receive(Kind.CHOICES, sum(_CHOICES_PARTS)))
+    choices, start, offered = _cut(answer, _CHOICES_PARTS)
+    transfers, sums = plant_setup(waiting, BaseChoices.decode(choices))
+    choosing, own = choose_setup(_reversed(identifier), new_delta(), BaseOffer.decode(offered))
+    reverse_start = new_start()
+    channel.send(Kind.SUMS, sums.encode(), own.encode(), reverse_start)
+    reverse = finish_setup(choosing, TreeSums.decode(bytes(channel.receive(Kind.SUMS, tree_sums_bytes()))))
     keys = {}
     for parameters in layout.parameters:
         keys[parameters] = generate_keys(parameters)
         channel.send(Kind.KEY, PublicKey.of(keys[parameters]).to_bytes())
-    return ClientSession(identifier, start, transfers, keys)
+    return ClientSession(identifier, start, transfers, reverse, reverse_start, keys)
 
 
 def setup_server(channel: Channel, layout: Layout, identifier: bytes) -> ServerSession:
@@ -140,10 +162,25 @@ def setup_server(channel: Channel, layout: Layout, identifier: bytes) -> ServerS
     offer = BaseOffer.decode(bytes(channel.receive(Kind.OFFER, base_offer_bytes())))
     waiting, choices = choose_setup(identifier, new_delta(), offer)
     start = new_start()
-    channel.send(Kind.CHOICES, choices.encode(), start)
-    transfers = finish_setup(waiting, TreeSums.decode(bytes(channel.receive(Kind.SUMS, tree_sums_bytes()))))
+    offering, own = offer_setup(_reversed(identifier))
+    channel.send(Kind.CHOICES, choices.encode(), start, own.encode())
+    sums, chosen, reverse_start = _cut(bytes(channel.receive(Kind.SUMS, sum(_SUMS_PARTS))), _SUMS_PARTS)
+    transfers = finish_setup(waiting, TreeSums.decode(sums))
+    reverse, planted = plant_setup(offering, BaseChoices.decode(chosen))
+    channel.send(Kind.SUMS, planted.encode())
     keys = {}
     for parameters in layout.parameters:
         message = channel.receive(Kind.KEY, key_size(parameters))
         keys[parameters] = PublicKey.from_bytes(parameters, bytes(message))
-    return ServerSession(identifier, start, transfers, keys)
+    return ServerSession(identifier, start, transfers, reverse, reverse_start, keys)
+
+
+def _cut(message: bytes, sizes: Sequence[int]) -> list[bytes]:
+    """Cut a message into parts of the given sizes."""
+    ends = list(accumulate(sizes, initial=0))
+    return [message[start:end] for start, end in pairwise(ends)]
+
+
+def _reversed(identifier: bytes) -> bytes:
+    """Return the identifier of the set-up of the reverse extension."""
+    return hashlib.sha256(b"deepreduce reverse extension\n" + identifier).digest()[:SESSION_BYTES]

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..circuits import Circuit, arg_max, clip, max_pool, relu, rescale
+from ..circuits import Circuit, arg_max, clip, max_pool, relu, rescale, sign_test
 from ..circuits.functions import CLIENT_SHARE, SERVER_SHARE
 from ..garbling.types import LABEL_BYTES
 from ..program import Circuit as CircuitOp
 from ..program import PublicProgram, Step, is_argmax
 from ..program.operations import MAX, MAX_RELU, RELU, RELU6, RESCALE
 from ..transfer import corrections_bytes
+from .multiplexer import client_tested, server_tested
 from .packing import packed_bytes, word_type
 
 Indices = NDArray[np.int32]
@@ -51,9 +52,25 @@ class Unit:
         return len(self.reads)
 
     @property
+    def multiplexed(self) -> bool:
+        """Whether the circuit tests a sign alone, and the value goes around it: see `multiplexer`."""
+        return any(word.multiplied is not None for word in self.circuit.words)
+
+    @property
+    def op(self) -> CircuitOp:
+        """The step's operation."""
+        assert self.step.circuit is not None
+        return self.step.circuit
+
+    @property
     def transfers(self) -> int:
         """Oblivious transfers: input bits of the client."""
         return self.instances * self.circuit.wires_of("evaluator")
+
+    @property
+    def choices(self) -> int:
+        """Oblivious transfers the other way, in which the server chooses."""
+        return self.instances if self.multiplexed else 0
 
     @property
     def corrections_bytes(self) -> int:
@@ -61,14 +78,24 @@ class Unit:
         return corrections_bytes(self.transfers)
 
     @property
+    def choices_bytes(self) -> int:
+        """Server to client, offline, where there are any."""
+        return corrections_bytes(self.choices)
+
+    @property
     def tables_bytes(self) -> int:
         """Server to client, offline."""
         return self.instances * self.circuit.table_bytes
 
     @property
-    def labels_bytes(self) -> int:
-        """Server to client, online."""
+    def garbler_labels_bytes(self) -> int:
+        """The server's labels."""
         return self.instances * self.circuit.wires_of("garbler") * LABEL_BYTES
+
+    @property
+    def labels_bytes(self) -> int:
+        """Server to client, online: its labels, and one word more for each value that goes around."""
+        return self.garbler_labels_bytes + self.multiplexed * self.word_bytes
 
     @property
     def own_labels_bytes(self) -> int:
@@ -77,7 +104,12 @@ class Unit:
 
     @property
     def words_bytes(self) -> int:
-        """Client to server, online."""
+        """Client to server, online: a word for each output, and one more for each value that goes around."""
+        return (1 + self.multiplexed) * self.word_bytes
+
+    @property
+    def word_bytes(self) -> int:
+        """One word for each instance, packed; 0 for the arg-max."""
         return sum(packed_bytes(self.instances, word.bits) for word in self.circuit.words)
 
     @property
@@ -87,11 +119,13 @@ class Unit:
 
     def garbler_values(self, dropped: NDArray[np.uint64]) -> dict[str, NDArray[np.uint64]]:
         """Return the server's inputs from its share [elements] without the dropped bits."""
-        return {SERVER_SHARE: dropped[self.reads]}
+        own = dropped[self.reads]
+        return {SERVER_SHARE: server_tested(self.op, own) if self.multiplexed else own}
 
     def evaluator_values(self, dropped: NDArray[np.uint64]) -> dict[str, NDArray[np.uint64]]:
         """Return the client's inputs from its share [elements] without the dropped bits."""
-        return {CLIENT_SHARE: dropped[self.reads]}
+        own = dropped[self.reads]
+        return {CLIENT_SHARE: client_tested(self.op, own) if self.multiplexed else own}
 
 
 @dataclass(frozen=True)
@@ -150,6 +184,8 @@ def cut_units(public: PublicProgram, step: Step, number: int) -> list[Unit]:
 def _activation(op: CircuitOp, out_bits: int) -> Circuit:
     if op.kind == RESCALE:
         return rescale(op.width, out_bits)
+    if op.tested:
+        return sign_test(op.tested, op.width, out_bits)
     if op.kind == RELU or _never_capped(op):
         return relu(op.width, out_bits)
     assert op.kind == RELU6

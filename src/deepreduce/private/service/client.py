@@ -212,7 +212,7 @@ class Client:
         name = BundleName(session.identifier, number)
         sections = client_sections(self._model.layout)
         with self._store.create(name, sections, {"start": session.start.hex()}) as writer:
-            prepare_client(self._channel, self._model.layout, session, writer, pool=self._pool)
+            prepare_client(self._channel, self._model.layout, session, number, writer, pool=self._pool)
             writer.finish()
             # The server has published its half when it says so: a half that lies here always has a partner there.
             ready = Ready.decode(self._channel.receive_any({Kind.READY: MAX_SMALL_BYTES})[1])

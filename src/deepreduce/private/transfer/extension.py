@@ -1,4 +1,7 @@
-"""Oblivious transfer extension: millions of correlated transfers from 128 base transfers, client to server only.
+"""Oblivious transfer extension: millions of correlated transfers from 128 base transfers, in one direction.
+
+"Client" and "server" are roles here, of who chooses and who has the offset. For the transfers in which the server
+chooses (`protocol.multiplexer`) the parties exchange them, with a set-up, an offset and streams of their own.
 
 Source: SoftSpokenOT (Roy, CRYPTO 2022, ePrint 2022/192), the semi-honest protocol: small-field VOLE (section 3.1,
 figure 7) over F_{2^k}, and the repetition code as subspace code. With k = 1 it is the protocol of Ishai, Kilian,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..program.evaluate import LinearEvaluator, circuit_function
+from ..program.evaluate import LinearEvaluator, circuit_function, rectified
 from ..program.operations import Circuit
 from ..program.program import Program, Step, is_argmax
 from ..ring import Words, drop_client, drop_server, random_words, reconstruct, reduce, signed, split, unsigned
@@ -76,13 +76,15 @@ def _circuit(
     bits, batch = before.ring_bits, server[step.inputs[0]].shape[0]
     dropped_s = drop_server(server[step.inputs[0]], bits, op.dropped).reshape(batch, -1)
     dropped_c = drop_client(client[step.inputs[0]], bits, op.dropped).reshape(batch, -1)
-    t = signed(reconstruct(reduce(dropped_s, op.width), reduce(dropped_c, op.width), op.width), op.width)
+    entering = reduce(dropped_s, op.width), reduce(dropped_c, op.width)
+    t = signed(reconstruct(*entering, op.width), op.width)
     if is_argmax(step):
         return unsigned(circuit_function(op, t), 62), np.zeros((batch, 0), dtype=np.uint64)
     k = after.ring_bits
+    found = rectified(op, *entering) if op.tested else circuit_function(op, t)
     if op.kept is None:
         new = draw((batch, after.size), k)
-        out = split(unsigned(circuit_function(op, t), k), new, k)
+        out = split(unsigned(found, k), new, k)
     else:
         out, new = reduce(dropped_s, k), reduce(dropped_c, k)  # the rest: both keep what they have
         if op.rest_in_circuit:
@@ -90,5 +92,5 @@ def _circuit(
             out = split(unsigned(t, k), new, k)
         fresh = draw((batch, len(op.kept)), k)
         new[:, op.kept] = fresh
-        out[:, op.kept] = split(unsigned(circuit_function(op, t[:, op.kept]), k), fresh, k)
+        out[:, op.kept] = split(unsigned(found[:, op.kept], k), fresh, k)
     return out.reshape(batch, *after.shape), new.reshape(batch, *after.shape)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from ...errors import DataError, problem
-from ..program.evaluate import LinearEvaluator, circuit_function, nearest
+from ..program.evaluate import LinearEvaluator, circuit_function, nearest, rectified, rectified_range
 from ..program.operations import Circuit, Truncation
 from ..program.program import Agreement, Program, Step
 from ..ring import (
@@ -58,7 +58,8 @@ class Twin:
     Without recorded shares every division of shares, in circuits and truncations, rounds to nearest, ties upwards:
     deterministic, and one of the two values that a secure run can give (a truncation that fails gives another). So an
     element differs from a secure run's by at most one unit in the last place per division on its way, before it goes
-    through later layers.
+    through later layers. Where a ReLU decides by some bits of the shares, numbers that are made from the value and its
+    place stand for the client's share: an image gives one of the answers that secure runs give, and always the same.
 
     Args:
         program: the server's.
@@ -180,22 +181,42 @@ class Twin:
         ring, after = public.tensors[step.inputs[0]].ring_bits, public.tensors[step.output]
         bits, batch, left = self._bits(step.output), y.shape[0], ring - op.dropped
         exact = nearest(y, self._bits(step.inputs[0]), op.dropped)
+        own: Words | None = None
         if client is not None:
-            server = split(y, client, ring)
-            shared = drop_server(server, ring, op.dropped) + drop_client(client, ring, op.dropped)
+            own = drop_client(client, ring, op.dropped)
+            shared = drop_server(split(y, client, ring), ring, op.dropped) + own
             exact = exact + signed(
                 reduce(shared - unsigned(exact, left), left), left
             )  # one more, one less, or as it is
+            own = own.reshape(batch, -1)
         exact = exact.reshape(batch, -1)
         t = signed(unsigned(exact, op.width), op.width)
         wraps = t != exact
+        if op.tested:
+            own = _stand_in(exact, op.width) if own is None else reduce(own, op.width)
+            found = rectified(op, split(unsigned(exact, op.width), own, op.width), own)
+            lowest, highest = rectified_range(op)
+            wraps |= (t < lowest) | (t > highest)
+        else:
+            found = circuit_function(op, t)
         if op.kept is None:
-            out = unsigned(circuit_function(op, t), bits)
-            return out.reshape(batch, *after.shape), wraps.sum(axis=1)
+            return unsigned(found, bits).reshape(batch, *after.shape), wraps.sum(axis=1)
         out = unsigned(t if op.rest_in_circuit else exact, bits)
-        out[:, op.kept] = unsigned(circuit_function(op, t[:, op.kept]), bits)
+        out[:, op.kept] = unsigned(found[:, op.kept], bits)
         entered = wraps if op.rest_in_circuit else wraps[:, op.kept]
         return out.reshape(batch, *after.shape), entered.sum(axis=1)
+
+
+def _stand_in(values: NDArray[np.int64], bits: int) -> Words:
+    """Return what stands for the client's share of values, [n, elements]: mixed from value and place, no secret.
+
+    The mixing is that of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+    """
+    places: Words = np.arange(1, values.shape[1] + 1).astype(np.uint64)
+    x: Words = np.add(values.astype(np.uint64), np.multiply(places, np.uint64(0x9E3779B97F4A7C15)))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return reduce(x ^ (x >> np.uint64(31)), bits)
 
 
 def compare(answers: Answers, logits: Float[np.ndarray, "n classes"], *, margin: float) -> Agreement:
