@@ -2,12 +2,13 @@
 
     python benchmarks/precision.py --data DATA --saved "ours=RUN/candidate/ID/seed0" --saved "full=RUN/teacher/seed0"
 
-Takes saved networks of runs of `reduce` or `reproduce.py` with this data and its default split; another split is
-refused, because images that were trained on must not judge. Every network becomes a program with each number of bits
-that leaves a ReLU (`FormatSettings.activation_bits`, the image one bit more), whatever its error is, and the program is
-run in plain integers (`twin`): what the two parties compute up to the last bit of each rounding, without the images
-that a truncation spoils. Training images calibrate, held-out images judge; test images are not read. Finished networks
-are kept in the data file; the same command continues, and with other options begins anew.
+Takes saved networks of runs of `reduce` or `reproduce.py` with this data and its default split (or that of
+`--per-class`); another split is refused, because images that were trained on must not judge. Every network becomes a
+program with each number of bits that leave a ReLU and that decide about its sign (`FormatSettings.activation_bits` and
+`sign_bits`, the image one bit more than the first), whatever its error is, and the program is run in plain integers
+(`twin`): what the two parties compute up to the last bit of each rounding, without the images that a truncation spoils.
+Training images calibrate, held-out images judge; test images are not read. Finished networks are kept in the data file;
+the same command continues, and with other options begins anew.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from private import saved, saved_places, weights_of, write
 import deepreduce
 from deepreduce.data import Dataset, Split, load
 from deepreduce.private.deployment import About, make_model
+from deepreduce.private.estimate import our_cost
 from deepreduce.private.program import FormatSettings, make_program
 from deepreduce.private.twin import Twin, compare
 from deepreduce.reduction.recipe import Recipe, load_network
@@ -40,14 +42,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--saved", action="append", type=saved, required=True, help="LABEL=FOLDER of a saved network")
-    parser.add_argument("--bits", default="13,12,11,10,9,8")
+    parser.add_argument("--bits", default="12/13,12/10,12/9,12/8,12/7,12/6,14/8,11/8,10/8", help="values/signs, ...")
+    parser.add_argument("--per-class", type=int, help="as for reproduce.py")
     parser.add_argument("--calibration", type=int, default=256, help="training images")
     parser.add_argument("--images", type=int, default=2000, help="held-out images that judge")
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     path = results_path(options.results, "precision", str(deepreduce.environment()["processor"]))
-    asked = {"bits": options.bits, "calibration": options.calibration, "images": options.images}
-    typed = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    asked = {
+        "bits": options.bits,
+        "per-class": options.per_class,
+        "calibration": options.calibration,
+        "images": options.images,
+    }
+    typed = [
+        word
+        for name, value in asked.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if result.get("options") != asked:
         result = {"networks": {}}
@@ -64,9 +77,9 @@ def main() -> int:
         if result["networks"].get(label, {}).get("weights_sha256") == weights:
             continue
         network, recipe = load_network(folder)
-        data = load(options.data)
+        data = load(options.data, per_class=options.per_class)
         if len(data.classes) > len(recipe.classes):
-            data = load(options.data, classes=len(recipe.classes))
+            data = load(options.data, classes=len(recipe.classes), per_class=options.per_class)
         check_split(folder, data)
         rows = []
         for row in measure(network, recipe, data, options):
@@ -97,19 +110,22 @@ def measure(
         own = network.double()
         logits = np.concatenate([own(some.double()).numpy() for some in images.split(_BATCH)])
     network.float()
-    for bits in map(int, options.bits.split(",")):
-        settings = FormatSettings(activation_bits=bits, input_bits=bits + 1, tolerance=_ANY_ERROR)
+    for pair in options.bits.split(","):
+        bits, signs = map(int, pair.split("/"))
+        settings = FormatSettings(activation_bits=bits, sign_bits=signs, input_bits=bits + 1, tolerance=_ANY_ERROR)
         program = make_program(network, calibration, settings=settings)
         public = program.public
         about = About("precision", public.relus, recipe.classes, recipe.mean, recipe.std)
-        units = make_model(program, about).client.layout.units
+        cost = our_cost(make_model(program, about).client.layout, [])
         answers = Twin(program).run(images.double().numpy())
         agreement = compare(answers, logits, margin=settings.margin)
         assert program.report is not None
         yield {
             "activation_bits": bits,
+            "sign_bits": signs,
             "relus": public.relus,
-            "and_gates": sum(unit.instances * unit.circuit.and_gates for unit in units),
+            "and_gates": cost.online.and_gates,
+            "online_bytes": cost.online.bytes,
             "error": agreement.rms_error / agreement.spread,
             "error_in_calibration": program.report.agreement.rms_error / program.report.agreement.spread,
             "same_label": agreement.same_label,
@@ -131,8 +147,9 @@ def line(label: str, row: dict[str, Any]) -> str:
     """Write one row of the table."""
     change = 100 * (row["accuracy"] - row["accuracy_in_floating_point"])
     return (
-        f"{label:>28}  {row['activation_bits']:2} bits  {row['and_gates']:>10,} AND gates"
-        f" ({row['and_gates'] / max(1, row['relus']):.1f} per ReLU)  error {row['error']:.4f}"
+        f"{label:>28}  {row['activation_bits']:2}/{row['sign_bits']:2} bits  {row['and_gates']:>10,} AND gates"
+        f" ({row['and_gates'] / max(1, row['relus']):.1f} and {row['online_bytes'] / max(1, row['relus']):.0f} bytes"
+        f" per ReLU)  error {row['error']:.4f}"
         f"  same label {row['same_label']:.2%}  accuracy {row['accuracy']:.2%} ({change:+.2f})"
         f"  1 image in {math.inf if not row['failures'] else 1 / row['failures']:,.0f} fails"
     )
