@@ -137,13 +137,15 @@ def test_whole_numbers_stay_whole() -> None:
     assert set(np.abs(signs.weight).ravel().tolist()) == {1.0}
 
 
-def test_it_can_be_left_out() -> None:
+def test_signs_are_surer_with_it_and_it_can_be_left_out() -> None:
     batch = photographs(32, 8)
     network = mixed()
     errors = []
     for chosen in (False, True):
-        settings = FormatSettings(equalise=chosen, sign_bits=6, activation_bits=16, weight_bits=16, tolerance=1e9)
+        settings = FormatSettings(
+            equalise=chosen, doubt=0.0, sign_bits=6, activation_bits=16, weight_bits=16, tolerance=1e9
+        )
         program = make_program(network, batch, settings=settings)
         assert program.report is not None
         errors.append(program.report.agreement.rms_error)
-    assert errors[1] != errors[0]
+    assert errors[1] < 0.9 * errors[0]

@@ -115,6 +115,20 @@ def test_without_shares_a_tensor_is_within_one_unit_of_any_run(trained: Program)
     assert 0 < near.mean() < 0.1 + np.mean(one == 0)
 
 
+def test_without_shares_signs_are_as_uncertain_as_with_them(trained: Program) -> None:
+    """An image's answer does not depend on what else is in the batch, and numbers near zero are cut or pass."""
+    twin, values = Twin(trained), random_words((8, 1, 8, 8), 6)
+    together, _ = twin.trace(values)
+    first = next(step for step in trained.public.steps if step.circuit is not None)
+    for index in range(8):
+        alone, _ = twin.trace(values[index : index + 1])
+        assert np.array_equal(alone[first.output][0], together[first.output][index])
+    found, _ = twin.trace(values, client_shares=play(trained, values).client)
+    k = trained.public.tensors[first.output].ring_bits
+    passed = [np.mean(signed(tensors[first.output], k) < 0) for tensors in (together, found)]
+    assert min(passed) > 0 and max(passed) < 4 * min(passed)
+
+
 def test_play_gives_shares_that_look_uniform(trained: Program) -> None:
     """The server's share of every tensor that has a fresh mask covers its ring evenly."""
     values = Twin(trained).encode(np.zeros((200, 1, 8, 8)))

@@ -11,6 +11,7 @@ MOST_FAILURE_BITS = 40
 """So rarely nothing fails at all: nearly all refreshes are then circuits."""
 
 MOST_SIGN_BITS = 30
+"""More than any ReLU's input has."""
 
 
 @dataclass(frozen=True)
