@@ -86,7 +86,7 @@ from deepreduce.private.protocol.multiplexer import (
     server_tested,
 )
 from deepreduce.private.protocol.packing import pack, unpack
-from deepreduce.private.ring import ExactConvolution, drop_server, random_words, reduce
+from deepreduce.private.ring import ExactConvolution, default_backend, drop_server, random_words, reduce
 from deepreduce.private.store import BundleName, BundleStore
 
 PACKAGED = Path(__file__).resolve().parent.parent / "src/deepreduce/private/estimate/constants/ours.json"
@@ -305,23 +305,26 @@ def homomorphic(repeats: int) -> Measured:
 
 def linear(repeats: int) -> Measured:
     """Convolutions of the server's share in the clear, and steps without weights."""
-    rng, per_mac = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    per_mac: dict[int, list[float]] = {30: [], 59: []}
     shapes = [(64, 64, 32, 1), (128, 128, 16, 1), (256, 256, 8, 1), (512, 512, 4, 1)]
     layers = [
         (ExactConvolution(rng.integers(-500, 500, (o, i, 3, 3)), stride=(s, s), padding=(1, 1, 1, 1)), i, o, side)
         for i, o, side, s in shapes
     ]
+    macs = sum(read * made * 9 * side * side for _, read, made, side in layers)
     for _ in range(repeats + 1):
-        seconds = macs = 0
-        for layer, read, made, side in layers:
-            limbs = 1 if layer.limb_bits >= 29 else 2
-            seconds += clocked(layer, random_words((1, read, side, side), 30), 30)[0]
-            macs += limbs * read * made * 9 * side * side
-        per_mac.append(seconds / macs)
+        for bits, samples in per_mac.items():
+            seconds = sum(
+                clocked(layer, random_words((1, read, side, side), bits), bits)[0] for layer, read, _, side in layers
+            )
+            samples.append(seconds / macs)
     values = random_words((1, 64, 32, 32), RING)
     sums = [clocked(lambda: reduce(values + values, RING))[0] / values.size for _ in range(repeats + 1)]
+    how = f"3x3 convolutions of a ResNet18, {default_backend()} kernel"
     return {
-        "mac_seconds": ("s per MAC and limb", "3x3 convolutions of a ResNet18 in float64", per_mac[1:]),
+        "mac_seconds": ("s per MAC", f"{how}, rings of more than 32 bits", per_mac[59][1:]),
+        "narrow_mac_seconds": ("s per MAC", f"{how}, rings of 32 bits and less", per_mac[30][1:]),
         "element_seconds": ("s per element", "a sum of two tensors in a ring", sums[1:]),
     }
 

@@ -114,7 +114,12 @@ def test_each_constant_is_multiplied_by_its_number() -> None:
     assert seconds("online", label_seconds=1.0) == pytest.approx(labels)
     words = sum(unit.instances for one in layout.rounds for unit in one.units) + choices
     assert seconds("online", word_seconds=1.0) == pytest.approx(words)
-    assert seconds("online", mac_seconds=1.0) == pytest.approx(program.public.macs)  # one limb each: small sums
+    narrow, wide = seconds("online", narrow_mac_seconds=1.0), seconds("online", mac_seconds=1.0)
+    rings = {
+        step.output: program.public.tensors[step.output].ring_bits for step in program.public.steps if step.weighted
+    }
+    assert narrow + wide == pytest.approx(program.public.macs)
+    assert (narrow > 0, wide > 0) == (min(rings.values()) <= 32, max(rings.values()) > 32)
     weighted = sum(step.weighted for step in program.public.steps)
     for name, count in (("layer", weighted), ("round", len(layout.rounds)), ("inference", 1)):
         fixed = {f"{name}_seconds": 1.0}

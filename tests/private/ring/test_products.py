@@ -6,7 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreduce.errors import UsageError
-from deepreduce.private.ring import MAX_RING_BITS, ExactConvolution, ExactMatrix, random_words
+from deepreduce.private.ring import (
+    MAX_RING_BITS,
+    ExactConvolution,
+    ExactMatrix,
+    available_backends,
+    default_backend,
+    products,
+    random_words,
+)
+
+NEEDS_KERNEL = pytest.mark.skipif(
+    "avx512" not in available_backends(), reason="the kernel was not built here, or there is no AVX-512"
+)
+BACKENDS = [pytest.param("avx512", marks=NEEDS_KERNEL), "torch"]
 
 
 def plain_convolution(
@@ -45,11 +58,25 @@ def plain_convolution(
     return out
 
 
+def wrapping_convolution(
+    x: np.ndarray, w: np.ndarray, stride: tuple[int, int], padding: int, groups: int
+) -> np.ndarray:
+    """Convolve in numpy's 64-bit words, which wrap."""
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, w.shape[2:], axis=(2, 3))[
+        :, :, :: stride[0], :: stride[1]
+    ]
+    parts = zip(np.split(windows, groups, axis=1), np.split(w.view(np.uint64), groups), strict=True)
+    return np.concatenate([np.einsum("nihwab,oiab->nohw", part, own) for part, own in parts], axis=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_convolutions_against_python_integers(data: st.DataObject) -> None:
+def test_convolutions_against_python_integers(backend: products.Name, data: st.DataObject) -> None:
     draw = data.draw
-    groups, per_group, out_group = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    groups, per_group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    out_group = draw(st.sampled_from([1, 2, 5, 17]))
     kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
@@ -59,32 +86,81 @@ def test_convolutions_against_python_integers(data: st.DataObject) -> None:
     largest = 1 << draw(st.integers(1, 30))
     w = rng.integers(-largest, largest, (groups * out_group, per_group, *kernel))
     x = random_words((2, groups * per_group, 8, 7), bits)
-    got = ExactConvolution(w, stride=stride, padding=padding, dilation=dilation, groups=groups)(x, bits)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    got = ExactConvolution(w, **geometry, backend=backend)(x, bits)
     expected = plain_convolution(x.astype(object), w, stride, padding, dilation, groups) % (1 << bits)
     assert np.array_equal(got.astype(object), expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [14, 20])
+@pytest.mark.parametrize("bits", [25, 32, 33, 62])
+@pytest.mark.parametrize(
+    ("images", "inputs", "outputs", "side", "kernel", "stride", "groups"),
+    [
+        (1, 3, 64, 32, 3, 1, 1),
+        (2, 70, 40, 9, 3, 2, 1),
+        (1, 32, 100, 4, 3, 1, 1),
+        (3, 24, 16, 5, 1, 1, 1),
+        (5, 300, 10, 1, 1, 1, 1),
+        (2, 36, 36, 12, 3, 1, 36),
+        (1, 8, 4, 20, 5, 2, 2),
+        (2, 40, 60, 7, 3, 1, 2),
+    ],
+)
+def test_layers_of_all_shapes_against_words_that_wrap(
+    images: int, inputs: int, outputs: int, side: int, kernel: int, stride: int, groups: int, bits: int, size: int,
+    backend: products.Name,
+) -> None:  # fmt: skip
+    """As large as the kernel's blocks of channels and positions and beyond, with weights of both widths."""
+    rng = np.random.default_rng(outputs + bits)
+    w = rng.integers(-(1 << size), 1 << size, (outputs, inputs // groups, kernel, kernel))
+    x = random_words((images, inputs, side, side), bits)
+    around = kernel // 2
+    convolution = ExactConvolution(w, stride=(stride, stride), padding=(around,) * 4, groups=groups, backend=backend)
+    expected = wrapping_convolution(x, w, (stride, stride), around, groups) & np.uint64((1 << bits) - 1)
+    assert np.array_equal(convolution(x, bits), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_elements_of_a_larger_ring_are_reduced(backend: products.Name) -> None:
+    w = np.random.default_rng(0).integers(-9000, 9000, (20, 6, 3, 3))
+    x = random_words((1, 6, 8, 8), 62)
+    convolution = ExactConvolution(w, backend=backend)
+    for bits in (20, 32, 45):
+        assert np.array_equal(convolution(x, bits), convolution(x & np.uint64((1 << bits) - 1), bits))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_image_gives_none(backend: products.Name) -> None:
+    assert ExactConvolution(np.ones((4, 2, 3, 3), np.int64), backend=backend)(
+        np.zeros((0, 2, 8, 8), np.uint64), 30
+    ).shape == (0, 4, 6, 6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bits", [2, 30, 52, 62])
-def test_products_are_exact_at_the_bound(bits: int) -> None:
+def test_products_are_exact_at_the_bound(bits: int, backend: products.Name) -> None:
     """All elements and weights at their extremes, so that partial sums reach the largest magnitude."""
     for weight in (1, (1 << 20) - 1, 1 << 20):
         w = np.full((2, 300), weight, dtype=np.int64)
         w[1] *= -1
-        matrix = ExactMatrix(w)
+        matrix = ExactMatrix(w, backend=backend)
         for element in (1 << (bits - 1), (1 << (bits - 1)) - 1, (1 << bits) - 1):
             x = np.full((1, 300), element, dtype=np.uint64)
             expected = [300 * weight * element % (1 << bits), -300 * weight * element % (1 << bits)]
             assert matrix(x, bits)[0].tolist() == expected
 
 
-@given(st.integers(1, 62), st.integers(1, 30), st.integers(1, 24))
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(st.integers(1, 62), st.integers(1, 30), st.integers(1, 40))
 @settings(max_examples=40, deadline=None)
-def test_matrices_against_python_integers(bits: int, inputs: int, size: int) -> None:
+def test_matrices_against_python_integers(backend: products.Name, bits: int, inputs: int, size: int) -> None:
     rng = np.random.default_rng(bits * 31 + inputs)
     w = rng.integers(-(1 << size), 1 << size, (3, inputs))
     x = random_words((2, inputs), bits)
     expected = x.astype(object) @ w.T.astype(object) % (1 << bits)
-    assert np.array_equal(ExactMatrix(w)(x, bits).astype(object), expected)
+    assert np.array_equal(ExactMatrix(w, backend=backend)(x, bits).astype(object), expected)
 
 
 def test_a_product_is_linear_over_shares() -> None:
@@ -99,3 +175,82 @@ def test_a_product_is_linear_over_shares() -> None:
 def test_weights_beyond_exactness_are_refused() -> None:
     with pytest.raises(UsageError, match="fewer weight bits"):
         ExactMatrix(np.full((1, 2), 1 << 49))
+
+
+def test_the_compiled_kernel_is_the_default_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_backend() == available_backends()[0]
+    assert available_backends()[-1] == "torch"
+    monkeypatch.setattr("deepreduce.private.ring._backends._kernel", None)
+    assert available_backends() == ("torch",)
+    with pytest.raises(UsageError, match="build the kernel"):
+        ExactMatrix(np.ones((1, 1), np.int64), backend="avx512")
+    assert ExactMatrix(np.full((1, 1), 3))(np.array([[5]], np.uint64), 4).tolist() == [[15]]
+
+
+SHAPE = {
+    "images": 1, "channels": 40, "height": 6, "width": 6, "outputs": 20, "rows": 4, "columns": 4,
+    "kernel_height": 3, "kernel_width": 3, "stride_down": 1, "stride_right": 1, "dilation_down": 1,
+    "dilation_right": 1, "top": 0, "left": 0, "groups": 1, "bits": 40, "weight_bytes": 2,
+}  # fmt: skip
+
+
+@NEEDS_KERNEL
+@pytest.mark.parametrize("bits", [30, 50])
+@pytest.mark.parametrize("groups", [1, 2, 20])
+def test_threads_change_nothing(groups: int, bits: int) -> None:
+    from deepreduce.private.ring import _kernel
+
+    rng = np.random.default_rng(1)
+    shape = SHAPE | {"groups": groups, "bits": bits, "images": 3}
+    x = random_words((3, 40, 6, 6), bits)
+    taps = 40 // groups * 9
+    weights = rng.integers(-9000, 9000, (groups * (1 if groups == 20 else -(-20 // groups // 16) * 16) * taps,))
+    found = []
+    for threads in (1, 2, 3, 7, 64):
+        out = np.full((3, 20, 4, 4), 7, np.uint64)
+        _kernel.convolve(x, weights.astype(np.int16), out, tuple(shape.values()), threads)
+        found.append(out)
+    assert all(np.array_equal(out, found[0]) for out in found)
+
+
+@NEEDS_KERNEL
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images": 0}, {"images": 2}, {"channels": 41}, {"height": 7}, {"width": 1 << 40}, {"outputs": 40}, {"rows": 5},
+        {"columns": -1}, {"kernel_height": 4}, {"kernel_width": 1 << 23, "kernel_height": 1 << 23}, {"stride_down": 0},
+        {"dilation_right": -1}, {"groups": 3}, {"bits": 0}, {"bits": 65}, {"weight_bytes": 4}, {"weight_bytes": 3},
+        {"top": 1 << 24}, {"left": -(1 << 62)}, {"stride_down": 1 << 24, "dilation_down": 1 << 24, "rows": 1 << 24},
+    ],
+)  # fmt: skip
+def test_the_kernel_refuses_sizes_that_do_not_match(changed: dict[str, int]) -> None:
+    from deepreduce.private.ring import _kernel
+
+    x, weights, out = np.zeros(40 * 36, np.uint64), np.zeros(32 * 360, np.int16), np.zeros(20 * 16, np.uint64)
+    _kernel.convolve(x, weights, out, tuple(SHAPE.values()), 1)
+    with pytest.raises(ValueError, match="match the buffers"):
+        _kernel.convolve(x, weights, out, tuple((SHAPE | changed).values()), 1)
+    for threads in (0, 257):
+        with pytest.raises(ValueError, match="match the buffers"):
+            _kernel.convolve(x, weights, out, tuple(SHAPE.values()), threads)
+
+
+@NEEDS_KERNEL
+def test_what_lies_outside_the_input_is_zero() -> None:
+    """Geometry that leads far outside reads zeros, and nothing else."""
+    from deepreduce.private.ring import _kernel
+
+    x, weights = np.ones((1, 40, 6, 6), np.uint64), np.ones(32 * 360, np.int16)
+    for top, left, strides in ((100, 0, 1), (0, -100, 1), (-6, 3, 2), (5, 5, 1000)):
+        out = np.full((1, 20, 4, 4), 7, np.uint64)
+        shape = SHAPE | {"top": top, "left": left, "stride_down": strides, "stride_right": strides}
+        _kernel.convolve(x, weights, out, tuple(shape.values()), 1)
+        place = np.zeros((4, 4), np.uint64)
+        for i in range(4):
+            for j in range(4):
+                seen = [
+                    (i * strides + a - top, j * strides + b - left)
+                    for a in range(3) for b in range(3)
+                ]  # fmt: skip
+                place[i, j] = 40 * sum(0 <= y < 6 and 0 <= z < 6 for y, z in seen)
+        assert np.array_equal(out, np.broadcast_to(place, out.shape))

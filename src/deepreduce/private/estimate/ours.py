@@ -235,10 +235,6 @@ class _Play:
         if not step.weighted:
             return elements
         fan_in = math.prod(step.op.weight_shape[1:])  # type: ignore[union-attr] # what is weighted has a shape
-        # As `ring.products` cuts: the sum of absolute weights of one output is secret, so it is put at fan-in times a
-        # typical weight, a thirty-second of the largest.
-        heaviest = max(1.0, fan_in * 2.0 ** (self._layout.weight_bits - 6))
-        limb_bits = 53 - math.ceil(math.log2(heaviest))
-        limbs = 1 if form.ring_bits <= limb_bits + 1 else math.ceil((form.ring_bits - 1) / limb_bits)
-        products = limbs * form.size * fan_in * self._constants["mac_seconds"] / self._cores
-        return self._constants["layer_seconds"] + elements + products
+        # As `ring.products` computes: in words of 32 bits where the ring has no more.
+        each = self._constants["narrow_mac_seconds" if form.ring_bits <= 32 else "mac_seconds"]
+        return self._constants["layer_seconds"] + elements + form.size * fan_in * each / self._cores

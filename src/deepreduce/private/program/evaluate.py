@@ -108,7 +108,7 @@ class LinearEvaluator:
         batch = x.shape[0]
         match op:
             case Convolution() | Matrix():
-                return self._products[step.output](reduce(x, bits), bits)
+                return self._products[step.output](x, bits)
             case SumPool():
                 return _pool(op, x, shape, bits)
             case Sum():
@@ -132,8 +132,9 @@ class LinearEvaluator:
 def working_bytes(public: PublicProgram, step: Step) -> int:
     """Return how much memory `LinearEvaluator` takes at most for a linear step, in bytes per image of the batch.
 
-    The output is counted, the inputs are not. Of a convolution most are PyTorch's columns: a copy of the input for
-    every tap of the kernel, of the whole batch at once.
+    The output is counted, the inputs are not. The compiled kernel (`ring.products`) takes a padded copy of the input.
+    PyTorch in its place takes more, and that is the bound: of a convolution most are its columns, a copy of the input
+    for every tap of the kernel, of the whole batch at once.
     """
     inputs = sum(public.tensors[tensor].size for tensor in step.inputs)
     output, columns, padded = public.tensors[step.output].size, 0, inputs
@@ -144,7 +145,7 @@ def working_bytes(public: PublicProgram, step: Step) -> int:
     if isinstance(step.op, Convolution):
         outputs, *taps = step.op.weight_shape
         columns = output // outputs * math.prod(taps)  # of one group; the outputs of all of them are then joined
-    # The reduced input and the sum of the limbs stay. Beside them a limb is cut, or padded and multiplied, or its
+    # The input's rest and the sum of the limbs stay. Beside them a limb is cut, or padded and multiplied, or its
     # product joins the sum. Steps without weights take less.
     multiplied = inputs + padded + output + max(columns, output)
     return _WORD_BYTES * (inputs + output + max(3 * inputs, multiplied, inputs + 4 * output))

@@ -1,9 +1,9 @@
 """What the server holds of a batch online, and how many images it works on at once. All of it is public.
 
 Between two messages the server holds the shares that are still to be read, per image, in the smallest type of their
-ring. A linear layer needs many times that while it is computed: copies in float64, and of its input one for every tap
-of the kernel. So a round takes one *piece* of the batch after the other: linear layers, then the labels of these
-images, which leave before the next piece is begun.
+ring. A linear layer needs many times that while it is computed, most of all without the compiled kernel of `ring`:
+copies in float64, and of its input one for every tap of the layer's kernel. So a round takes one *piece* of the batch
+after the other: linear layers, then the labels of these images, which leave before the next piece is begun.
 
     held    per image: the input, outputs of circuits, and linear outputs that a later round reads
     WORDS   per image: the message of one round

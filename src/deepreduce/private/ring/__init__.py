@@ -4,6 +4,7 @@ A ring element is a `uint64` below 2^k, k from 1 to 62; a signed value v with -2
 2^k. Everything here is exact; nothing here knows of networks.
 """
 
+from ._backends import available_backends, default_backend
 from .arithmetic import (
     MAX_RING_BITS,
     UNIFORM_BITS,
@@ -29,7 +30,9 @@ __all__ = [
     "ExactConvolution",
     "ExactMatrix",
     "Words",
+    "available_backends",
     "decode",
+    "default_backend",
     "drop_client",
     "drop_server",
     "encode",

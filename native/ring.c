@@ -1,0 +1,262 @@
+/* deepreduce.private.ring._kernel: convolutions and matrix products modulo 2^k.
+ *
+ * Unsigned arithmetic wraps modulo 2^64 (or 2^32, where the ring has no more bits), and 2^k divides that: so sums of products are
+ * exact in the ring in any order, whatever the weights are, and nothing is ever cut into limbs. Functions from buffers to
+ * buffers. Every size is checked here, against the buffers themselves, before memory is touched. The GIL is released while the
+ * work runs; threads share what they read alone.
+ *
+ * How it is computed: a block of output positions is laid out as a panel, one row for each tap of the kernel; a block of 16
+ * output channels times that panel is kept in registers (Goto, van de Geijn, "Anatomy of High-Performance Matrix
+ * Multiplication", ACM TOMS 2008). Weights stay as narrow as they are, 16 or 32 bits, because they, not the numbers, fill memory.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
+#define DR_RING 1
+#include <immintrin.h>
+#include <pthread.h>
+#else
+#define DR_RING 0
+#endif
+
+#define MOST 0x1000000       /* of any dimension */
+#define MOST_THREADS 256
+#define OUTPUTS 16           /* channels of a block of outputs */
+#define FEW 4                /* up to so many output channels of a group, lanes are positions and not channels */
+
+#define PASTE2(a, b) a##b
+#define PASTE(a, b) PASTE2(a, b)
+
+typedef struct {
+    size_t images, channels, height, width, outputs, rows, columns, kernel_height, kernel_width;
+    size_t stride_down, stride_right, dilation_down, dilation_right, groups, bits, weight_bytes;
+    ptrdiff_t top, left; /* rows and columns of zeros in front; negative: that many are cut away */
+} Shape;
+
+#if DR_RING
+
+typedef struct {
+    Shape s;
+    size_t taps, positions, group_inputs, group_outputs, blocks; /* blocks of outputs in a group */
+    size_t padded_height, padded_width;
+    const void *weights;
+    void *padded;      /* [images, channels, padded height, padded width] in the arithmetic's own type */
+    size_t *offsets;   /* of each tap in `padded` */
+    uint64_t *out;
+} Job;
+
+typedef struct {
+    const Job *job;
+    size_t part, parts;
+    int failed;
+    pthread_t thread;
+    int runs;
+} Part;
+
+/* Positions [first, first + count): where each begins in `padded` and in `out`, for the first channel of either. */
+static void places(const Job *job, size_t first, size_t count, size_t *from, size_t *to) {
+    const Shape *s = &job->s;
+    const size_t map = s->rows * s->columns, plane = job->padded_height * job->padded_width;
+    for (size_t p = 0; p < count; p++) {
+        const size_t image = (first + p) / map, rest = (first + p) % map;
+        from[p] = image * s->channels * plane + rest / s->columns * s->stride_down * job->padded_width +
+                  rest % s->columns * s->stride_right;
+        to[p] = image * s->outputs * map + rest;
+    }
+}
+
+#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+
+/* 64-bit words */
+#define NAME(x) PASTE(x, _64)
+#define WORD uint64_t
+#define LANES 8
+#define WIDE_16(p) ((Vector_64)_mm512_cvtepi16_epi64(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+#define WIDE_32(p) ((Vector_64)_mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
+#define SPREAD(x) ((Vector_64)_mm512_set1_epi64((long long)(x)))
+#define MOST_POSITIONS 12
+#define WIDTHS(X) X(1) X(2) X(4) X(6) X(8) X(10) X(12)
+#include "ring_body.h"
+#undef NAME
+#undef WORD
+#undef LANES
+#undef WIDE_16
+#undef WIDE_32
+#undef SPREAD
+#undef MOST_POSITIONS
+#undef WIDTHS
+
+/* 32-bit words */
+#define NAME(x) PASTE(x, _32)
+#define WORD uint32_t
+#define LANES 16
+#define WIDE_16(p) ((Vector_32)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
+#define WIDE_32(p) ((Vector_32)_mm512_loadu_si512((const void *)(p)))
+#define SPREAD(x) ((Vector_32)_mm512_set1_epi32((int)(x)))
+#define MOST_POSITIONS 24
+#define WIDTHS(X) X(1) X(2) X(4) X(8) X(12) X(16) X(20) X(24)
+#include "ring_body.h"
+#undef NAME
+#undef WORD
+#undef LANES
+#undef WIDE_16
+#undef WIDE_32
+#undef SPREAD
+#undef MOST_POSITIONS
+#undef WIDTHS
+
+static void *start(void *argument) {
+    Part *part = argument;
+    part->failed = part->job->s.bits <= 32 ? work_32(part->job, part->part, part->parts)
+                                           : work_64(part->job, part->part, part->parts);
+    return NULL;
+}
+
+/* Return 0, or -1 where memory is short. */
+static int convolve(Job *job, const uint64_t *x, size_t threads) {
+    const Shape *s = &job->s;
+    const size_t word = s->bits <= 32 ? 4 : 8, plane = job->padded_height * job->padded_width;
+    Part parts[MOST_THREADS];
+    int failed = -1;
+    job->offsets = malloc(job->taps * sizeof *job->offsets);
+    job->padded = malloc(s->images * s->channels * plane * word);
+    if (job->offsets != NULL && job->padded != NULL) {
+        size_t *offset = job->offsets;
+        for (size_t c = 0; c < job->group_inputs; c++) {
+            for (size_t i = 0; i < s->kernel_height; i++) {
+                for (size_t j = 0; j < s->kernel_width; j++) {
+                    *offset++ = c * plane + i * s->dilation_down * job->padded_width + j * s->dilation_right;
+                }
+            }
+        }
+        if (word == 4) {
+            pad_32(job, x);
+        } else {
+            pad_64(job, x);
+        }
+        failed = 0;
+        for (size_t t = 0; t < threads; t++) {
+            parts[t] = (Part){.job = job, .part = t, .parts = threads};
+            parts[t].runs = t > 0 && pthread_create(&parts[t].thread, NULL, start, &parts[t]) == 0;
+        }
+        for (size_t t = 0; t < threads; t++) {
+            if (!parts[t].runs) {
+                start(&parts[t]);
+            }
+        }
+        for (size_t t = 0; t < threads; t++) {
+            if (parts[t].runs) {
+                pthread_join(parts[t].thread, NULL);
+            }
+            failed |= parts[t].failed;
+        }
+    }
+    free(job->offsets);
+    free(job->padded);
+    return failed;
+}
+#endif
+
+/* Multiply sizes into *total; 0 where that leaves 2^56. */
+static int times(size_t *total, size_t factor) {
+    if (factor != 0 && *total > ((size_t)1 << 56) / factor) {
+        return 0;
+    }
+    *total *= factor;
+    return 1;
+}
+
+static PyObject *py_convolve(PyObject *self, PyObject *args) {
+    Py_buffer x, weights, out;
+    Shape s;
+    Py_ssize_t n[16], threads;
+    int wrong = 1, failed = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*w*(nnnnnnnnnnnnnnnnnn)n", &x, &weights, &out, &n[0], &n[1], &n[2], &n[3], &n[4], &n[5], &n[6],
+                          &n[7], &n[8], &n[9], &n[10], &n[11], &n[12], &s.top, &s.left, &n[13], &n[14], &n[15], &threads)) {
+        return NULL;
+    }
+    int in_range = threads >= 1 && threads <= MOST_THREADS && s.top > -MOST && s.top < MOST && s.left > -MOST && s.left < MOST;
+    for (int i = 0; i < 16; i++) {
+        in_range &= n[i] >= 1 && n[i] <= MOST;
+    }
+    s = (Shape){(size_t)n[0], (size_t)n[1], (size_t)n[2], (size_t)n[3], (size_t)n[4], (size_t)n[5], (size_t)n[6],
+                (size_t)n[7], (size_t)n[8], (size_t)n[9], (size_t)n[10], (size_t)n[11], (size_t)n[12], (size_t)n[13],
+                (size_t)n[14], (size_t)n[15], s.top, s.left};
+    if (in_range && s.channels % s.groups == 0 && s.outputs % s.groups == 0 && s.bits <= 64 &&
+        (s.weight_bytes == 2 || s.weight_bytes == 4)) {
+        const size_t group_outputs = s.outputs / s.groups, blocks = (group_outputs + OUTPUTS - 1) / OUTPUTS;
+        const size_t padded_height = (s.rows - 1) * s.stride_down + (s.kernel_height - 1) * s.dilation_down + 1;
+        const size_t padded_width = (s.columns - 1) * s.stride_right + (s.kernel_width - 1) * s.dilation_right + 1;
+        size_t in = 8, weight = s.weight_bytes, to = 8, padded = 8, taps = s.channels / s.groups;
+        const int small = times(&taps, s.kernel_height) && times(&taps, s.kernel_width) && times(&in, s.images) &&
+                          times(&in, s.channels) && times(&in, s.height) && times(&in, s.width) && times(&to, s.images) &&
+                          times(&to, s.outputs) && times(&to, s.rows) && times(&to, s.columns) && times(&weight, s.groups) &&
+                          times(&weight, group_outputs <= FEW ? group_outputs : blocks * OUTPUTS) && times(&weight, taps) &&
+                          times(&padded, s.images) && times(&padded, s.channels) && times(&padded, padded_height) &&
+                          times(&padded, padded_width);
+        if (small && (size_t)x.len == in && (size_t)weights.len == weight && (size_t)out.len == to) {
+#if DR_RING
+            Job job = {.s = s,
+                       .taps = taps,
+                       .positions = s.images * s.rows * s.columns,
+                       .group_inputs = s.channels / s.groups,
+                       .group_outputs = group_outputs,
+                       .blocks = blocks,
+                       .padded_height = padded_height,
+                       .padded_width = padded_width,
+                       .weights = weights.buf,
+                       .out = out.buf};
+            wrong = 0;
+            Py_BEGIN_ALLOW_THREADS
+            failed = convolve(&job, x.buf, (size_t)threads);
+            Py_END_ALLOW_THREADS
+#endif
+        }
+    }
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&weights);
+    PyBuffer_Release(&out);
+    if (wrong) {
+        PyErr_SetString(PyExc_ValueError, "sizes are positive, fit together, and match the buffers");
+        return NULL;
+    }
+    if (failed) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_supported(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+#if DR_RING
+    return PyBool_FromLong(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"));
+#else
+    return PyBool_FromLong(0);
+#endif
+}
+
+static PyMethodDef methods[] = {
+    {"supported", py_supported, METH_NOARGS, "supported() -> bool: whether this processor has what `convolve` needs, AVX-512."},
+    {"convolve", py_convolve, METH_VARARGS,
+     "convolve(x, weights, out, (images, channels, height, width, outputs, rows, columns, kernel height, kernel width,\n"
+     "         stride down, stride right, dilation down, dilation right, top, left, groups, bits, bytes of a weight), threads)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "deepreduce.private.ring._kernel", "Convolutions and matrix products modulo 2^k.", 0, methods, slots,
+    NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&module); }

@@ -1,0 +1,14 @@
+import numpy as np
+from numpy.typing import NDArray
+
+_Shape = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int]
+
+def supported() -> bool: ...
+def convolve(
+    x: NDArray[np.uint64],
+    weights: NDArray[np.int16] | NDArray[np.int32],
+    out: NDArray[np.uint64],
+    shape: _Shape,
+    threads: int,
+    /,
+) -> None: ...
