@@ -29,10 +29,10 @@ from machine import processor_name, results_path, summary
 
 import deepreduce
 from deepreduce.private import garbling
-from deepreduce.private.circuits import Builder, Circuit, relu, sign_test
+from deepreduce.private.circuits import Builder, Circuit, relu
 from deepreduce.private.garbling.backend import NAMES
 
-IN_CACHE = {"and_gates": 64, "sign_test": 1024, "relu_word": 512, "relu_bits": 256}
+IN_CACHE = {"and_gates": 64, "relu_word": 512, "relu_bits": 256}
 LAYER = 65_536
 
 
@@ -45,7 +45,6 @@ def main() -> int:
 
     circuits = {
         "and_gates": random_ands(),
-        "sign_test": sign_test(8, 13, 28),
         "relu_word": relu(17, 27),
         "relu_bits": relu(17, 27, ending="bits"),
     }

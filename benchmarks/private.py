@@ -41,11 +41,10 @@ from machine import public, results_path, summary
 import deepreduce
 from deepreduce.networks import NetworkSpec
 from deepreduce.private import delphi_online_seconds, garbling
-from deepreduce.private.circuits import sign_test
 from deepreduce.private.deployment import About, ServerModel, load_client, load_server, make_model, save_model
 from deepreduce.private.estimate import LINKS as ESTIMATED
 from deepreduce.private.estimate import our_cost
-from deepreduce.private.program import FormatSettings, Program, make_program
+from deepreduce.private.program import Program, make_program
 from deepreduce.private.service import Client
 from deepreduce.private.store import BundleStore
 from deepreduce.private.twin import Twin
@@ -83,9 +82,6 @@ thinned ones of the network that is usual for larger images. Every network has `
 
 LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
 """Bits per second and round trip in seconds."""
-
-_BITS = FormatSettings().sign_bits, FormatSettings().activation_bits + 1
-"""Of an ordinary ReLU, with its sign."""
 
 _IMAGES = {"loopback": 7, "lan": 4, "wan": 3}
 """Single images per case and link; the first one is left out of the medians."""
@@ -253,7 +249,7 @@ def write_about(folder: Path, model: ServerModel, program: Program, saved: dict[
         **saved,
         "relus": public.relus,
         "circuits": kinds,
-        "and_gates": sum(unit.instances * unit.circuit.and_gates for unit in layout.units),
+        "and_gates": sum(unit.and_gates for unit in layout.units),
         "macs": public.macs,
         "rings": sorted({public.tensors[job.step.output].ring_bits for job in layout.jobs}),
         "widths": sorted({unit.step.circuit.width for unit in layout.units if unit.step.circuit is not None}),
@@ -417,16 +413,13 @@ def kernel() -> dict[str, Any]:
     ).stdout
     found = re.search(r"AES-128-ECB\s+([\d.]+)k", output)
     backend = garbling.get_backend()
-    ands, words = measure(random_ands(), 64, backend, 60), measure(sign_test(*_BITS, 28), 512, backend, 60)
+    ands = measure(random_ands(), 64, backend, 60)
     blocks = 1000 * float(found[1]) / 16 if found else None
     return {
         "backend": garbling.describe(),
         "openssl_aes_blocks_per_second": blocks,
         "garble_and_gates_per_second": 1e9 / ands["garble_ns_per_and"]["median"],
         "evaluate_and_gates_per_second": 1e9 / ands["evaluate_ns_per_and"]["median"],
-        "relu_bits": _BITS,
-        "evaluate_relus_per_second": 1e9 / words["evaluate_ns_per_instance"]["median"],
-        "garble_relus_per_second": 1e9 / words["garble_ns_per_instance"]["median"],
         "aes_calls_per_openssl_aes": None if blocks is None else 2e9 / ands["evaluate_ns_per_and"]["median"] / blocks,
     }
 

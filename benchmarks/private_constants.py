@@ -39,14 +39,16 @@ from torch import nn
 
 import deepreduce
 from deepreduce.private import transfer, wire
-from deepreduce.private.circuits import input_bits, sign_test
+from deepreduce.private.circuits import chosen_multiple, input_bits, relu
 from deepreduce.private.circuits.functions import CLIENT_SHARE, SERVER_SHARE
 from deepreduce.private.deployment import About, make_model
 from deepreduce.private.garbling import (
     Tweak,
+    decode_words,
     evaluate,
     garble,
     garbler_labels,
+    mask_words,
     new_start,
     receiver_to_labels,
     sender_to_zero_labels,
@@ -66,7 +68,7 @@ from deepreduce.private.homomorphic import (
 from deepreduce.private.homomorphic.scheme import scheme
 from deepreduce.private.homomorphic.server import blind, multiply
 from deepreduce.private.homomorphic.wire import read_ciphertext, write_answer
-from deepreduce.private.program import Circuit, LinearEvaluator, Program, make_program
+from deepreduce.private.program import Circuit, LinearEvaluator, Program, Step, make_program
 from deepreduce.private.protocol import (
     Layout,
     Material,
@@ -77,16 +79,20 @@ from deepreduce.private.protocol import (
     setup_client,
     setup_server,
 )
+from deepreduce.private.protocol.lookup import permute_client
 from deepreduce.private.protocol.multiplexer import (
-    client_tested,
-    client_value,
-    openings,
+    ClientPart,
+    ServerMasks,
+    ServerOffsets,
+    ask,
+    client_carries,
     outputs,
     reply,
-    server_tested,
 )
-from deepreduce.private.protocol.packing import pack, unpack
-from deepreduce.private.ring import ExactConvolution, default_backend, drop_server, random_words, reduce
+from deepreduce.private.protocol.online import read_question, read_reply, write_question, write_reply
+from deepreduce.private.protocol.packing import pack, unpack, word_type
+from deepreduce.private.protocol.units import WORD_BITS, Unit
+from deepreduce.private.ring import ExactConvolution, default_backend, random_words, reduce
 from deepreduce.private.store import BundleName, BundleStore
 
 PACKAGED = Path(__file__).resolve().parent.parent / "src/deepreduce/private/estimate/constants/ours.json"
@@ -193,17 +199,18 @@ def base_transfers(repeats: int) -> Measured:
 
 
 def circuits(repeats: int) -> Measured:
-    """Transfers, garbling, labels, evaluation and words of a unit of ReLUs, as both phases do them."""
-    circuit, op = sign_test(TESTED, WIDTH, RING), Circuit("relu", WIDTH, RING - WIDTH, tested=TESTED)
+    """Transfers, garbling, labels, evaluation and words of a unit of circuits, as both phases do them."""
+    circuit = relu(WIDTH, RING)
     _, _, client, server = sessions()
     wires, hashes = circuit.wires_of("evaluator"), INSTANCES * circuit.hashes
     samples: Samples = {name: [] for name in ("receive", "send", "garble", "label", "evaluate", "word")}
     for number in range(repeats + 1):
-        tweak, shares = Tweak(new_start(), number, 0), random_words((INSTANCES,), WIDTH)
-        masks, factors, server_share = (random_words((INSTANCES,), RING) for _ in range(3))
+        tweak = Tweak(new_start(), number, 0)
+        shares, server_share = (random_words((INSTANCES,), WIDTH) for _ in range(2))
+        masks = random_words((INSTANCES,), RING)
 
         begun = time.perf_counter()
-        bits = input_bits(circuit, "evaluator", {CLIENT_SHARE: client_tested(op, shares)})
+        bits = input_bits(circuit, "evaluator", {CLIENT_SHARE: shares[:, None]})
         client, corrections, received = transfer.extend_receiver(client, bits.reshape(-1))
         own = receiver_to_labels(received.reshape(INSTANCES, wires, 16), bits)
         samples["receive"].append((time.perf_counter() - begun) / (INSTANCES * wires))
@@ -219,29 +226,22 @@ def circuits(repeats: int) -> Measured:
         samples["garble"].append(seconds / hashes)
 
         begun = time.perf_counter()
-        dropped = reduce(drop_server(server_share, RING, op.dropped), WIDTH)
-        labels = garbler_labels(circuit, {SERVER_SHARE: server_tested(op, dropped)}, seed=made.seed, delta=server.delta)
+        labels = garbler_labels(circuit, {SERVER_SHARE: server_share[:, None]}, seed=made.seed, delta=server.delta)
         samples["label"].append((time.perf_counter() - begun) / (INSTANCES * circuit.wires_of("garbler")))
-        opening, opened = clocked(
-            lambda share, own: pack(openings(op, share, own, RING), RING), dropped, made.factors[:, 0]
-        )
 
         begun = time.perf_counter()
         got = evaluate(
             circuit, instances=INSTANCES, tables=made.tables, garbler_labels=labels, evaluator_labels=own, tweak=tweak
         )
-        colours, own_words = got.colours[:, 0].astype(np.uint64), got.words[:, 0]
-        around = client_value(op, shares), unpack(opened, (INSTANCES,), RING)
-        back = reply(*around, colours, own_words, masks, factors, RING)
-        message = np.concatenate([pack(words, RING) for words in back])
+        message = pack(mask_words(got.words, masks[:, None], circuit), RING)
         samples["evaluate"].append((time.perf_counter() - begun) / hashes)
 
         begun = time.perf_counter()
-        words, out = unpack(message, (2, INSTANCES), RING), np.zeros(INSTANCES, np.uint64)
-        decoding = made.decoding[:, 0].astype(np.uint64)
-        out[np.arange(INSTANCES)] = outputs(*words, decoding, made.offsets[:, 0], RING)
-        samples["word"].append((opening + time.perf_counter() - begun) / (2 * INSTANCES))
-    size = f"{INSTANCES:,} ReLUs of {WIDTH} bits, {TESTED} of them tested, into a ring of {RING}"
+        out = np.zeros(INSTANCES, np.uint64)
+        words = unpack(message, (INSTANCES, 1), RING)
+        out[np.arange(INSTANCES)] = decode_words(words, made.offsets, circuit)[:, 0]
+        samples["word"].append((time.perf_counter() - begun) / INSTANCES)
+    size = f"{INSTANCES:,} garbled ReLUs of {WIDTH} bits into a ring of {RING}"
     table = {
         "transfer_client_seconds": ("receive", "s per transfer", "choice bits, extension and labels"),
         "transfer_server_seconds": ("send", "s per transfer", "extension and labels"),
@@ -250,11 +250,77 @@ def circuits(repeats: int) -> Measured:
         "evaluate_seconds_per_hash": (
             "evaluate",
             "s per hash of the evaluator",
-            "evaluation, its reply and packing",
+            "evaluation, masking and packing",
         ),
-        "word_seconds": ("word", "s per word", "packing, unpacking and decoding at the server"),
+        "word_seconds": ("word", "s per word", "unpacking and decoding at the server"),
     }
     return {name: (unit, f"{what}: {size}", samples[key][1:]) for name, (key, unit, what) in table.items()}
+
+
+def lookups(repeats: int) -> Measured:
+    """Hashes, permutations and both messages of a unit of lookups, as both phases do them."""
+    op = Circuit("relu", WIDTH, RING - WIDTH, tested=TESTED)
+    step = Step(op, (0,), 1, "relu")
+    places = np.arange(INSTANCES, dtype=np.int32)
+    unit = Unit(0, step, None, RING, places[:, None], places)
+    length, words, upper = unit.index_bits, unit.pad_words, unit.upper_bits
+    multiple, rng = chosen_multiple(WORD_BITS, words), np.random.default_rng(0)
+    names = ("offer", "choose", "permute", "ask", "reply", "output")
+    samples: Samples = {name: [] for name in names}
+
+    def ring(bits: int, *shape: int) -> np.ndarray:
+        return random_words((*shape, INSTANCES), bits).astype(word_type(bits)).astype(np.uint64)
+
+    for number in range(repeats + 1):
+        tweak, count = Tweak(new_start(), number, 0), INSTANCES * (length + 1)
+        zero = sender_to_zero_labels(rng.integers(0, 256, (count, 1, 16), dtype=np.uint8))
+        delta = transfer.new_delta()
+        seconds, made = clocked(garble, multiple, instances=count, delta=delta, tweak=tweak, evaluator_zero_labels=zero)
+        samples["offer"].append(seconds / (count * words))
+        nothing = np.zeros(0, np.uint8), np.zeros((count, 0, 16), np.uint8)
+        seconds, got = clocked(
+            evaluate, multiple, instances=count, tables=nothing[0], garbler_labels=nothing[1], evaluator_labels=zero,
+            tweak=tweak,
+        )  # fmt: skip
+        samples["choose"].append(seconds / (count * words))
+        shares = random_words((2, INSTANCES), WIDTH)
+        shape = (length + 1, INSTANCES, words)
+        lower, upper_pads = (pads.reshape(shape)[:length] for pads in (made.offsets, made.offsets + made.factors))
+        seconds, (table, _) = clocked(
+            lambda share, *pads: permute_client(client_carries(op, share), *pads), shares[1], lower, upper_pads
+        )
+        samples["permute"].append(seconds / (INSTANCES * length * unit.table_words))
+        masks = ServerMasks(table, ring(length + 1), ring(RING), ring(upper, 2))
+        offsets = ServerOffsets(ring(RING), ring(RING), ring(upper))
+        ours = ClientPart(table, shares[1], ring(2), ring(RING), ring(upper, 2), ring(RING, 2), ring(RING))
+
+        begun = time.perf_counter()
+        question, asked = ask(op, shares[0], masks, RING)
+        message = np.concatenate(write_question(unit, question))
+        samples["ask"].append((time.perf_counter() - begun) / INSTANCES)
+
+        begun = time.perf_counter()
+        answer = reply(op, read_question(unit, message), ours, RING)
+        message = np.concatenate(write_reply(unit, answer))
+        samples["reply"].append((time.perf_counter() - begun) / INSTANCES)
+
+        begun = time.perf_counter()
+        out = np.zeros(INSTANCES, np.uint64)
+        out[places] = outputs(op, read_reply(unit, message), asked, offsets, RING)
+        samples["output"].append((time.perf_counter() - begun) / INSTANCES)
+        assert got.words.size
+    size = f"{INSTANCES:,} ReLUs of {WIDTH} bits, {TESTED} of them tested, into a ring of {RING}"
+    table_of = {
+        "offer": ("s per transfer and word", "what the other chooses of"),
+        "choose": ("s per transfer and word", "what was chosen"),
+        "permute": ("s per word of a table and bit of its index", "the client's share of the tables"),
+        "ask": ("s per ReLU", "the server's message"),
+        "reply": ("s per ReLU", "the client's message"),
+        "output": ("s per ReLU", "the server's share of the outputs"),
+    }
+    return {
+        f"{key}_seconds": (unit_of, f"{what}: {size}", samples[key][1:]) for key, (unit_of, what) in table_of.items()
+    }
 
 
 def homomorphic(repeats: int) -> Measured:
@@ -509,7 +575,7 @@ def channels() -> Iterator[tuple[wire.Channel, wire.Channel]]:
 
 
 GROUPS: dict[str, Callable[[int], Measured]] = {
-    one.__name__: one for one in (base_transfers, circuits, homomorphic, linear, store, tls, fixed)
+    one.__name__: one for one in (base_transfers, circuits, lookups, homomorphic, linear, store, tls, fixed)
 }
 """What is measured, by name."""
 

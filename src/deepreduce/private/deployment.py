@@ -74,7 +74,7 @@ class ClientModel:
     @cached_property
     def digest(self) -> bytes:
         """32 bytes that name the deployment."""
-        named = b"deepreduce deployment 1\n" + self.weight_bits.to_bytes(2, "little")
+        named = b"deepreduce deployment 2\n" + self.weight_bits.to_bytes(2, "little")
         return hashlib.sha256(named + public_to_bytes(self.public)).digest()
 
     @cached_property

@@ -99,21 +99,29 @@ def only(**values: float) -> Constants:
 def test_each_constant_is_multiplied_by_its_number() -> None:
     program = residual()
     layout = make_layout(program.public, weight_bits=weight_bits(program))
-    hashes = sum(unit.instances * unit.circuit.hashes for unit in layout.units)
+    looked_up = [unit for unit in layout.units if unit.circuit is None]
+    garbled = [unit for unit in layout.units if unit.circuit is not None]
+    hashes, found = sum(unit.hashes for unit in garbled), sum(unit.instances for unit in looked_up)
+    assert found > 0 and hashes > 0
 
     def seconds(phase: str, cores: int = 1, **values: float) -> float:
         return getattr(our_cost(layout, BOTH, cores=cores, constants=only(**values)), phase).compute_seconds
 
     assert seconds("online", evaluate_seconds_per_hash=1.0) == pytest.approx(hashes)
     assert seconds("online", evaluate_seconds_per_hash=1.0, cores=2) == pytest.approx(hashes / 2)
-    choices = sum(unit.choices for unit in layout.units)
-    assert choices > 0  # the client garbles a hash for each, and the server evaluates it
-    assert hashes <= seconds("offline", garble_seconds_per_hash=1.0) <= hashes + choices  # side by side, in part
-    assert seconds("offline", evaluate_seconds_per_hash=1.0) == pytest.approx(choices)
-    labels = sum(unit.garbler_labels_bytes // 16 for unit in layout.units)
+    assert seconds("offline", garble_seconds_per_hash=1.0) == pytest.approx(hashes)
+    labels = sum(unit.garbler_labels_bytes // 16 for unit in garbled)
     assert seconds("online", label_seconds=1.0) == pytest.approx(labels)
-    words = sum(unit.instances for one in layout.rounds for unit in one.units) + choices
-    assert seconds("online", word_seconds=1.0) == pytest.approx(words)
+    assert seconds("online", word_seconds=1.0) == pytest.approx(sum(u.instances for u in garbled) - 1)  # no arg-max
+    for name in ("ask", "reply", "output"):
+        assert seconds("online", **{f"{name}_seconds": 1.0}) == pytest.approx(found)
+    choices, pads = sum(u.choices for u in looked_up), sum(u.choices * u.pad_words for u in looked_up)
+    products = sum(unit.transfers for unit in looked_up)
+    assert choices == 8 * found and products == 3 * found
+    for name in ("offer", "choose"):  # of both directions, side by side in part
+        assert max(pads, products) <= seconds("offline", **{f"{name}_seconds": 1.0}) <= pads + products
+    tables = sum(u.instances * u.index_bits * u.table_words for u in looked_up)
+    assert tables <= seconds("offline", permute_seconds=1.0) <= 2 * tables
     narrow, wide = seconds("online", narrow_mac_seconds=1.0), seconds("online", mac_seconds=1.0)
     rings = {
         step.output: program.public.tensors[step.output].ring_bits for step in program.public.steps if step.weighted
@@ -126,8 +134,9 @@ def test_each_constant_is_multiplied_by_its_number() -> None:
         assert seconds("online", **fixed) == seconds("online", cores=8, **fixed) == count
         assert seconds("offline", **fixed) == seconds("setup", **fixed) == 0
     transfers = sum(unit.transfers for unit in layout.units)
-    assert transfers <= seconds("offline", transfer_client_seconds=1.0) <= transfers + choices
-    assert transfers <= seconds("offline", transfer_server_seconds=1.0) <= transfers + choices
+    for role in ("client", "server"):
+        taken = seconds("offline", **{f"transfer_{role}_seconds": 1.0})
+        assert max(transfers, choices) <= taken <= transfers + choices
     primes = len(layout.jobs[0].parameters.prime_bits)
     products = sum(job.plan.plan.products for job in layout.jobs)
     assert seconds("offline", **{f"product_{primes}_primes_seconds": 1.0}) == pytest.approx(products)

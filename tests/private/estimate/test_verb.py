@@ -102,7 +102,7 @@ def test_exported_files_have_the_numbers_of_their_program(tmp_path: Path) -> Non
     assert found["network"] == "small" and found["relus"] == program.public.relus and found["relu_layers"] == 2
     online = found["protocols"]["ours"]["online"]
     assert online["round_trips"] == len(model.client.layout.rounds) + 1
-    gates = sum(unit.instances * unit.circuit.and_gates for unit in model.client.layout.units)
+    gates = sum(unit.and_gates for unit in model.client.layout.units)
     assert online["and_gates"] == gates
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(RecipeError, match=r"Got: .*Do: "):

@@ -21,7 +21,6 @@ from deepreduce.private.circuits import (
     max_pool,
     relu,
     rescale,
-    sign_test,
 )
 from deepreduce.private.garbling import (
     Backend,
@@ -117,8 +116,6 @@ def test_random_circuits(circuit: Circuit, instances: int, seed: int) -> None:
 @pytest.mark.parametrize("instances", [1, 15, 16, 17, 64, 65, 130])
 def test_circuits_of_private_inference(backend: Backend, instances: int) -> None:
     for circuit in (
-        sign_test(9, 13, 28),
-        sign_test(8, 20, 50),
         relu(17, 27),
         relu(18, 40, places=3),
         relu(17, 27, ending="bits"),

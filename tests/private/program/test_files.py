@@ -146,6 +146,20 @@ def test_steps_that_do_not_fit_are_refused() -> None:
             check_public(replace(TINY, steps=(TINY.steps[0], step, TINY.steps[2])))
 
 
+def test_a_table_that_no_memory_holds_is_refused() -> None:
+    """A few hundred bytes must not ask for a table of 2^39 bits."""
+    wide = [replace(form, ring_bits=50) for form in TINY.tensors[:3]]
+    relu = TINY.steps[1]
+    for tested in (13, 14, 40):
+        steps = (TINY.steps[0], replace(relu, op=replace(relu.circuit, width=40, tested=tested)), TINY.steps[2])
+        program = replace(TINY, tensors=(*wide, TINY.tensors[3]), steps=steps)
+        if tested == 13:
+            check_public(program)
+        else:
+            with pytest.raises(RecipeError, match=f"{tested} bits that are tested"):
+                check_public(program)
+
+
 def test_truncations_that_do_not_fit_are_refused() -> None:
     flat, relu, argmax = TINY.steps
     wide = [TensorFormat(form.shape, 3, 34) for form in TINY.tensors[:2]]

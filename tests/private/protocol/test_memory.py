@@ -121,7 +121,7 @@ def test_pieces_change_no_byte_of_what_is_sent(make: Any, reveal: Reveal, monkey
         assert cut.sent == whole.sent
         for bundle in bundles:  # delta belongs to every unit
             assert {count for name, count in bundle.reads.items() if name != "delta"} == {1}
-            used = set(bundle.reads) | {f"{name}.{layout.ending.number}" for name in ("seed", "decoding")}
+            used = set(bundle.reads) | {"delta"} | {f"{name}.{layout.ending.number}" for name in ("seed", "decoding")}
             assert used == set(bundle.sections)
 
 
@@ -167,7 +167,13 @@ def test_what_is_held_is_what_is_read_later() -> None:
     words = [sum(unit.words_bytes for unit in one.units) for one in layout.rounds]
     size = {step.output: tensors[step.output].size * 4 for step in (first, second)}  # rings of 17 to 32 bits
     assert all(16 < tensors[step.output].ring_bits <= 32 for step in (first, second))
-    assert layout.memory.held_bytes == max(size[first.output] + words[0], size[second.output] + words[1])
+    asked, image = tensors[first.output].size, tensors[0].size * 4  # a byte for each ReLU that is looked up
+    expected = (
+        image + size[first.output] + asked,
+        size[first.output] + asked + words[0],
+        size[second.output] + words[1],
+    )
+    assert first.circuit.tested and not second.circuit.tested and layout.memory.held_bytes == max(expected)
     assert not any(one.keeps or one.rest for one in (*layout.memory.rounds, layout.memory.tail))
     around = make_layout(masked().public, weight_bits=12).memory
     assert around.rounds[0].rest and around.rounds[1].keeps

@@ -61,18 +61,40 @@ def test_every_byte_is_in_the_layout(program: Program) -> None:
     words = sum(unit.words_bytes for one in layout.rounds for unit in one.units)
     assert client.sent_bytes == 2 * (layout.input_bytes + words) + frame * (1 + rounds) == server.received_bytes
     labels = sum(unit.labels_bytes for unit in units)
-    decoding = layout.ending.instances * layout.ending.circuit.output_bits
+    decoding = layout.ending.instances * layout.ending.garbled.output_bits
     expected = 2 * (labels + decoding + frame * len(units)) + frame
     assert client.received_bytes == expected == server.sent_bytes
     assert client.turns == rounds + 1
     client, _ = got.offline
     per_bundle = sum(job.request_bytes + frame for job in layout.jobs)
     per_bundle += sum(unit.corrections_bytes + frame for unit in units)
+    looked_up = [unit for unit in units if unit.circuit is None]
+    assert len(looked_up) == 1  # the other ReLU is joined with the pooling
+    per_bundle += sum(unit.permuting_bytes + frame for unit in looked_up)
     setup = client.sent_bytes - 2 * per_bundle
     assert 0 < setup < 2_000_000  # the base transfers and the public keys
-    per_bundle = sum(job.answer_bytes + frame for job in layout.jobs) + sum(u.tables_bytes + frame for u in units)
-    per_bundle += sum(unit.choices_bytes + frame for unit in units if unit.multiplexed)
+    per_bundle = sum(job.answer_bytes + frame for job in layout.jobs) + sum(u.answer_bytes + frame for u in units)
     assert client.received_bytes == 2 * per_bundle + (4136 + 16 + 72 + frame) + (3112 + frame)
+
+
+@pytest.mark.parametrize(("sign_bits", "activation_bits"), [(3, 12), (7, 12), (9, 12), (10, 12), (13, 8)])
+def test_tables_of_other_sizes(sign_bits: int, activation_bits: int) -> None:
+    """Less than a word and several, pads of several words, and signs by all bits of the inputs."""
+    torch.manual_seed(1)
+    network = settle(
+        Lambda(
+            lambda net, x: net.fc(F.relu(net.b(F.relu(net.a(x)))).flatten(1)),
+            a=nn.Conv2d(3, 4, 3, padding=1),
+            b=nn.Conv2d(4, 2, 3, padding=1),
+            fc=nn.Linear(32, 4),
+        ),
+        images(64, 3, 4, 4),
+    )
+    settings = FormatSettings(sign_bits=sign_bits, activation_bits=activation_bits, tolerance=1e9)
+    made = make_program(network, images(64, 3, 4, 4), settings=settings)
+    tested = {step.circuit.tested for step in made.public.steps[:-1] if step.circuit is not None}
+    assert tested <= {sign_bits, activation_bits + 1} and tested
+    check(made, images(3, 3, 4, 4, seed=3))
 
 
 def branches(net: Lambda, x: torch.Tensor) -> torch.Tensor:
@@ -149,7 +171,7 @@ def test_element_masks_whose_rest_goes_through_the_circuit() -> None:
     made = replace(made, public=replace(made.public, steps=steps))
     check_public(made.public)
     layout = make_layout(made.public, weight_bits=weight_bits(made))
-    assert [unit.multiplexed for unit in layout.units] == [True, False, False]
+    assert [unit.circuit is None for unit in layout.units] == [True, False, False]
     check(made, images(3, 1, 6, 6, seed=4))
 
 

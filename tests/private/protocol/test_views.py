@@ -10,7 +10,6 @@ import logging
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from deepreduce.private.homomorphic.scheme import Scheme, scheme
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
 from deepreduce.private.program import Program
 from deepreduce.private.protocol import Material, offline
-from deepreduce.private.protocol.packing import unpack
 from deepreduce.private.transfer.messages import HEADER_BYTES
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Kind
@@ -121,8 +119,7 @@ def test_example_the_masked_images_are_uniform_whatever_they_show(
 def test_the_servers_shares_of_all_activations_are_uniform(
     program: Program, views: list[View], unmasked: list[View]
 ) -> None:
-    (unit,) = views[0].layout.rounds[0].units
-    bits = unit.circuit.words[0].bits
+    bits = views[0].layout.rounds[0].units[0].bits
     first, second = (view.servers_shares() for view in views)
     assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
     assert uniform(unmasked[0].servers_shares(), bits) < CERTAIN
@@ -272,102 +269,137 @@ def test_the_answers_hide_the_weights(models: list[Program], served: list[View])
 
 
 def test_tables_and_labels_hide_the_servers_numbers(models: list[Program], served: list[View]) -> None:
-    (unit,) = served[0].layout.rounds[0].units
-    # Of the ReLUs; tables alternate with those of the arg-max, labels come before them.
-    for kind, chosen in ((Kind.TABLES, slice(None, None, 2)), (Kind.LABELS, slice(COUNT))):
+    """Of the arg-max: all tables; its labels come after the questions of the ReLUs."""
+    for kind, chosen in ((Kind.TABLES, slice(None)), (Kind.LABELS, slice(COUNT, None))):
         samples = [octets(view.seen_by("client", kind)[chosen]) for view in served]
-        if kind == Kind.LABELS:  # behind the labels come the openings
-            samples = [sample[:, : unit.garbler_labels_bytes] for sample in samples]
         for sample in samples:
-            assert uniform_octets(sample) > CHANCE
+            assert len(sample) == COUNT and uniform_octets(sample) > CHANCE
             assert uniform_octets(sample[0] ^ sample[1]) > CHANCE
         assert alike_by_place(*samples) > CHANCE
     # Labels that are sent twice for other numbers, which one bundle for two images would do, show which bits differ.
     twice = record(models[1], extremes(models[1]), same_bundle=True)
-    sample = octets(twice.seen_by("client", Kind.LABELS)[:COUNT])[:, : unit.garbler_labels_bytes]
+    sample = octets(twice.seen_by("client", Kind.LABELS)[COUNT:])
     assert uniform_octets(sample[0]) > CHANCE
     assert uniform_octets(sample[0] ^ sample[1]) < CERTAIN
-    made: dict[int, Any] = {}
+    made: dict[Any, Any] = {}
     garble = offline.garble
 
     def again(circuit: Any, **options: Any) -> Any:
-        if options["tweak"].layer not in made:
-            made[options["tweak"].layer] = garble(circuit, **options)
-        return made[options["tweak"].layer]
+        name = circuit, options["tweak"].layer, options["tweak"].start
+        if name not in made:
+            made[name] = garble(circuit, **options)
+        return made[name]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(offline, "garble", again)
         reused = record(models[0], zeros(models[0])[:2], online_too=False)
-    sample = octets(reused.seen_by("client", Kind.TABLES)[::2])
+    sample = octets(reused.seen_by("client", Kind.TABLES))
     assert uniform_octets(sample[0]) > CHANCE
     assert uniform_octets(sample[0] ^ sample[1]) < CERTAIN
 
 
-def openings(view: View) -> np.ndarray:
-    """What travels of the values that go around the circuit, [images, elements]."""
+def opened(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the client can make of the questions: places with its own upper bits added; e_Y; e_P and e_Q."""
     (unit,) = view.layout.rounds[0].units
-    bodies = octets(view.seen_by("client", Kind.LABELS)[: len(view.client)], unit.garbler_labels_bytes)
-    return unpack(bodies, (len(bodies), unit.instances), unit.circuit.words[0].bits)
+    questions, low = view.questions(), unit.index_bits
+    values = np.stack([memory.array(f"values.{unit.number}").astype(np.uint64) for memory in view.client])
+    upper = values >> np.uint64(unit.op.width - unit.op.tested)
+    places = np.stack([one.places & np.uint64((1 << low) - 1) for one in questions])
+    sums = (places + upper) & np.uint64((1 << low) - 1)
+    return sums, np.stack([one.product for one in questions]), np.stack([one.wraps for one in questions])
 
 
-def test_what_goes_around_the_circuit_is_hidden_from_the_client(models: list[Program], served: list[View]) -> None:
-    bits = served[0].layout.rounds[0].units[0].circuit.words[0].bits
-    first, second = map(openings, served)
-    assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
-    garble = offline.garble
-
-    def bare(circuit: Any, **options: Any) -> Any:
-        made = garble(circuit, **options)
-        return replace(made, factors=np.zeros_like(made.factors))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "garble", bare)
-        seen = openings(record(models[0], zeros(models[0])))
-    assert uniform(seen, bits) < CERTAIN
-    twice = openings(record(models[1], extremes(models[1]), same_bundle=True))
-    assert uniform((twice[0] - twice[1]) & np.uint64((1 << bits) - 1), bits) < CERTAIN
-
-
-def multiples(view: View, decoding: int) -> tuple[np.ndarray, np.ndarray]:
-    """What travels back for the sign, of all ReLUs with that decoding bit, and the server's factors of these."""
-    (unit,) = view.layout.rounds[0].units
-    (message,) = view.seen_by("server", Kind.WORDS)
-    bits, number = unit.circuit.words[0].bits, unit.number
-    found = unpack(message, (len(view.client), 2, unit.instances), bits)[:, 1]
-    chosen = np.stack([memory.array(f"decoding.{number}")[:, 0] for memory in view.server]) == decoding
-    factors = np.stack([memory.array(f"factors.{number}").astype(np.uint64) for memory in view.server])
-    return found[chosen], factors[chosen]
-
-
-def test_the_servers_choice_shows_it_one_of_two_words(program: Program, views: list[View]) -> None:
-    """What travels back for the sign is uniform whichever word the server may open; the factor makes it so."""
-    (unit,) = views[0].layout.rounds[0].units
-    bits, ring = unit.circuit.words[0].bits, np.uint64((1 << unit.circuit.words[0].bits) - 1)
-    for decoding in (0, 1):
-        first, second = (multiples(view, decoding)[0] for view in views)
-        assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
-    with pytest.MonkeyPatch.context() as patch:
-        nothing = np.zeros((unit.instances, 1), np.uint64)
-        patch.setattr(offline, "_offered", lambda *arguments: (nothing, nothing))
-        told, factors = multiples(record(program, zeros(program)), 0)
-    # Where b is p the server then sees the value minus its own factor, and minus that where it is not.
-    near = [np.minimum(x, (np.uint64(0) - x) & ring) for x in ((told + factors) & ring, (factors - told) & ring)]
-    assert uniform(np.minimum(*near), bits - 1) < CERTAIN
-
-
-def test_words_and_colours_of_the_client_hide_what_they_stand_for(served: list[View]) -> None:
+def test_the_questions_are_uniform_to_the_client(models: list[Program], served: list[View]) -> None:
     (unit,) = served[0].layout.rounds[0].units
-    bits, ring = unit.circuit.words[0].bits, np.uint64((1 << unit.circuit.words[0].bits) - 1)
-    words = [np.stack([one.words[:, 0] & ring for one in view.evaluated[:COUNT]]) for view in served]
-    assert uniform(words[0], bits) > CHANCE and uniform(words[1], bits) > CHANCE and alike(*words) > CHANCE
-    for view in served:
-        colours = np.stack([one.colours[:, 0] for one in view.evaluated[:COUNT]])
-        decoding = np.stack([memory.array(f"decoding.{unit.number}")[:, 0] for memory in view.server])
-        assert binomtest(int(colours.sum()), colours.size).pvalue > CHANCE
-        assert binomtest(int(decoding.sum()), decoding.size).pvalue > CHANCE
+    for part, bits in enumerate((unit.index_bits, unit.bits, unit.upper_bits)):
+        first, second = (opened(view)[part] for view in served)
+        assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
+    told = [np.stack([one.places >> np.uint64(unit.index_bits) for one in view.questions()]) for view in served]
+    assert all(binomtest(int(bits.sum()), bits.size).pvalue > CHANCE for bits in told)
+    offered, draw = offline._offered, offline.random_words
+
+    def bare(task: Any, *arguments: Any, reverse: bool = False) -> Any:
+        offsets, factors = offered(task, *arguments, reverse=reverse)
+        return offsets, factors if reverse else np.zeros_like(factors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "_offered", bare)
+        seen = opened(record(models[0], zeros(models[0])))
+    assert uniform(seen[0], unit.index_bits) > CHANCE  # the places have a mask of their own
+    assert uniform(seen[1], unit.bits) < CERTAIN and uniform(seen[2], unit.upper_bits) < CERTAIN
+
+    def indices_too(shape: tuple[int, ...], bits: int) -> np.ndarray:
+        return np.zeros(shape, np.uint64) if bits == unit.index_bits else draw(shape, bits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "random_words", indices_too)
+        seen = opened(record(models[0], zeros(models[0])))
+    assert uniform(seen[0], unit.index_bits) < CERTAIN and uniform(seen[1], unit.bits) > CHANCE
+    twice = [
+        one.places & np.uint64((1 << unit.index_bits) - 1)
+        for one in record(models[1], extremes(models[1]), same_bundle=True).questions()
+    ]
+    assert uniform(twice[0], unit.index_bits) > CHANCE and uniform(twice[0] ^ twice[1], unit.index_bits) < CERTAIN
+
+
+def returned(view: View, choice: int) -> np.ndarray:
+    """The words t of all ReLUs for which the server has that one of the pads."""
+    (unit,) = view.layout.rounds[0].units
+    words = np.stack([one.words[1] for one in view.replies()])
+    choices = np.stack([memory.array(f"choices.{unit.number}") for memory in view.server])
+    return words[choices >> unit.index_bits == choice]
+
+
+def test_the_servers_pad_shows_it_nothing_of_the_other(program: Program, views: list[View]) -> None:
+    """What travels back for the server's own bit is uniform whichever pad the server has."""
+    bits = views[0].layout.rounds[0].units[0].bits
+    for choice in (0, 1):
+        first, second = (returned(view, choice) for view in views)
+        assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
+    offered = offline._offered
+
+    def bare(task: Any, *arguments: Any, reverse: bool = False) -> Any:
+        found = offered(task, *arguments, reverse=reverse)
+        return tuple(map(np.zeros_like, found)) if reverse else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "_offered", bare)
+        told = returned(record(program, zeros(program)), 0)
+    assert uniform(told, bits) < CERTAIN
+
+
+def test_the_flips_are_even(program: Program, views: list[View], unmasked: list[View]) -> None:
+    def chances(view: View) -> list[float]:
+        lines = np.stack([one.flips for one in view.replies()]).swapaxes(0, 1)
+        assert len(lines) == 2
+        return [binomtest(int(line.sum()), line.size).pvalue for line in lines]
+
+    assert min(chance for view in views for chance in chances(view)) > CHANCE
+    assert chances(unmasked[0])[1] < CERTAIN  # without coins they are the client's bits, and one of them is rarely 1
+
+
+def test_what_permutes_the_tables_is_uniform(program: Program, views: list[View]) -> None:
+    (unit,) = views[0].layout.rounds[0].units
+    samples = [octets(view.seen_by("server", Kind.TABLES)) for view in views]
+    for sample in samples:
+        assert sample.shape == (COUNT, unit.permuting_bytes) and uniform_octets(sample) > CHANCE
+    assert alike_by_place(*samples) > CHANCE
+    offered = offline._offered
+
+    def bare(task: Any, *arguments: Any, reverse: bool = False) -> Any:
+        found = offered(task, *arguments, reverse=reverse)
+        return tuple(map(np.zeros_like, found)) if reverse else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "_offered", bare)
+        told = record(program, zeros(program), online_too=False)
+    assert uniform_octets(octets(told.seen_by("server", Kind.TABLES))) < CERTAIN
+
+
+def test_the_colours_of_the_client_hide_what_they_stand_for(served: list[View]) -> None:
     seen = []
     for view in served:
-        colours = np.concatenate([one.colours for one in view.evaluated[COUNT:]])
+        colours = np.concatenate([one.colours for one in view.evaluated])
         decoding = np.concatenate([memory.array(f"decoding.{view.layout.ending.number}") for memory in view.server])
         assert colours.shape == (COUNT, 2)
         assert (from_bits(colours ^ decoding) == 2).all()  # what the decoding hides
@@ -378,33 +410,28 @@ def test_words_and_colours_of_the_client_hide_what_they_stand_for(served: list[V
 # Nothing is used twice, and nothing is told
 
 
+CLIENTS = ("masks", "table", "values", "coins", "products", "wraps", "pads")
+SERVERS = ("table", "choices", "factors", "offsets", "upper_factors", "upper_offsets", "constants")
+
+
 def test_bundles_of_a_session_share_no_secret_but_the_offset(views: list[View]) -> None:
     for view in views:
         (delta,) = {memory.array("delta").tobytes() for memory in view.server}
         assert delta != bytes(16)
-        for unit in view.layout.units:
-            assert len({memory.array(f"seed.{unit.number}").tobytes() for memory in view.server}) == COUNT
-        seeds = {memory.array(f"seed.{unit.number}").tobytes() for memory in view.server for unit in view.layout.units}
-        assert len(seeds) == COUNT * len(view.layout.units)
-        own = np.concatenate(
-            [
-                memory.array(f"labels.{unit.number}").reshape(-1, 16)
-                for memory in view.client
-                for unit in view.layout.units
-            ]
-        )
+        ending = view.layout.ending.number
+        assert len({memory.array(f"seed.{ending}").tobytes() for memory in view.server}) == COUNT
+        own = np.concatenate([memory.array(f"labels.{ending}").reshape(-1, 16) for memory in view.client])
         sent = np.concatenate(
-            [np.frombuffer(body, np.uint8).reshape(-1, 16) for body in view.seen_by("client", Kind.LABELS)]
+            [np.frombuffer(body, np.uint8).reshape(-1, 16) for body in view.seen_by("client", Kind.LABELS)[COUNT:]]
         )
         labels = np.concatenate([own, sent])
         assert len(np.unique(labels, axis=0)) == len(labels)
         for party, names in (
-            (view.client, ("input", "masks.0", "logits")),
-            (view.server, ("offsets.0", "share.1", "share.4")),
+            (view.client, ("input", "logits", *(f"{name}.0" for name in CLIENTS))),
+            (view.server, ("share.1", *(f"{name}.0" for name in SERVERS))),
         ):
             for name in names:
-                if name in party[0].data:
-                    assert len({memory.array(name).tobytes() for memory in party}) == COUNT, name
+                assert len({memory.array(name).tobytes() for memory in party}) == COUNT, name
     deltas = {view.server[0].array("delta").tobytes() for view in views}
     starts = {view.sessions[0].start for view in views}
     assert len(deltas) == len(starts) == len(views)
@@ -417,7 +444,7 @@ def test_no_secret_is_in_a_representation(views: list[View]) -> None:
     keys = next(iter(view.keys.values()))
     for thing in (server, client, material, server.transfers, client.transfers, keys, view.layout, client.numbers):
         shown = repr(thing)
-        for secret in (server.delta, view.server[0].array("seed.0"), np.frombuffer(keys.secret, np.uint8)[:16]):
+        for secret in (server.delta, view.server[0].array("table.0")[:8], np.frombuffer(keys.secret, np.uint8)[:16]):
             for written in (
                 repr(secret),
                 str(secret),

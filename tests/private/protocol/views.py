@@ -30,7 +30,7 @@ from deepreduce.private.protocol import (
     setup_client,
     setup_server,
 )
-from deepreduce.private.protocol.multiplexer import outputs
+from deepreduce.private.protocol.multiplexer import Question, Reply
 from deepreduce.private.protocol.packing import unpack
 from deepreduce.private.ring import Words
 from deepreduce.private.wire import Channel, Kind
@@ -78,6 +78,7 @@ class View:
     keys: dict[Any, Keys] = field(default_factory=dict)
     shares: list[dict[int, Words]] = field(default_factory=list)
     evaluated: list[Any] = field(default_factory=list)
+    outputs: list[Words] = field(default_factory=list)
     frames: dict[tuple[str, Kind], list[bytes]] = field(default_factory=lambda: defaultdict(list))
     order: list[tuple[str, Kind, int]] = field(default_factory=list)
     labels: NDArray[np.int64] | None = None
@@ -93,23 +94,23 @@ class View:
         return unpack(message, (len(self.client), form.size), form.ring_bits)
 
     def servers_shares(self) -> Words:
-        """What the server makes of WORDS with its offsets, [images, elements]: all that it learns of ReLUs' outputs."""
+        """What the server makes of WORDS, [images, elements]: all that it learns of ReLUs' outputs."""
+        return np.stack(self.outputs)
+
+    def questions(self) -> list[Question]:
+        """What the client sees of the ReLUs' inputs, by image."""
+        (unit,) = self.layout.rounds[0].units
+        return [
+            online.read_question(unit, np.frombuffer(body, np.uint8))
+            for body in self.seen_by("client", Kind.LABELS)[: len(self.client)]
+        ]
+
+    def replies(self) -> list[Reply]:
+        """What the server sees of their outputs, by image."""
         (unit,) = self.layout.rounds[0].units
         (message,) = self.seen_by("server", Kind.WORDS)
-        bits = unit.circuit.words[0].bits
-        words, multiples = unpack(message, (len(self.client), 2, unit.instances), bits).swapaxes(0, 1)
-        return np.stack(
-            [
-                outputs(
-                    word,
-                    multiple,
-                    memory.array(f"decoding.{unit.number}")[:, 0].astype(np.uint64),
-                    memory.array(f"offsets.{unit.number}").astype(np.uint64),
-                    bits,
-                )
-                for word, multiple, memory in zip(words, multiples, self.server, strict=True)
-            ]
-        )
+        bodies = np.frombuffer(message, np.uint8).reshape(len(self.client), -1)
+        return [online.read_reply(unit, body) for body in bodies]
 
 
 def record(program: Program, values: Words, *, same_bundle: bool = False, online_too: bool = True) -> View:
@@ -151,7 +152,7 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         if online_too:
             view.labels = infer_client(channel, layout, materials(state.start, view.client), values).labels
 
-    send, evaluate = Channel.send, online.evaluate
+    send, evaluate, outputs = Channel.send, online.evaluate, online.outputs
 
     def sending(channel: Channel, kind: Kind, *parts: Any, **options: Any) -> None:
         body = b"".join(bytes(flat_view(part)) for part in parts)
@@ -163,8 +164,13 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         view.evaluated.append(evaluate(*arguments, **options))
         return view.evaluated[-1]
 
+    def giving(*arguments: Any) -> Any:
+        view.outputs.append(outputs(*arguments))
+        return view.outputs[-1]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Channel, "send", sending)
+        patch.setattr(online, "outputs", giving)
         patch.setattr(online, "evaluate", evaluating)
         both(at_server, at_client)
     return view

@@ -223,12 +223,12 @@ def test_another_model_is_refused(party: Party, tmp_path: Path) -> None:
 def test_another_version_is_refused(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
     hello = client_module.Hello
     monkeypatch.setattr(client_module, "Hello", lambda model: hello(model, 1))
-    with pytest.raises(PeerError, match="version 2") as refused:
+    with pytest.raises(PeerError, match="version 3") as refused:
         party.client()
     assert refused.value.code == "version"
     monkeypatch.setattr(client_module, "Hello", hello)
     monkeypatch.setattr(client_module, "PROTOCOL", 1)
-    with pytest.raises(WireError, match="the server speaks 2"):
+    with pytest.raises(WireError, match="the server speaks 3"):
         party.client()
 
 

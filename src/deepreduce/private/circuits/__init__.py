@@ -13,7 +13,7 @@ from .circuit import (
     input_bits,
     to_bits,
 )
-from .functions import arg_max, chosen_multiple, clip, max_pool, relu, rescale, sign_test
+from .functions import arg_max, chosen_multiple, clip, max_pool, relu, rescale
 
 __all__ = [
     "FALSE",
@@ -34,6 +34,5 @@ __all__ = [
     "max_pool",
     "relu",
     "rescale",
-    "sign_test",
     "to_bits",
 ]

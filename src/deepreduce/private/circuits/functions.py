@@ -1,4 +1,4 @@
-"""The circuits of private inference on additively shared numbers: sign test, ReLU, clipping, max pooling, arg-max.
+"""The circuits of private inference on additively shared numbers: ReLU, clipping, max pooling, arg-max.
 
 Each takes the garbler's (server's) share and the evaluator's (client's) share of a number modulo 2^width in two's
 complement. What comes out is shared again modulo 2^out_bits, in one of two ways:
@@ -14,10 +14,8 @@ complement. What comes out is shared again modulo 2^out_bits, in one of two ways
 | word | 16 (1) | 47 | 628 | 17 |
 | bits | 58 (12) | 104 | 1,664 | 44 |
 
-Both reveal the same to each party: to the server the value minus a uniform mask, to the client nothing.
-
-Cheaper than either is a ReLU whose circuit tests the sign alone (`sign_test`), while its value goes around the circuit:
-7 AND gates, 15 hashes, 220 bytes and 8 labels with 8 bits tested, and three words online that travel with the rest.
+Both reveal the same to each party: to the server the value minus a uniform mask, to the client nothing. Ordinary ReLUs
+need no circuit: see `protocol.lookup`.
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ CLIENT_MASK = "client_mask"
 CHOICE = "choice"
 OUTPUT = "out"
 INDEX = "index"
-POSITIVE = "positive"
 
 
 @functools.lru_cache(maxsize=256)
@@ -63,69 +60,24 @@ def relu(width: int, out_bits: int, *, places: int = 0, ending: Ending = "word")
     return b.build()
 
 
-@functools.lru_cache(maxsize=256)
-def sign_test(tested: int, width: int, out_bits: int) -> Circuit:
-    """Whether x is positive, near enough, and by how much the lower bits of its shares overflow if it is.
-
-    x = x_S + x_C modulo 2^width in two's complement. Only the `tested` upper bits of both shares enter. Their sum lacks
-    the carry of the lower bits, so x counts as positive where
-
-        floor(x_S / T) + floor(x_C / T)  <  2^(tested - 1)   modulo 2^tested,   T = 2^(width - tested):
-
-    for T <= x always, for x < 0 never (from T - 2^(width - 1) on: below that it wraps), and for 0 <= x < T, x_C being
-    uniform, with probability (x + 1) / T. If it does, the lower width - 1 bits of the two shares, as whole numbers, add
-    up to x + carry * 2^(width - 1).
-
-    What makes a ReLU of this stands in `protocol.multiplexer`; that the test stops short of the low bits is due to
-    Circa (Ghodsi, Jha, Reagen, Garg, NeurIPS 2021).
-
-    Args:
-        tested: bits of each share that are looked at, sign included, 2 to 62.
-        width: bits of the shares that x lies in, from `tested` to 62.
-        out_bits: the ring of the word, at least `width`, at most 64.
-
-    Returns:
-        A circuit with inputs "server_share" and "client_share" of `tested` bits. Its output "positive" is one bit. Its
-        word "out" is -2^(width - 1) where x is positive and there is a carry, else 0, plus a factor times "positive".
-
-    Raises:
-        UsageError: a size is out of range.
-    """
-    b = Builder()
-    _check_sizes(tested, out_bits, 0, 1)
-    if not tested <= width <= min(62, out_bits):
-        raise UsageError(
-            problem(
-                "a sign is tested in shares that are no narrower than the test and no wider than their ring",
-                got={"tested": tested, "width": width, "out_bits": out_bits},
-                remedy="test fewer bits",
-            )
-        )
-    server, client = b.input("garbler", SERVER_SHARE, tested), b.input("evaluator", CLIENT_SHARE, tested)
-    x = add(b, server, client)
-    positive = negative(x) ^ 1
-    carry = b.xor(b.xor(server[-1], client[-1]), negative(x))
-    b.output(POSITIVE, [positive])
-    b.word(OUTPUT, out_bits, [(carry, positive, -(1 << (width - 1)))], multiplied=positive)
-    return b.build()
-
-
 @functools.lru_cache(maxsize=64)
-def chosen_multiple(out_bits: int) -> Circuit:
-    """A factor times a bit that the evaluator knows: an oblivious transfer of ring elements, without gates or tables.
+def chosen_multiple(out_bits: int, words: int = 1) -> Circuit:
+    """Factors times a bit that the evaluator knows: an oblivious transfer of ring elements, without gates or tables.
 
     Args:
         out_bits: the ring, 1 to 64.
+        words: how many factors are multiplied by the bit, from 1.
 
     Returns:
-        A circuit with the evaluator's input "choice", one bit, and the word "out": a factor times that bit.
+        A circuit with the evaluator's input "choice", one bit, and as many words, each a factor times that bit.
 
     Raises:
         UsageError: the ring is out of range.
     """
     b = Builder()
     (choice,) = b.input("evaluator", CHOICE, 1)
-    b.word(OUTPUT, out_bits, [], multiplied=choice)
+    for number in range(words):
+        b.word(f"{OUTPUT}{number or ''}", out_bits, [], multiplied=choice)
     return b.build()
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # the estimates of other protocols need neither numpy nor the
     from ..program import Step
     from ..protocol import Job, Layout, OnlineRound, Unit
 
-START_BYTES = 16
-"""Start of the tweaks, beside the choices of the base transfers; see `protocol.session`."""
+START_BYTES = LABEL_BYTES = 16
+"""Start of the tweaks, beside the choices of the base transfers, see `protocol.session`; and a label."""
 
 
 def our_cost(layout: Layout, links: Sequence[Link], *, cores: int = 2, constants: Constants | None = None) -> Cost:
@@ -47,7 +47,7 @@ def our_cost(layout: Layout, links: Sequence[Link], *, cores: int = 2, constants
         raise UsageError(problem("each party uses at least one core", got=cores, remedy="give 1 or more"))
     known = constants or constants_of("ours")
     play = _Play(layout, known, cores)
-    gates = sum(unit.instances * unit.circuit.and_gates for unit in layout.units)
+    gates = sum(unit.and_gates for unit in layout.units)
     client, server = (
         sum(math.prod(shape) * kind.itemsize for kind, shape in sections(layout).values())
         for sections in (client_sections, server_sections)
@@ -115,8 +115,9 @@ class _Play:
         for unit in self._layout.units:
             self._correct(line, unit, before)
             before = unit
-        assert before is not None  # the arg-max is always there
-        self._tables(line, before)
+        assert before is not None  # the arg-max is always there, and garbled
+        line.receive("client")
+        self._keep(line, before)
 
     def _homomorphic(self, line: Timeline) -> None:
         known, waiting = {0}, None
@@ -161,38 +162,42 @@ class _Play:
         return self._constants[f"{what}_{len(job.parameters.prime_bits)}_primes_seconds"] / min(self._cores, parts)
 
     def _correct(self, line: Timeline, unit: Unit, before: Unit | None) -> None:
-        """Corrections of a unit, and the tables of the one before."""
+        """Corrections of a unit, the answer to the one before, and what permutes its tables."""
         constants = self._constants
         line.work("client", unit.transfers * constants["transfer_client_seconds"])
+        if unit.circuit is None:
+            line.work("client", unit.transfers * constants["choose_seconds"])
         if before is not None:
-            self._receive_tables(line, before)
+            line.receive("client")
         line.send("client", unit.corrections_bytes)
         line.receive("server")
         line.work("server", unit.transfers * constants["transfer_server_seconds"])
-        hashes = unit.instances * unit.circuit.hashes
-        line.work("server", hashes * constants["garble_seconds_per_hash"] / self._cores)
-        line.send("server", unit.tables_bytes)
-        if unit.multiplexed:
-            line.work("server", unit.choices * self._choice("client", "evaluate"))
-            line.send("server", unit.choices_bytes)
-        stored = unit.own_labels_bytes + (0 if before is None else before.tables_bytes)
-        line.work("client", stored * constants["store_seconds_per_byte"])
+        if unit.circuit is None:
+            line.work("server", unit.transfers * constants["offer_seconds"] / self._cores)
+            pads = unit.choices * unit.pad_words * constants["choose_seconds"] / self._cores
+            line.work("server", unit.choices * constants["transfer_client_seconds"] + pads)
+        else:
+            line.work("server", unit.hashes * constants["garble_seconds_per_hash"] / self._cores)
+            line.work("client", unit.transfers * LABEL_BYTES * constants["store_seconds_per_byte"])
         if before is not None:
-            line.work("client", before.choices * self._choice("server", "garble"))
+            self._keep(line, before)
+        line.send("server", unit.answer_bytes)
+        if before is not None and before.circuit is None:
+            line.work("server", self._permute(before))
 
-    def _tables(self, line: Timeline, unit: Unit) -> None:
-        self._receive_tables(line, unit)
-        line.work("client", unit.tables_bytes * self._constants["store_seconds_per_byte"])
-        line.work("client", unit.choices * self._choice("server", "garble"))
+    def _keep(self, line: Timeline, unit: Unit) -> None:
+        """What the client does with an answer."""
+        constants = self._constants
+        if unit.circuit is not None:
+            line.work("client", unit.answer_bytes * constants["store_seconds_per_byte"])
+            return
+        pads = unit.pad_words * constants["offer_seconds"]
+        line.work("client", unit.choices * (constants["transfer_server_seconds"] + pads) + self._permute(unit))
+        line.send("client", unit.permuting_bytes)
+        line.receive("server")
 
-    def _receive_tables(self, line: Timeline, unit: Unit) -> None:
-        line.receive("client")
-        if unit.multiplexed:
-            line.receive("client")
-
-    def _choice(self, role: str, kernel: str) -> float:
-        """Seconds of one reverse transfer, where the parties have changed roles, with its one hash."""
-        return self._constants[f"transfer_{role}_seconds"] + self._constants[f"{kernel}_seconds_per_hash"]
+    def _permute(self, unit: Unit) -> float:
+        return unit.instances * unit.index_bits * unit.table_words * self._constants["permute_seconds"]
 
     def online(self, line: Timeline) -> None:
         """See `protocol.online`."""
@@ -209,24 +214,29 @@ class _Play:
             self._words(line, one)
         line.work("server", sum(self._linear(step) for step in layout.tail))
         self._labels(line, (layout.ending,))
-        line.send("server", layout.ending.instances * layout.ending.circuit.output_bits)
+        line.send("server", layout.ending.instances * layout.ending.garbled.output_bits)
         line.receive("client")
 
     def _labels(self, line: Timeline, units: Sequence[Unit]) -> None:
         constants = self._constants
         for unit in units:
-            labels = unit.instances * unit.circuit.wires_of("garbler")
-            line.work("server", labels * constants["label_seconds"])
+            if unit.circuit is None:
+                line.work("server", unit.instances * constants["ask_seconds"])
+            else:
+                line.work("server", unit.garbler_labels_bytes // LABEL_BYTES * constants["label_seconds"])
             line.send("server", unit.labels_bytes)
             line.receive("client")
-            hashes = unit.instances * unit.circuit.hashes
-            line.work("client", hashes * constants["evaluate_seconds_per_hash"] / self._cores)
+            if unit.circuit is None:
+                line.work("client", unit.instances * constants["reply_seconds"])
+            else:
+                line.work("client", unit.hashes * constants["evaluate_seconds_per_hash"] / self._cores)
 
     def _words(self, line: Timeline, one: OnlineRound) -> None:
-        words = sum(unit.instances * (1 + unit.multiplexed) for unit in one.units)
         line.send("client", sum(unit.words_bytes for unit in one.units))
         line.receive("server")
-        line.work("server", words * self._constants["word_seconds"])
+        for unit in one.units:
+            each = self._constants["word_seconds" if unit.circuit is not None else "output_seconds"]
+            line.work("server", unit.instances * each)
 
     def _linear(self, step: Step) -> float:
         """Seconds of a linear step on the server's share."""

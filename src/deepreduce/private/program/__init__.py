@@ -30,8 +30,8 @@ bits (`ring.drop_server`, `ring.drop_client`: the server adds 2^dropped - 1 befo
 those enter the circuit. It adds them mod 2^width, reads a signed number t, computes `kind` of it (`relu`, `relu6`
 with the constant `cap`, `rescale`, `max`, `max_relu`, `max_relu6` over `windows`, and `argmax` as the very last step)
 and gives f(t) - r mod 2^k_out, k_out = ring bits of the output tensor, r the client's fresh mask there. With `kept`
-only those elements take part; the others follow `rest_in_circuit`. Of a `relu` with `tested` the upper bits alone
-enter, and the value goes around the circuit: what comes out is `rectified`.
+only those elements take part; the others follow `rest_in_circuit`. A `relu` with `tested` is no circuit to the
+protocol: its sign is looked up by the upper bits alone, and what comes out is `rectified`.
 
 `public.rounds()` groups all this: linear steps, then circuits that travel in one message each way.
 

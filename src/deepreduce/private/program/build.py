@@ -138,8 +138,9 @@ def make_program(
             trim = False
             tuned = not chosen.merge  # what was not worth merging may be, now that all layers keep their bits
             continue
-        tested = any(step.circuit is not None and step.circuit.tested for step in program.public.steps)
-        chosen = _finer(chosen, agreement, settings or FormatSettings(), tested=tested)
+        circuits = [step.circuit for step in program.public.steps if step.circuit is not None]
+        coarse = any(0 < circuit.tested < circuit.width for circuit in circuits)
+        chosen = _finer(chosen, agreement, settings or FormatSettings(), coarse=coarse)
 
 
 def _check_public(public: PublicProgram) -> None:
@@ -156,15 +157,15 @@ def _check_public(public: PublicProgram) -> None:
         ) from error
 
 
-def _finer(used: FormatSettings, agreement: Agreement, first: FormatSettings, *, tested: bool) -> FormatSettings:
-    """Return settings with as many more bits as the error asks for: of signs first, where `tested`, then of all.
+def _finer(used: FormatSettings, agreement: Agreement, first: FormatSettings, *, coarse: bool) -> FormatSettings:
+    """Return settings with as many more bits as the error asks for: first of signs, if any is `coarse`, then of all.
 
     Each bit of all halves the error. One of the signs makes theirs 2.8 times smaller: so much more rarely is a number
     taken for one of the other sign, and so much smaller are those that are.
     """
     error = agreement.rms_error / max(agreement.spread, 1e-300)
     short = math.log2(error / used.tolerance) if math.isfinite(error) else math.inf
-    if tested and used == first and used.sign_bits < MOST_SIGN_BITS and math.isfinite(short):
+    if coarse and used == first and used.sign_bits < MOST_SIGN_BITS and math.isfinite(short):
         return replace(used, sign_bits=min(MOST_SIGN_BITS, used.sign_bits + max(1, math.ceil(short / 1.5))))
     more = max(1, math.ceil(short)) if math.isfinite(short) else _MORE_BITS + 1
     weight_bits, activation_bits = used.weight_bits + more, used.activation_bits + more

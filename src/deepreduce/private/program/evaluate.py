@@ -181,11 +181,12 @@ def _pool(op: SumPool, x: Words, shape: tuple[int, ...], bits: int) -> Words:
 
 
 def rectified(op: Circuit, server: Words, client: Words) -> NDArray[np.int64]:
-    """Compute what becomes of shares in a ReLU of which the circuit sees the upper bits alone.
+    """Compute what becomes of shares in a ReLU whose sign the upper bits decide.
 
-    x counts as positive where x + T/2 does in `circuits.sign_test`, T = 2^(width - tested): within `rectified_range`
-    always from T/2 on, never below -T/2, and in between with a probability that rises evenly, if the client's share is
-    uniform in its low bits. Where it does, it goes on as it is.
+    With T = 2^(width - tested), x counts as positive where the upper `tested` bits of the shares of x + T/2 have a sum
+    without sign. The sum lacks the carry of the lower bits. So within `rectified_range` x counts as positive always
+    from T/2 on, never below -T/2, and in between with a probability that rises evenly, if the client's share is uniform
+    in its low bits. Where it does, it goes on as it is.
 
     Args:
         op: a circuit with `tested`.

@@ -47,9 +47,6 @@ _TRUNCATION = 1_000.0
 _MESSAGE = 100_000.0
 """What one more message each way costs, in AND gates: 0.2 ms of work at each side, without the link's latency."""
 
-_SAVED = 2
-"""Bits that testing the sign alone must save: the value goes around the circuit, for 8 bytes or 16."""
-
 _SIX_BITS = 3
 """What leaves a ReLU6 is below 2^3."""
 
@@ -139,7 +136,7 @@ def range_bits(limit: float, settings: FormatSettings) -> int:
 
 
 def usable(settings: FormatSettings) -> float:
-    """Return the part of a ReLU's range that its sign test is right about: at the ends it lacks a carry."""
+    """Return the part of a ReLU's range in which its sign is looked up rightly: at the ends there lacks a carry."""
     return 1 - 2.0**-settings.sign_bits
 
 
@@ -189,8 +186,7 @@ def choose(
             made.width[node], made.dropped[node] = _narrow(
                 f[node.inputs[0]], limit, settings.activation_bits, settings, used=used
             )
-            saves = op.kind == RELU and made.width[node] >= settings.sign_bits + _SAVED
-            made.tested[node] = settings.sign_bits if saves else 0
+            made.tested[node] = min(settings.sign_bits, made.width[node]) if op.kind == RELU else 0
             f[node] = f[node.inputs[0]] - made.dropped[node]
         elif isinstance(op, Truncation):
             before = node.inputs[0]
@@ -273,13 +269,14 @@ def gates(n: int, kind: str, width: int, ring: int, window: int = 1, tested: int
     """Estimate the AND gates of a circuit layer, to weigh one plan against another.
 
     An adder of w bits, a comparison and a selection cost one AND gate a bit each. The words that come out cost about a
-    third of one per bit, twice that in a large ring; the size of the ring does not matter otherwise. A ReLU that tests
-    the sign alone has one word of one bit, and a value that goes around it.
+    third of one per bit, twice that in a large ring; the size of the ring does not matter otherwise. A ReLU whose sign
+    is looked up has none: what counts is the size of its table.
     """
     if kind == ARGMAX:
         return n * (width + 2 * width)
     if tested:
-        return n * (tested + (1 if ring <= 32 else 2))
+        tables = (tested - 1) << max(0, tested - 7)  # bytes before the image, in those of AND gates
+        return n * (tables // 4 + (2 if ring <= 32 else 3))
     words = width // 3 * (1 if ring <= 32 else 2)
     total = n * (window * width + (window - 1) * 2 * width + words)
     return total + n * (width - 1) if kind.endswith("6") else total

@@ -112,8 +112,8 @@ class Circuit:
 
     For each input element the parties drop `dropped` low bits of their shares (`deepreduce.private.ring`), keep the
     low `width` of the rest, and the circuit adds the two; the sum, read as a signed number of `width` bits, is t.
-    The output is f(t) mod 2^k' for k' = ring bits of the output tensor, shared anew. Of a ReLU the circuit may see the
-    upper `tested` bits alone, which decide whether t counts as positive; see `evaluate.rectified`.
+    The output is f(t) mod 2^k' for k' = ring bits of the output tensor, shared anew. Of a ReLU the upper
+    `tested` bits alone may decide whether t counts as positive (`evaluate.rectified`); then nothing is garbled.
 
     Attributes:
         kind: `relu`: max(t, 0). `relu6`: min(max(t, 0), cap). `rescale`: t. `max`: the largest t of a window.
@@ -126,8 +126,8 @@ class Circuit:
         rest_in_circuit: for the other elements, if there are any: True sends them through a `rescale` of the same
             width; False means that both parties drop the low bits and keep the shares as they are: no traffic.
         windows: for the kinds with max: flat input indices, [outputs, window], -1 where a window is cut short.
-        tested: for `relu`: bits of each share, sign included, that enter the circuit; the value goes around it. From 2
-            to `width`; 0 sends all of it through the circuit.
+        tested: for `relu`: bits of each share, sign included, by which the sign is looked up; the value is multiplied
+            by it. From 2 to `width`, at most 13; 0 for a garbled circuit.
     """
 
     kind: str

@@ -4,7 +4,7 @@ Both parties compute it from the public program. Beside it the number of images 
 START names a bundle for each, as many as the server allows.
 
     layout.jobs      linear layers with weights, in the order of their homomorphic messages
-    layout.units     circuits in portions, in the order of their garbled tables; a unit's number is the tweak's layer
+    layout.units     what is not linear, in portions, in the order of preparation; a unit's number is the tweak's layer
     layout.rounds    the online phase: linear steps, then units, one message each way
 """
 
@@ -85,11 +85,11 @@ class Layout:
     @functools.cached_property
     def memory(self) -> ServerMemory:
         """What the server holds online, and in which pieces it works."""
-        return server_memory(self.public, self.rounds, self.tail, max(unit.labels_bytes for unit in self.units))
+        return server_memory(self.public, self.rounds, self.tail, max(unit.working_bytes for unit in self.units))
 
     def compile(self) -> None:
         """Translate all circuits for the kernel now, and not when an image waits: the arg-max takes a while."""
-        for circuit in dict.fromkeys(unit.circuit for unit in self.units):
+        for circuit in dict.fromkeys(circuit for unit in self.units for circuit in unit.circuits()):
             compile_circuit(circuit)
 
     @property
@@ -143,8 +143,8 @@ def make_layout(public: PublicProgram, *, weight_bits: int) -> Layout:
     if number >= MAX_LAYERS:
         raise NetworkError(
             problem(
-                f"a program has at most {MAX_LAYERS * PORTION:,} circuits",
-                got=f"more than {number * PORTION:,}",
+                f"a program has at most {MAX_LAYERS:,} units of up to {PORTION:,} ReLUs or circuits",
+                got=number,
                 remedy="reduce the network further, or its input",
             )
         )

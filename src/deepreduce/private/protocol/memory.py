@@ -5,7 +5,8 @@ ring. A linear layer needs many times that while it is computed, most of all wit
 copies in float64, and of its input one for every tap of the layer's kernel. So a round takes one *piece* of the batch
 after the other: linear layers, then the labels of these images, which leave before the next piece is begun.
 
-    held    per image: the input, outputs of circuits, and linear outputs that a later round reads
+    held    per image: the input, outputs of circuits, linear outputs that a later round reads, and from a lookup's
+            question to its reply what was asked: in the place of the output, and a byte beside it
     WORDS   per image: the message of one round
     piece   as many images as `PIECE_BYTES` hold, at least one
 
@@ -89,13 +90,13 @@ class ServerMemory:
         rounds: one for each of `Layout.rounds`.
         tail: of the linear steps after them.
         held_bytes: shares and messages for one image, at most.
-        label_bytes: labels of one unit and what they are made from, at most; whatever the batch.
+        unit_bytes: what one unit of one image takes, at most; whatever the batch.
     """
 
     rounds: tuple[RoundMemory, ...]
     tail: RoundMemory
     held_bytes: int
-    label_bytes: int
+    unit_bytes: int
 
     def of(self, images: int) -> int:
         """Return the most memory that the server takes for the online phase of some images, in bytes.
@@ -103,7 +104,7 @@ class ServerMemory:
         The program with its weights is not counted, nor are the buffers of TLS and of the system.
         """
         largest = max(one.image_bytes * min(images, one.piece_images) for one in (*self.rounds, self.tail))
-        return images * self.held_bytes + largest + self.label_bytes
+        return images * self.held_bytes + largest + self.unit_bytes
 
     def images(self, limit_bytes: int) -> int:
         """Return how many images of one online phase go into some memory: the largest number, at least 1."""
@@ -115,7 +116,7 @@ class ServerMemory:
 
 
 def server_memory(
-    public: PublicProgram, rounds: Sequence[OnlineRound], tail: tuple[Step, ...], label_bytes: int
+    public: PublicProgram, rounds: Sequence[OnlineRound], tail: tuple[Step, ...], unit_bytes: int
 ) -> ServerMemory:
     """Find out what a program needs.
 
@@ -123,7 +124,7 @@ def server_memory(
         public: the program.
         rounds: of its layout.
         tail: linear steps after the last round.
-        label_bytes: of the largest unit.
+        unit_bytes: what the largest unit takes.
     """
     stretches: list[tuple[tuple[Step, ...], tuple[Step, ...]]] = [(one.linear, one.circuits) for one in rounds]
     stretches.append((tail, (public.steps[-1],)))
@@ -140,8 +141,7 @@ def server_memory(
         size = _working(public, steps, drops, reads)
         found.append(RoundMemory(steps, drops, keeps, reads, rest, forgets, size))
     held = _held(public, rounds, found)
-    # Both labels of every wire, and a copy of the one that is sent.
-    return ServerMemory(tuple(found[:-1]), found[-1], held, 4 * label_bytes)
+    return ServerMemory(tuple(found[:-1]), found[-1], held, unit_bytes)
 
 
 def hold(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
@@ -218,10 +218,12 @@ def _held(public: PublicProgram, rounds: Sequence[OnlineRound], memory: Sequence
     most = alive[0] + packed_bytes(public.input.size, public.input.ring_bits)
     for one, own in zip(rounds, memory[:-1], strict=True):
         alive |= {tensor: of(tensor) for tensor in (*own.keeps, *(step.output for step in own.rest))}
-        most = max(most, sum(alive.values()))
+        asked = {step.output: of(step.output) for step in one.circuits if step.circuit and step.circuit.tested}
+        bits = sum(public.tensors[tensor].size for tensor in asked)
+        most = max(most, sum((alive | asked).values()) + bits)
         for tensor in own.forgets:
             alive.pop(tensor, None)
         alive |= {step.output: of(step.output) for step in one.circuits}
-        most = max(most, sum(alive.values()) + sum(unit.words_bytes for unit in one.units))
+        most = max(most, sum(alive.values()) + sum(unit.words_bytes for unit in one.units) + bits)
     logits = public.tensors[public.logits]
     return max(most, sum(alive.values()) + packed_bytes(logits.size, logits.ring_bits))

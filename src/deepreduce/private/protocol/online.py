@@ -3,25 +3,26 @@
     client                                              server
     INPUT   x - r, per image                         →
                                                         linear layers on its shares, in the clear
-                                                     ←  LABELS  of its share, per image and unit of the round;
-                                                        with them x - m where the value goes around the circuit
-    WORDS   result minus the next mask, per unit     →  is its share of the round's outputs
+                                                     ←  LABELS  per image and unit of the round: its labels; of
+                                                        lookups masked places, bits and values
+    WORDS   result minus the next mask, per unit;    →  makes its share of the round's outputs
+            of lookups also masked bits and a value
     ...
                                                      ←  LABELS  of the arg-max, RESULT  its decoding
     or, where logits are revealed:                   ←  RESULT  its share of the logits
 
-What a party learns: the server sees x - r and words minus masks, all uniform in their rings; the client sees one label
-per wire, which shows nothing of its value, values minus masks (`multiplexer`), and the result. The masks are those of
-the bundle, used this once.
+What a party learns: the server sees x - r, words minus masks and masked bits, all uniform; the client sees one label
+per wire, which shows nothing of its value, or masked places and values (`multiplexer`), and the result. The masks are
+those of the bundle, used this once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -36,7 +37,7 @@ from ..ring import Words, decode, drop_server, reconstruct, reduce, split
 from ..wire import Channel, Kind
 from .layout import Layout
 from .memory import KEPT_BYTES, RoundMemory, give_back, hold
-from .multiplexer import openings, outputs, reply
+from .multiplexer import Asked, ClientPart, Question, Reply, ServerMasks, ServerOffsets, ask, outputs, reply
 from .packing import pack, unpack, word_type
 from .units import OnlineRound, Unit
 
@@ -75,7 +76,7 @@ class Seconds:
 
     Attributes:
         linear: computing linear layers.
-        circuits: labels at the server; evaluation at the client; their packing included.
+        circuits: labels and lookups at the server; evaluation and lookups at the client; their packing included.
         channel: sending and waiting for the other party.
     """
 
@@ -210,42 +211,97 @@ def _evaluate(
         channel.receive_into(Kind.LABELS, message)
     source, number = material.source, unit.number
     with seconds.on("circuits"):
-        labels = message[: unit.garbler_labels_bytes].reshape(unit.instances, -1, LABEL_BYTES)
+        if unit.circuit is None:
+            question = read_question(unit, message)
+            return write_reply(unit, reply(unit.op, question, _client_part(unit, source), unit.bits))
         got = evaluate(
             unit.circuit,
             instances=unit.instances,
             tables=source.array(f"tables.{number}"),
-            garbler_labels=labels,
+            garbler_labels=message.reshape(unit.instances, -1, LABEL_BYTES),
             evaluator_labels=source.array(f"labels.{number}"),
             tweak=material.tweak(unit),
             threads=threads,
         )
-        if not unit.circuit.words:
+        if not unit.bits:
             return [got.colours]
-        bits, masks = unit.circuit.words[0].bits, source.array(f"masks.{number}").astype(np.uint64)
-        if not unit.multiplexed:
-            return [pack(mask_words(got.words, masks[:, None], unit.circuit), bits)]
-        back = reply(
-            source.array(f"values.{number}").astype(np.uint64),
-            unpack(message[unit.garbler_labels_bytes :], (unit.instances,), bits),
-            got.colours[:, 0].astype(np.uint64),
-            got.words[:, 0],
-            masks,
-            source.array(f"factors.{number}").astype(np.uint64),
-            bits,
-        )
-        return [pack(words, bits) for words in back]
+        masks = source.array(f"masks.{number}").astype(np.uint64)
+        return [pack(mask_words(got.words, masks[:, None], unit.circuit), unit.bits)]
 
 
-def _outputs(material: Material, unit: Unit, data: NDArray[np.uint8]) -> Words:
+def _outputs(material: Material, unit: Unit, data: NDArray[np.uint8], asked: Asked | None) -> Words:
     """Return the server's shares of a unit's outputs, from the client's words."""
-    bits, source = unit.circuit.words[0].bits, material.source
-    words = unpack(data, (1 + unit.multiplexed, unit.instances), bits)
-    offsets = source.array(f"offsets.{unit.number}").astype(np.uint64)
-    if not unit.multiplexed:
-        return decode_words(words[0][:, None], offsets[:, None], unit.circuit)[:, 0]
-    decoding = source.array(f"decoding.{unit.number}")[:, 0].astype(np.uint64)
-    return outputs(words[0], words[1], decoding, offsets, bits)
+    if unit.circuit is not None:
+        offsets = material.source.array(f"offsets.{unit.number}").astype(np.uint64)
+        words = unpack(data, (unit.instances, 1), unit.bits)
+        return decode_words(words, offsets[:, None], unit.circuit)[:, 0]
+    assert asked is not None
+    return outputs(unit.op, read_reply(unit, data), asked, _server_offsets(unit, material.source), unit.bits)
+
+
+def _parts(data: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Cut bytes into parts of the given sizes."""
+    ends = list(accumulate(sizes, initial=0))
+    return [data[start:end] for start, end in pairwise(ends)]
+
+
+def write_question(unit: Unit, question: Question) -> list[NDArray[np.uint8]]:
+    """Write a question, as `Unit.question_parts` says."""
+    wraps = [pack(line, unit.upper_bits) for line in question.wraps]
+    return [pack(question.places, unit.index_bits + 1), pack(question.product, unit.bits), *wraps]
+
+
+def read_question(unit: Unit, data: NDArray[np.uint8]) -> Question:
+    """Read what `write_question` wrote."""
+    n = unit.instances
+    places, product, *wraps = _parts(data, unit.question_parts)
+    lines = [unpack(line, (n,), unit.upper_bits) for line in wraps] if unit.upper_bits else []
+    return Question(
+        unpack(places, (n,), unit.index_bits + 1),
+        unpack(product, (n,), unit.bits),
+        np.stack(lines) if lines else np.zeros((0, n), np.uint64),
+    )
+
+
+def write_reply(unit: Unit, answer: Reply) -> list[NDArray[np.uint8]]:
+    """Write a reply, as `Unit.reply_parts` says."""
+    flips = [np.packbits(line.astype(np.uint8)) for line in answer.flips]
+    return [*flips, *(pack(words, unit.bits) for words in answer.words)]
+
+
+def read_reply(unit: Unit, data: NDArray[np.uint8]) -> Reply:
+    """Read what `write_reply` wrote."""
+    *flips, z, t = _parts(data, unit.reply_parts)
+    lines = [np.unpackbits(line, count=unit.instances).astype(np.uint64) for line in flips]
+    return Reply(np.stack(lines), np.stack([unpack(each, (unit.instances,), unit.bits) for each in (z, t)]))
+
+
+def _client_part(unit: Unit, source: Source) -> ClientPart:
+    read = _reader(unit, source)
+    table, values, coins, products = (read(name) for name in ("table", "values", "coins", "products"))
+    wraps = read("wraps") if unit.upper_bits else np.zeros((0, unit.instances), np.uint64)
+    return ClientPart(table, values, coins, products, wraps, read("pads"), read("masks"))
+
+
+def _server_masks(unit: Unit, source: Source) -> ServerMasks:
+    read = _reader(unit, source)
+    wraps = read("upper_factors") if unit.upper_bits else np.zeros((0, unit.instances), np.uint64)
+    return ServerMasks(read("table"), read("choices"), read("factors"), wraps)
+
+
+def _server_offsets(unit: Unit, source: Source) -> ServerOffsets:
+    read = _reader(unit, source)
+    wraps = read("upper_offsets") if unit.upper_bits else np.zeros(0, np.uint64)
+    return ServerOffsets(read("constants"), read("offsets"), wraps)
+
+
+def _reader(unit: Unit, source: Source) -> Callable[[str], Words]:
+    """Return what reads sections of a lookup, words of 64 bits each."""
+
+    def read(name: str) -> Words:
+        return source.array(f"{name}.{unit.number}").astype(np.uint64, copy=False)
+
+    return read
 
 
 class _Batch:
@@ -258,6 +314,7 @@ class _Batch:
         self._channel, self._layout, self._linear, self._materials = channel, layout, linear, materials
         self._tensors = layout.public.tensors
         self._shares: dict[int, NDArray[Any]] = {}
+        self._bits: dict[int, NDArray[np.uint8]] = {}
         self._freed_bytes = 0
 
     def take_input(self) -> None:
@@ -274,9 +331,9 @@ class _Batch:
         with self.seconds.on("circuits"):
             for step in memory.rest:
                 self._keep_rest(step, own[step.inputs[0]], piece)
-        for index, material in enumerate(self._materials[piece]):
+        for index in range(piece.start, piece.stop):
             for step, units in groupby(one.units, key=lambda unit: unit.step):
-                self._send(material, list(units), own[step.inputs[0]][index])
+                self._send(index, list(units), own[step.inputs[0]][index - piece.start])
         del own
         self._freed(memory, piece)
 
@@ -295,8 +352,26 @@ class _Batch:
                 for unit in one.units:
                     end = place + unit.words_bytes
                     out = held[unit.step.output][index].reshape(-1)  # a view of what is held
-                    out[unit.writes] = _outputs(material, unit, data[place:end]).astype(out.dtype)
+                    asked = self._remembered(unit, index) if unit.circuit is None else None
+                    out[unit.writes] = _outputs(material, unit, data[place:end], asked).astype(out.dtype)
                     place = end
+        self._bits.clear()
+
+    def _remember(self, unit: Unit, index: int, asked: Asked) -> None:
+        """Keep what was asked until the reply: the product lies where the output will."""
+        product, bits = self._asked_of(unit, index)
+        product[unit.writes], bits[unit.writes] = asked.product.astype(product.dtype), asked.bits
+
+    def _remembered(self, unit: Unit, index: int) -> Asked:
+        product, bits = self._asked_of(unit, index)
+        return Asked(product[unit.writes], bits[unit.writes])
+
+    def _asked_of(self, unit: Unit, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        output = unit.step.output
+        held = self._hold(output)
+        if output not in self._bits:
+            self._bits[output] = hold(held.shape, np.dtype(np.uint8))
+        return held[index].reshape(-1), self._bits[output][index].reshape(-1)  # views of what is held
 
     def end(self, memory: RoundMemory, reveal: Reveal) -> None:
         """Compute the logits; send the labels of the arg-max and its decoding, or the server's share of the logits."""
@@ -304,12 +379,12 @@ class _Batch:
         results: list[NDArray[np.uint8]] = []
         for piece in memory.pieces(len(self._materials)):
             logits = self._compute(memory, piece)[public.logits]
-            for share, material in zip(logits, self._materials[piece], strict=True):
+            for index, share in enumerate(logits, piece.start):
                 if reveal == "logits":
                     results.append(pack(share, self._tensors[public.logits].ring_bits))
                 else:
-                    self._send(material, [ending], share)
-                    results.append(material.source.array(f"decoding.{ending.number}"))
+                    self._send(index, [ending], share)
+                    results.append(self._materials[index].source.array(f"decoding.{ending.number}"))
             del logits, share
             self._freed(memory, piece)
         with self.seconds.on("channel"):
@@ -378,25 +453,27 @@ class _Batch:
         dropped = drop_server(share, self._tensors[step.inputs[0]].ring_bits, op.dropped)
         self._hold(step.output)[piece] = reduce(dropped, form.ring_bits).reshape(-1, *form.shape)
 
-    def _send(self, material: Material, units: Sequence[Unit], share: Words) -> None:
-        """Send the labels of one image for the units of a step; `share` is the server's of what the step reads."""
-        step = units[0].step
+    def _send(self, index: int, units: Sequence[Unit], share: Words) -> None:
+        """Send one image's labels or questions for the units of a step; `share` is the server's of what it reads."""
+        step, material = units[0].step, self._materials[index]
         assert step.circuit is not None
         with self.seconds.on("circuits"):
             dropped = drop_server(share, self._tensors[step.inputs[0]].ring_bits, step.circuit.dropped)
             entering = reduce(dropped, step.circuit.width).reshape(-1)
         for unit in units:
             with self.seconds.on("circuits"):
-                labels = garbler_labels(
-                    unit.circuit,
-                    unit.garbler_values(entering),
-                    seed=material.source.array(f"seed.{unit.number}").tobytes(),
-                    delta=material.source.array("delta").tobytes(),
-                )
-                opened: list[NDArray[np.uint8]] = []
-                if unit.multiplexed:
-                    factors = material.source.array(f"factors.{unit.number}").astype(np.uint64)
-                    bits = unit.circuit.words[0].bits
-                    opened = [pack(openings(unit.op, entering[unit.reads[:, 0]], factors, bits), bits)]
+                if unit.circuit is None:
+                    own = _server_masks(unit, material.source)
+                    question, asked = ask(unit.op, entering[unit.reads[:, 0]], own, unit.bits)
+                    parts = write_question(unit, question)
+                    self._remember(unit, index, asked)
+                else:
+                    labels = garbler_labels(
+                        unit.circuit,
+                        unit.garbler_values(entering),
+                        seed=material.source.array(f"seed.{unit.number}").tobytes(),
+                        delta=material.source.array("delta").tobytes(),
+                    )
+                    parts = [labels.reshape(-1)]
             with self.seconds.on("channel"):
-                self._channel.send(Kind.LABELS, labels, *opened)
+                self._channel.send(Kind.LABELS, *parts)
