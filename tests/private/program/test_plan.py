@@ -381,7 +381,7 @@ def test_signs_get_their_bits_first() -> None:
 
 def test_a_network_that_no_bits_help_is_refused() -> None:
     with pytest.raises(NetworkError, match=r"differ from the network's by at most.*Do: raise tolerance"):
-        make_program(plain(3), images(32, 3, 8, 8), settings=FormatSettings(sign_bits=13, tolerance=1e-8))
+        make_program(plain(3), images(32, 3, 8, 8), settings=FormatSettings(sign_bits=30, tolerance=1e-8))
 
 
 def test_the_public_part_holds_no_weights() -> None:

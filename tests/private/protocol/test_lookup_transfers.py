@@ -10,7 +10,7 @@ import pytest
 
 from deepreduce.private.garbling import new_start
 from deepreduce.private.program import Circuit, Step, rectified
-from deepreduce.private.program.settings import MOST_SIGN_BITS
+from deepreduce.private.program.settings import MOST_TABLE_BITS
 from deepreduce.private.protocol import offline, online
 from deepreduce.private.protocol.multiplexer import ask, outputs, reply
 from deepreduce.private.protocol.session import ClientSession, ServerSession
@@ -118,7 +118,7 @@ def test_larger_tables_come_in_smaller_units() -> None:
 
     size = 2 * PORTION + 5
     forms = tuple(TensorFormat((size,), 0, bits) for bits in (40, 40))
-    for tested in range(2, MOST_SIGN_BITS + 1):
+    for tested in range(2, MOST_TABLE_BITS + 1):
         step = Step(Circuit("relu", 20, 0, tested=tested), (0,), 1, "relu")
         units = cut_units(PublicProgram(forms, (step,)), step, 0)
         assert sum(unit.instances for unit in units) == size

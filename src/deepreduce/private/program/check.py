@@ -34,7 +34,7 @@ from .operations import (
     Truncation,
 )
 from .program import PublicProgram, Step, TensorFormat, Weights, argmax_format, is_argmax
-from .settings import MOST_SIGN_BITS
+from .settings import MOST_TABLE_BITS
 
 MAX_STEPS = 4096
 MAX_ELEMENTS = 1 << 26
@@ -282,7 +282,7 @@ def _circuit_shape(op: Circuit, x: TensorFormat, out: TensorFormat) -> tuple[int
     capped = op.kind in (RELU6, MAX_RELU6)
     _require(1 <= op.cap < 1 << (op.width - 1) if capped else op.cap == 0, f"a cap of {op.cap}")
     _require(op.kept is None or op.kind in (RELU, RELU6), "kept elements of a ReLU")
-    tested = op.tested == 0 or (op.kind == RELU and 2 <= op.tested <= min(op.width, MOST_SIGN_BITS))
+    tested = op.tested == 0 or (op.kind == RELU and 2 <= op.tested <= min(op.width, MOST_TABLE_BITS))
     _require(tested, f"{op.tested} bits that are tested")
     _require(not op.rest_in_circuit or op.kept is not None, "a rest beside kept elements")
     _require((op.windows is not None) == op.kind.startswith("max"), "windows for the kinds with max")

@@ -32,7 +32,7 @@ from .operations import (
     SumPool,
     Truncation,
 )
-from .settings import FormatSettings
+from .settings import MOST_TABLE_BITS, FormatSettings
 
 EXCESS, FORBIDDEN = 1e3, 1e9
 """Penalties per element and bit above the largest ring: what weighs against refreshes, and what none outweighs.
@@ -186,7 +186,8 @@ def choose(
             made.width[node], made.dropped[node] = _narrow(
                 f[node.inputs[0]], limit, settings.activation_bits, settings, used=used
             )
-            made.tested[node] = min(settings.sign_bits, made.width[node]) if op.kind == RELU else 0
+            tested = min(settings.sign_bits, made.width[node]) if op.kind == RELU else 0
+            made.tested[node] = tested if tested <= MOST_TABLE_BITS else 0
             f[node] = f[node.inputs[0]] - made.dropped[node]
         elif isinstance(op, Truncation):
             before = node.inputs[0]

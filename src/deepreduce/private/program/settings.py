@@ -10,7 +10,10 @@ from ...errors import UsageError, problem
 MOST_FAILURE_BITS = 40
 """So rarely nothing fails at all: nearly all refreshes are then circuits."""
 
-MOST_SIGN_BITS = 13
+MOST_SIGN_BITS = 30
+"""More than any ReLU's input has."""
+
+MOST_TABLE_BITS = 13
 """Each bit more doubles the table in which a sign is looked up: with 13, half a kilobyte for each ReLU and party."""
 
 
@@ -25,8 +28,8 @@ class FormatSettings:
             0 to 1000; the margin comes on top. In 2,500 other images those of a network trained on CIFAR-100 went 2.4,
             2.0 and 1.6 times beyond what 16, 64 and 256 images had shown.
         activation_bits: magnitude bits of what leaves a circuit, 4 to 30; the sign bit comes on top.
-        sign_bits: bits of a ReLU's input, sign included, that decide whether it is positive, 3 to 13. Where its
-            input has fewer, all of them do.
+        sign_bits: bits of a ReLU's input, sign included, that decide whether it is positive, 3 to 30. Where its
+            input has fewer, all of them do. Up to 13 are looked up; for more the ReLU is garbled, and all bits decide.
         weight_bits: log2 of the least typical magnitude (geometric mean over outputs of the root mean square) of a
             layer's integer weights, 2 to 20. The relative rounding error of a layer is about 0.2 · 2^-weight_bits.
         input_bits: magnitude bits of a pixel, 4 to 30.
