@@ -269,7 +269,7 @@ def lookups(repeats: int) -> Measured:
     samples: Samples = {name: [] for name in names}
 
     def ring(bits: int, *shape: int) -> np.ndarray:
-        return random_words((*shape, INSTANCES), bits).astype(word_type(bits)).astype(np.uint64)
+        return random_words((*shape, INSTANCES), bits).astype(word_type(bits))
 
     for number in range(repeats + 1):
         tweak, count = Tweak(new_start(), number, 0), INSTANCES * (length + 1)

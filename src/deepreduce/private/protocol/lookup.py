@@ -108,9 +108,10 @@ def permute_server(indices: Words, pads: Words, received: Words, index_bits: int
 
 def look_up(table: Words, places: Words) -> Words:
     """Return one bit of each table, [n], at `places` [n]."""
-    word = (places >> np.uint64(_INDEX_BITS)).astype(np.intp)
-    chosen: Words = table[np.arange(len(table)), word]
-    return chosen >> (places & np.uint64(_WORD_BITS - 1)) & np.uint64(1)
+    n, words = table.shape
+    index = (places >> places.dtype.type(_INDEX_BITS)).astype(np.intp) + np.arange(0, n * words, words)
+    chosen: Words = table.reshape(-1).take(index)
+    return chosen >> (places & places.dtype.type(_WORD_BITS - 1)).astype(np.uint64) & np.uint64(1)
 
 
 def _halves(table: Words, j: int) -> Words:

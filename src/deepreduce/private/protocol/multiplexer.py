@@ -47,7 +47,8 @@ from ..program import Circuit
 from ..ring import Words, reduce
 from .lookup import carries, look_up
 
-_ONE = np.uint64(1)
+
+# What follows holds whole numbers below the stated ring, of any unsigned type that holds them; `Words` as a rule.
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +143,17 @@ def index_bits(op: Circuit) -> int:
 
 def client_carries(op: Circuit, share: Words) -> Words:
     """Return the client's table T, from its share [n] mod 2^width without the dropped bits."""
-    return carries(reduce(share >> _lower(op), index_bits(op)), index_bits(op))
+    return carries(reduce(share >> np.uint64(op.width - op.tested), index_bits(op)), index_bits(op))
 
 
 def client_highest(op: Circuit, share: Words) -> Words:
     """Return c, [n]."""
     return share >> np.uint64(op.width - 1)
+
+
+def word_kind(op: Circuit, bits: int) -> type[np.uint32] | type[np.uint64]:
+    """Return the words in which all is computed: they wrap modulo 2^32 or 2^64, of which the ring 2^bits is a part."""
+    return np.uint32 if bits <= 32 and op.width < 32 else np.uint64
 
 
 def ask(op: Circuit, share: Words, own: ServerMasks, bits: int) -> tuple[Question, Asked]:
@@ -159,20 +165,23 @@ def ask(op: Circuit, share: Words, own: ServerMasks, bits: int) -> tuple[Questio
         own: from the offline phase, used once.
         bits: k, the ring of the output.
     """
-    half = _ONE << _lower(op) >> _ONE
-    moved = reduce(share + half, op.width)
-    s = moved >> np.uint64(op.width - 1)
-    places = reduce(moved >> _lower(op) ^ own.choices, index_bits(op))
-    b = s ^ look_up(own.table, places)
-    told = b ^ own.choices >> np.uint64(index_bits(op))
-    # Sums and differences of uint64 wrap modulo 2^64, of which every ring is a part.
-    product = reduce(_negated(_signed(op, moved) - half, b), bits)
-    question = Question(
-        places | told << np.uint64(index_bits(op)),
-        reduce(product - own.factors, bits),
-        reduce(np.stack([b & s, _negated(s, b)]) - own.wraps, bits - op.width) if bits > op.width else own.wraps,
-    )
-    return question, Asked(product, (b | s << _ONE).astype(np.uint8))
+    word = word_kind(op, bits)
+    lower, low = word(op.width - op.tested), word(index_bits(op))
+    half, choices = word(1) << lower >> word(1), _words(own.choices, word)
+    moved = _ring(_words(share, word) + half, op.width)
+    s = moved >> word(op.width - 1)
+    places = _ring(moved >> lower ^ choices, index_bits(op))
+    b = s ^ _words(look_up(own.table, places), word)
+    told = b ^ choices >> low
+    product = _ring(_negated(_signed(moved, s, op) - half, b), bits)
+    opened = _ring(product - _words(own.factors, word), bits)
+    wraps: Any = own.wraps
+    if bits > op.width:
+        upper = _words(own.wraps, word)
+        wraps = np.stack(
+            [_ring(each - m, bits - op.width) for each, m in zip((b & s, _negated(s, b)), upper, strict=True)]
+        )
+    return Question(places | told << low, opened, wraps), Asked(product, (b | s << word(1)).astype(np.uint8))
 
 
 def reply(op: Circuit, question: Question, own: ClientPart, bits: int) -> Reply:
@@ -184,23 +193,28 @@ def reply(op: Circuit, question: Question, own: ClientPart, bits: int) -> Reply:
         own: from the offline phase, used once.
         bits: k, the ring of the output.
     """
-    places, told = reduce(question.places, index_bits(op)), question.places >> np.uint64(index_bits(op))
-    c = own.values >> np.uint64(op.width - 1)
-    b = c ^ look_up(own.table, places) ^ _ONE
-    value = _signed(op, own.values)
-    first, second = own.coins & _ONE, own.coins >> _ONE
-    flip = b ^ first
-    mine = (value & _mask(b)) + _negated(own.products + (question.product & _mask(first)), flip)
-    flips = [flip]
+    word = word_kind(op, bits)
+    asked, values, coins = (_words(each, word) for each in (question.places, own.values, own.coins))
+    told = asked >> word(index_bits(op))
+    c = values >> word(op.width - 1)
+    b = c ^ _words(look_up(own.table, _ring(asked, index_bits(op))), word) ^ word(1)
+    value = _signed(values, c, op)
+    first = coins & word(1)
+    flips = [b ^ first]
+    opened = _words(own.products, word) + (_words(question.product, word) & _mask(first))
+    mine = (value & _mask(b)) + _negated(opened, flips[0])
     if bits > op.width:
-        third = b & c ^ second
-        flips.append(third)
-        wrapped = own.wraps[0] + (question.wraps[0] & _mask(c))
-        wrapped += _negated(own.wraps[1] + (question.wraps[1] & _mask(second)), third)
-        mine += wrapped << np.uint64(op.width)
-    chosen, other = np.where(told.astype(bool), own.pads[::-1], own.pads)
-    words = np.stack([mine - chosen - own.masks, _negated(value, b) - other + chosen])
-    return Reply(np.stack(flips), reduce(words, bits))
+        second = coins >> word(1)
+        flips.append(b & c ^ second)
+        p, q = (_words(each, word) for each in question.wraps)
+        own_p, own_q = (_words(each, word) for each in own.wraps)
+        wrapped = own_p + (p & _mask(c)) + _negated(own_q + (q & _mask(second)), flips[1])
+        mine += wrapped << word(op.width)
+    h_0, h_1 = (_words(each, word) for each in own.pads)
+    between = (h_0 ^ h_1) & _mask(told)
+    chosen, other = h_0 ^ between, h_1 ^ between
+    z, t = mine - chosen - _words(own.masks, word), _negated(value, b) - other + chosen
+    return Reply(np.stack(flips), np.stack([_ring(z, bits), _ring(t, bits)]))
 
 
 def outputs(op: Circuit, answer: Reply, asked: Asked, own: ServerOffsets, bits: int) -> Words:
@@ -213,34 +227,40 @@ def outputs(op: Circuit, answer: Reply, asked: Asked, own: ServerOffsets, bits: 
         own: from the offline phase.
         bits: k, the ring of the output.
     """
-    b, product = (asked.bits & 1).astype(np.uint64), asked.product.astype(np.uint64, copy=False)
-    z, t = answer.words
-    flip = answer.flips[0]
-    total = z + own.constants + (t - product & _mask(b))  # b_S X_S is -b_S Y
-    total += (product & _mask(flip)) - _negated(own.offsets, flip)
+    word = word_kind(op, bits)
+    remembered, product = _words(asked.bits, word), _words(asked.product, word)
+    z, t = (_words(each, word) for each in answer.words)
+    flip = _words(answer.flips[0], word)
+    total = z + _words(own.constants, word) + ((t - product) & _mask(remembered & word(1)))  # b_S X_S is -b_S Y
+    total += (product & _mask(flip)) - _negated(_words(own.offsets, word), flip)
     if bits > op.width:
-        s, third = (asked.bits >> 1).astype(np.uint64), answer.flips[1]
-        wrapped = (_negated(s, b) & _mask(third)) - _negated(own.wraps, third)
-        total += wrapped << np.uint64(op.width)
-    return reduce(total, bits)
+        third = _words(answer.flips[1], word)
+        q = _negated(remembered >> word(1), remembered & word(1))
+        total += ((q & _mask(third)) - _negated(_words(own.wraps, word), third)) << word(op.width)
+    found: Words = _ring(total, bits).astype(np.uint64)
+    return found
 
 
-def _lower(op: Circuit) -> np.uint64:
-    return np.uint64(op.width - op.tested)
+def _words(values: NDArray[Any], kind: type[np.uint32] | type[np.uint64]) -> Any:
+    return values.astype(kind, copy=False)
 
 
-def _signed(op: Circuit, share: Words) -> Words:
-    """Return a share of `width` bits as a signed number, modulo 2^64."""
-    highest = share >> np.uint64(op.width - 1)
-    return share - (highest << np.uint64(op.width))
+def _ring(values: Any, bits: int) -> Any:
+    """Return values modulo 2^bits, in their words."""
+    return values & values.dtype.type((1 << bits) - 1)
 
 
-def _mask(bit: Words) -> Words:
+def _signed(share: Any, highest: Any, op: Circuit) -> Any:
+    """Return a share of `width` bits as a signed number, modulo the words."""
+    return share - (highest << share.dtype.type(op.width))
+
+
+def _mask(bit: Any) -> Any:
     """Return all ones where a bit is 1."""
-    return np.uint64(0) - bit
+    return bit.dtype.type(0) - bit
 
 
-def _negated(values: Words, bit: Words) -> Words:
-    """Return (1 - 2 bit) values, modulo 2^64."""
+def _negated(values: Any, bit: Any) -> Any:
+    """Return (1 - 2 bit) values, modulo the words."""
     mask = _mask(bit)
     return (values ^ mask) - mask

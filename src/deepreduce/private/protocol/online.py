@@ -38,7 +38,7 @@ from ..wire import Channel, Kind
 from .layout import Layout
 from .memory import KEPT_BYTES, RoundMemory, give_back, hold
 from .multiplexer import Asked, ClientPart, Question, Reply, ServerMasks, ServerOffsets, ask, outputs, reply
-from .packing import pack, unpack, word_type
+from .packing import pack, unpack, unpack_narrow, word_type
 from .units import OnlineRound, Unit
 
 Reveal = Literal["label", "logits"]
@@ -255,10 +255,10 @@ def read_question(unit: Unit, data: NDArray[np.uint8]) -> Question:
     """Read what `write_question` wrote."""
     n = unit.instances
     places, product, *wraps = _parts(data, unit.question_parts)
-    lines = [unpack(line, (n,), unit.upper_bits) for line in wraps] if unit.upper_bits else []
+    lines = [unpack_narrow(line, (n,), unit.upper_bits) for line in wraps] if unit.upper_bits else []
     return Question(
-        unpack(places, (n,), unit.index_bits + 1),
-        unpack(product, (n,), unit.bits),
+        unpack_narrow(places, (n,), unit.index_bits + 1),
+        unpack_narrow(product, (n,), unit.bits),
         np.stack(lines) if lines else np.zeros((0, n), np.uint64),
     )
 
@@ -272,8 +272,8 @@ def write_reply(unit: Unit, answer: Reply) -> list[NDArray[np.uint8]]:
 def read_reply(unit: Unit, data: NDArray[np.uint8]) -> Reply:
     """Read what `write_reply` wrote."""
     *flips, z, t = _parts(data, unit.reply_parts)
-    lines = [np.unpackbits(line, count=unit.instances).astype(np.uint64) for line in flips]
-    return Reply(np.stack(lines), np.stack([unpack(each, (unit.instances,), unit.bits) for each in (z, t)]))
+    lines = [np.unpackbits(line, count=unit.instances) for line in flips]
+    return Reply(np.stack(lines), np.stack([unpack_narrow(each, (unit.instances,), unit.bits) for each in (z, t)]))
 
 
 def _client_part(unit: Unit, source: Source) -> ClientPart:
@@ -296,12 +296,8 @@ def _server_offsets(unit: Unit, source: Source) -> ServerOffsets:
 
 
 def _reader(unit: Unit, source: Source) -> Callable[[str], Words]:
-    """Return what reads sections of a lookup, words of 64 bits each."""
-
-    def read(name: str) -> Words:
-        return source.array(f"{name}.{unit.number}").astype(np.uint64, copy=False)
-
-    return read
+    """Return what reads sections of a lookup."""
+    return lambda name: source.array(f"{name}.{unit.number}")
 
 
 class _Batch:

@@ -28,7 +28,7 @@ def pack(values: Words, bits: int) -> NDArray[np.uint8]:
     """
     width = -(-bits // 8)
     if width in _WHOLE:  # an element is a number of the machine's
-        return np.ascontiguousarray(values).astype(_WHOLE[width]).reshape(-1).view(np.uint8)
+        return np.ascontiguousarray(values).astype(_WHOLE[width], copy=False).reshape(-1).view(np.uint8)
     flat = np.ascontiguousarray(values, dtype="<u8").reshape(-1).view(np.uint8).reshape(-1, 8)
     return np.ascontiguousarray(flat[:, :width]).reshape(-1)
 
@@ -36,9 +36,19 @@ def pack(values: Words, bits: int) -> NDArray[np.uint8]:
 def unpack(data: NDArray[np.uint8] | bytes | bytearray | memoryview, shape: tuple[int, ...], bits: int) -> Words:
     """Read what `pack` wrote; bits beyond the ring, which an honest sender leaves 0, are cleared.
 
+    Returns:
+        Words of 64 bits.
+
     Raises:
         DeepReduceError: the length does not fit the shape.
     """
+    return unpack_narrow(data, shape, bits).astype(np.uint64, copy=False)
+
+
+def unpack_narrow(
+    data: NDArray[np.uint8] | bytes | bytearray | memoryview, shape: tuple[int, ...], bits: int
+) -> NDArray[np.unsignedinteger]:
+    """Do as `unpack`, but return the words as they lie in the message where that is a type of the machine's."""
     raw = np.frombuffer(data, np.uint8)
     width, count = -(-bits // 8), int(np.prod(shape, dtype=np.int64))
     if raw.size != packed_bytes(count, bits):
@@ -50,12 +60,12 @@ def unpack(data: NDArray[np.uint8] | bytes | bytearray | memoryview, shape: tupl
             )
         )
     if width in _WHOLE:
-        whole: Words = raw.view(_WHOLE[width]).astype(np.uint64).reshape(shape)
-        return whole & np.uint64((1 << bits) - 1)
+        whole: NDArray[np.unsignedinteger] = raw.view(_WHOLE[width]).reshape(shape)
+        return whole & whole.dtype.type((1 << bits) - 1)
     wide = np.zeros((count, 8), np.uint8)
     wide[:, :width] = raw.reshape(count, width)
     values: Words = wide.view("<u8").reshape(shape) & np.uint64((1 << bits) - 1)
-    return values.astype(np.uint64, copy=False)
+    return values
 
 
 def word_type(bits: int) -> np.dtype[np.unsignedinteger]:
