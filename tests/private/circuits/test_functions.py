@@ -17,7 +17,6 @@ from deepreduce.private.circuits import (
     clip,
     evaluate_plain,
     from_bits,
-    max_pool,
     relu,
     rescale,
 )
@@ -67,7 +66,6 @@ def test_and_gates() -> None:
     assert clip(17, 27, 6 << 10).and_gates <= 16 + 16 + 1
     # README.md: a ReLU6, whose value goes through the circuit.
     assert [clip(width, 28, 6 << (width - 5)).and_gates for width in (12, 13)] == [22, 24]
-    assert max_pool(4, 17, 27).and_gates == 4 * 16 + 3 * 2 * 17
     assert arg_max(100, 17).and_gates <= 100 * 16 + 99 * 17 + 98 * 17 + 100
 
 
@@ -112,18 +110,6 @@ def test_real_widths(width: int, out_bits: int, places: int, ending: Ending, see
     assert np.array_equal(run(circuit, x, width, out_bits), expected)
 
 
-@given(st.integers(1, 6), st.integers(2, 20), st.booleans(), st.sampled_from(ENDINGS), st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
-def test_max_pool(count: int, width: int, rectify: bool, ending: Ending, seed: int) -> None:
-    top = 2 ** (width - 1)
-    rng = np.random.default_rng(seed)
-    x = np.concatenate([rng.integers(-top, top, (30, count)), rng.choice([-top, -1, 0, top - 1], (30, count))])
-    circuit = max_pool(count, width, 27, places=2, rectify=rectify, ending=ending)
-    largest = x.max(axis=1)
-    expected = moved(np.maximum(largest, 0) if rectify else largest, 2, 27)
-    assert np.array_equal(run(circuit, x, width, 27), expected)
-
-
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 10, 16, 100])
 def test_arg_max_takes_the_first_of_equals(count: int) -> None:
     width = 6
@@ -143,7 +129,6 @@ def test_sizes_out_of_range_are_refused() -> None:
         lambda: relu(17, 27, ending="other"),  # type: ignore[arg-type]
         lambda: clip(8, 27, 0),
         lambda: clip(8, 27, 128),
-        lambda: max_pool(0, 8, 8),
         lambda: arg_max(1, 8),
     ):
         with pytest.raises(UsageError, match=r"Got: .* Do: "):

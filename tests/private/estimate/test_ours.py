@@ -59,9 +59,8 @@ def compare(program: Program, count: int, monkeypatch: pytest.MonkeyPatch) -> Co
 @pytest.mark.parametrize("count", [1, 2])
 def test_example_a_residual_network_costs_what_the_estimate_says(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cost = compare(residual(), count, monkeypatch)
-    assert (
-        cost.protocol == "ours" and cost.online.round_trips == 3
-    )  # the second ReLU layer goes with the max pooling; arg-max
+    # The first ReLU layer, four levels of the pooling, of which the second ReLU layer is a part, and the arg-max.
+    assert cost.protocol == "ours" and cost.online.round_trips == 6
 
 
 def test_units_that_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_exported_files_have_the_numbers_of_their_program(tmp_path: Path) -> Non
     server, client = save_model(model, tmp_path)
     found = deepreduce.estimate(client)
     assert found == deepreduce.estimate(str(server))
-    assert found["network"] == "small" and found["relus"] == program.public.relus and found["relu_layers"] == 2
+    assert found["network"] == "small" and found["relus"] == program.public.relus and found["relu_layers"] == 5
     online = found["protocols"]["ours"]["online"]
     assert online["round_trips"] == len(model.client.layout.rounds) + 1
     gates = sum(unit.and_gates for unit in model.client.layout.units)

@@ -18,7 +18,6 @@ from deepreduce.private.circuits import (
     clip,
     evaluate_plain,
     input_bits,
-    max_pool,
     relu,
     rescale,
 )
@@ -121,7 +120,6 @@ def test_circuits_of_private_inference(backend: Backend, instances: int) -> None
         relu(17, 27, ending="bits"),
         clip(12, 20, 600),
         rescale(14, 30, places=-5),
-        max_pool(4, 9, 20, rectify=True),
         arg_max(10, 9),
     ):
         values = random_inputs(circuit, instances, instances)

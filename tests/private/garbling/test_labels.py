@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepreduce.private.circuits import Builder, max_pool, relu
+from deepreduce.private.circuits import Builder, arg_max, relu
 from deepreduce.private.garbling import (
     GarblingError,
     Tweak,
@@ -33,7 +33,7 @@ def test_correlated_ot_becomes_labels() -> None:
 
 @pytest.mark.parametrize("backend", backends(), ids=lambda b: b.name)
 def test_the_garblers_labels_are_its_bits(backend: object) -> None:
-    circuit = max_pool(3, 5, 8)
+    circuit = arg_max(3, 5)
     values = np.array([[1, -1, 7], [31, 0, 16]])
     zero = garbler_zero_labels(circuit, instances=2, seed=SEED)
     labels = garbler_labels(circuit, {"server_share": values}, seed=SEED, delta=DELTA, backend=backend)  # type: ignore[arg-type]

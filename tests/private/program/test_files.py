@@ -136,7 +136,8 @@ def test_steps_that_do_not_fit_are_refused() -> None:
         replace(relu, op=replace(relu.circuit, kept=np.array([2], dtype=np.int32))),
         replace(relu, op=replace(relu.circuit, kept=np.array([0], dtype=np.int64))),
         replace(relu, op=replace(relu.circuit, rest_in_circuit=True)),
-        replace(relu, op=replace(relu.circuit, kind="max", windows=np.array([[0], [-1]], dtype=np.int32))),
+        replace(relu, op=replace(relu.circuit, kind="max", windows=np.array([[0], [1]], dtype=np.int32))),
+        replace(relu, op=replace(relu.circuit, windows=np.array([[0], [1]], dtype=np.int32))),
         replace(relu, op=Sum((0,), (2,))),
         replace(relu, op=Sum((1,), (1,))),
         replace(relu, op=Circuit("argmax", 8, 1)),
@@ -214,7 +215,10 @@ def image_of(shape: tuple[int, ...], *steps: tuple[Any, tuple[int, ...]]) -> Pub
         ),
         (
             "circuits of",
-            image_of((1, 1, 2), (Circuit("max", 9, 0, windows=np.zeros((1, 1 << 16), np.int32)), (1,))),
+            PublicProgram(
+                (TensorFormat((1, 1, 1 << 16), 3, 9), TensorFormat((1 << 16,), 3, 9), TensorFormat((1,), 0, 16)),
+                (Step(Reshape(), (0,), 1, "flat"), Step(Circuit("argmax", 9, 0), (1,), 2, "argmax")),
+            ),
         ),
         (
             "a padded map of 68736254976 elements",

@@ -159,21 +159,22 @@ def test_how_many_images_go_into_some_memory() -> None:
 
 
 def test_what_is_held_is_what_is_read_later() -> None:
-    """By hand: input; first ReLUs; both paths go into one round, so nothing goes around it; the pooled ReLUs."""
-    program = residual()
+    """By hand: the input; ReLUs, whose questions lie where they will; what the last ones give."""
+    torch.manual_seed(1)
+    layers = {"a": nn.Conv2d(3, 8, 3, padding=1), "b": nn.Conv2d(8, 2, 3, padding=1), "fc": nn.Linear(128, 4)}
+    network = Lambda(lambda net, x: net.fc(F.relu(net.b(F.relu(net.a(x)))).flatten(1)), **layers)
+    program = make_program(settle(network, images(32, 3, 8, 8)), images(32, 3, 8, 8))
     layout = make_layout(program.public, weight_bits=weight_bits(program))
     tensors = program.public.tensors
-    first, second = (one.circuits[0] for one in layout.rounds)
+    steps = [one.circuits[0] for one in layout.rounds]
+    assert len(steps) == 2 and all(step.circuit is not None and step.circuit.tested for step in steps)
     words = [sum(unit.words_bytes for unit in one.units) for one in layout.rounds]
-    size = {step.output: tensors[step.output].size * 4 for step in (first, second)}  # rings of 17 to 32 bits
-    assert all(16 < tensors[step.output].ring_bits <= 32 for step in (first, second))
-    asked, image = tensors[first.output].size, tensors[0].size * 4  # a byte for each ReLU that is looked up
-    expected = (
-        image + size[first.output] + asked,
-        size[first.output] + asked + words[0],
-        size[second.output] + words[1],
-    )
-    assert first.circuit.tested and not second.circuit.tested and layout.memory.held_bytes == max(expected)
+    sizes = [tensors[step.output].size for step in steps]
+    bits = [tensors[tensor].ring_bits for tensor in (0, *(step.output for step in steps))]
+    assert all(16 < each <= 32 for each in bits)
+    image, (first, second) = tensors[0].size, sizes  # four bytes for each element, and one beside a question
+    expected = [4 * image + 5 * first, 5 * first + words[0], 4 * first + 5 * second, 5 * second + words[1]]
+    assert layout.memory.held_bytes == max(expected)
     assert not any(one.keeps or one.rest for one in (*layout.memory.rounds, layout.memory.tail))
     around = make_layout(masked().public, weight_bits=12).memory
     assert around.rounds[0].rest and around.rounds[1].keeps

@@ -13,7 +13,7 @@ from .circuit import (
     input_bits,
     to_bits,
 )
-from .functions import arg_max, chosen_multiple, clip, max_pool, relu, rescale
+from .functions import arg_max, chosen_multiple, clip, relu, rescale
 
 __all__ = [
     "FALSE",
@@ -31,7 +31,6 @@ __all__ = [
     "evaluate_plain",
     "from_bits",
     "input_bits",
-    "max_pool",
     "relu",
     "rescale",
     "to_bits",

@@ -1,4 +1,4 @@
-"""The circuits of private inference on additively shared numbers: ReLU, clipping, max pooling, arg-max.
+"""The circuits of private inference on additively shared numbers: ReLU, clipping, arg-max.
 
 Each takes the garbler's (server's) share and the evaluator's (client's) share of a number modulo 2^width in two's
 complement. What comes out is shared again modulo 2^out_bits, in one of two ways:
@@ -125,53 +125,6 @@ def rescale(width: int, out_bits: int, *, places: int = 0, ending: Ending = "wor
     b = Builder()
     (x,) = _shared(b, width, 1, out_bits, places, ending)
     _finish(b, x, TRUE, out_bits, places, ending, signed=True)
-    return b.build()
-
-
-@functools.lru_cache(maxsize=256)
-def max_pool(
-    count: int,
-    width: int,
-    out_bits: int,
-    *,
-    places: int = 0,
-    rectify: bool = False,
-    ceiling: int | None = None,
-    ending: Ending = "word",
-) -> Circuit:
-    """The largest of `count` shared numbers, times 2^places modulo 2^out_bits; with `rectify` the ReLU of it.
-
-    max(relu(x), relu(y)) = relu(max(x, y)), so a ReLU before the pooling is taken after it, once instead of `count`
-    times.
-
-    Args:
-        count: numbers per window, at least 1.
-        width: bits of each share, 2 to 62.
-        out_bits: the ring of the result, 1 to 64.
-        places: shift to the left; negative: to the right, rounding down.
-        rectify: cut negative results to 0.
-        ceiling: with `rectify`, cut results to this at most, as `clip` does; None for no ceiling.
-        ending: how the result is shared, see the module.
-
-    Returns:
-        A circuit with the inputs of `relu`, the shares with `count` numbers each, and the output "out".
-
-    Raises:
-        UsageError: a size is out of range, or a ceiling without `rectify`.
-    """
-    if ceiling is not None and not rectify:
-        raise UsageError(problem("a ceiling belongs to a rectified maximum", got=ceiling, remedy="pass rectify=True"))
-    b = Builder()
-    numbers = _shared(b, width, count, out_bits, places, ending)
-    largest = next(numbers)
-    for x in numbers:
-        largest = select(b, less_than(b, largest, x, signed=True), x, largest)
-    if ceiling is not None:
-        _clip(b, largest, ceiling, out_bits, places, ending)
-    elif rectify:
-        _finish(b, largest[:-1], negative(largest) ^ 1, out_bits, places, ending)
-    else:
-        _finish(b, largest, TRUE, out_bits, places, ending, signed=True)
     return b.build()
 
 

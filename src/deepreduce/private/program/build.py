@@ -21,11 +21,10 @@ from .evaluate import rectified_range
 from .fold import check_shapes, fold, simplify
 from .formats import Formats, Range, Ranges
 from .graph import Array, Graph, Input, Node
+from .lowering import lower
 from .merge import merge
 from .operations import (
     ARGMAX,
-    MAX_RELU,
-    MAX_RELU6,
     RELU,
     RELU6,
     Circuit,
@@ -115,6 +114,7 @@ def make_program(
     else:
         simplify(graph)
     check_shapes(graph)
+    lower(graph)
     trim, tuned, equalised = True, False, False
     while True:
         if not tuned:
@@ -299,10 +299,10 @@ def _operation(node: Node, formats: Formats) -> Operation:
         assert isinstance(op, Operation)
         return op
     kind, cap, width = op.kind, 0, formats.width[node]
-    if kind in (RELU6, MAX_RELU6):
+    if kind == RELU6:
         cap = max(1, round(math.ldexp(6.0, formats.fraction[node])))
         if cap >= 1 << (width - 1):  # no value in range reaches it
-            kind, cap = (RELU if kind == RELU6 else MAX_RELU), 0
+            kind, cap = RELU, 0
     tested = formats.tested[node]
     return replace(op, kind=kind, cap=cap, width=width, dropped=formats.dropped[node], tested=tested)
 

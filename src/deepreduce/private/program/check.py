@@ -19,7 +19,6 @@ from .masking import Masking, masked_by
 from .operations import (
     ARGMAX,
     CIRCUIT_KINDS,
-    MAX_RELU6,
     RELU,
     RELU6,
     Circuit,
@@ -245,8 +244,6 @@ def _circuit_bits(public: PublicProgram, step: Step) -> int:
     op = step.circuit
     if op is None:
         return 0
-    if op.windows is not None:
-        return op.width * int(op.windows.shape[1])
     return op.width * (public.tensors[step.inputs[0]].size if op.kind == ARGMAX else 1)
 
 
@@ -279,22 +276,17 @@ def _circuit_shape(op: Circuit, x: TensorFormat, out: TensorFormat) -> tuple[int
     _require(numbers, "a circuit's numbers")
     _require(2 <= op.width <= MAX_RING_BITS and 0 <= op.dropped < MAX_RING_BITS, "a width and dropped bits in range")
     _require(op.width + op.dropped <= x.ring_bits, f"{op.width} + {op.dropped} bits of a ring of {x.ring_bits}")
-    capped = op.kind in (RELU6, MAX_RELU6)
+    capped = op.kind == RELU6
     _require(1 <= op.cap < 1 << (op.width - 1) if capped else op.cap == 0, f"a cap of {op.cap}")
     _require(op.kept is None or op.kind in (RELU, RELU6), "kept elements of a ReLU")
     tested = op.tested == 0 or (op.kind == RELU and 2 <= op.tested <= min(op.width, MOST_TABLE_BITS))
     _require(tested, f"{op.tested} bits that are tested")
     _require(not op.rest_in_circuit or op.kept is not None, "a rest beside kept elements")
-    _require((op.windows is not None) == op.kind.startswith("max"), "windows for the kinds with max")
+    _require(op.windows is None, "a circuit without windows")
     if op.kind == ARGMAX:
         _require(len(x.shape) == 1 and out == argmax_format(x.size), "an arg-max of a vector")
         return (1,)
     _require(out.fraction_bits == x.fraction_bits - op.dropped, "the fraction bits that dropping leaves")
-    if op.windows is not None:
-        _require(op.windows.ndim == 2, "windows as rows")
-        _check_indices(op.windows, (out.size, op.windows.shape[1]), x.size, lowest=-1)
-        _require(bool((op.windows >= 0).any(axis=1).all()), "a window with an element")
-        return out.shape
     if op.kept is not None:
         _require(op.kept.ndim == 1 and 1 <= len(op.kept) < x.size, "kept elements, fewer than all")
         _check_indices(op.kept, (len(op.kept),), x.size, lowest=0)

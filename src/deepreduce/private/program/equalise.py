@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from .formats import Ranges, filled, is_exact
 from .graph import Affine, Array, Graph, Node
 from .operations import (
-    MAX,
-    MAX_RELU,
     RELU,
     RESCALE,
     Circuit,
@@ -131,10 +129,8 @@ def _labels(node: Node, inputs: list[_Labels], classes: _Classes) -> _Labels:
             return np.concatenate(inputs)
         case SumPool() | Truncation() | Affine():
             return inputs[0]
-        case Circuit() if op.windows is None and op.kind in (RELU, RESCALE):
+        case Circuit() if op.kind in (RELU, RESCALE):
             return inputs[0]
-        case Circuit() if op.windows is not None and op.kind in (MAX, MAX_RELU):
-            source = _sources(op.windows.reshape(channels, -1), node.inputs[0])
         case Gather():
             source = _sources(op.index.reshape(channels, -1), node.inputs[0])
         case Reshape():

@@ -23,8 +23,6 @@ from ..ring import (
 )
 from .operations import (
     ARGMAX,
-    MAX,
-    MAX_RELU6,
     RELU6,
     RESCALE,
     Circuit,
@@ -41,8 +39,6 @@ from .program import PublicProgram, Step, Weights
 
 Side = Literal["values", "server", "client"]
 """What a linear step is computed on: the values themselves, the server's share, or the client's."""
-
-_LOWEST = np.iinfo(np.int64).min
 
 _WORD_BYTES = 8
 """Of a ring element, an int64 and a float64."""
@@ -224,11 +220,8 @@ def circuit_function(op: Circuit, t: NDArray[np.int64]) -> NDArray[np.int64]:
     if op.kind == ARGMAX:
         winners: NDArray[np.int64] = np.argmax(t, axis=1).astype(np.int64)[:, None]
         return winners
-    if op.windows is not None:
-        padded = np.concatenate([t, np.full((t.shape[0], 1), _LOWEST)], axis=1)
-        t = padded[:, op.windows].max(axis=2)
-    if op.kind in (MAX, RESCALE):
+    if op.kind == RESCALE:
         return t
-    highest = op.cap if op.kind in (RELU6, MAX_RELU6) else np.iinfo(np.int64).max
+    highest = op.cap if op.kind == RELU6 else np.iinfo(np.int64).max
     clipped: NDArray[np.int64] = np.clip(t, 0, highest)
     return clipped

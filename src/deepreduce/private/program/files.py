@@ -2,8 +2,8 @@
 
 Public (`deepreduce.program`, version 2): the tensor `structure` holds UTF-8 JSON as bytes: `format`, `version`,
 `tensors` ([shape, fraction_bits, ring_bits] each) and `steps` ({"op", "inputs", "name", and the operation's own
-numbers}); `bias` where it is true. Step n makes tensor n + 1. Indices (`index`, `kept`, `windows`) are int32 tensors
-`n.index`, `n.kept`, `n.windows`, n the step's number.
+numbers}); `bias` where it is true. Step n makes tensor n + 1. Indices (`index`, `kept`) are int32 tensors `n.index`,
+`n.kept`, n the step's number.
 
 Secret (`deepreduce.weights`, version 2): `structure` with `format`, `version` and `program`, the SHA-256 of the
 public blob that it belongs to; `n.weight` and `n.bias` in the smallest of int8, int16, int32, int64 that holds them.
@@ -55,7 +55,7 @@ _OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], tuple[str, ...]]] = {
     "reshape": (Reshape, (), ()),
     "gather": (Gather, (), ("index",)),
     "truncation": (Truncation, ("dropped",), ()),
-    "circuit": (Circuit, ("kind", "width", "dropped", "cap", "rest_in_circuit", "tested"), ("kept", "windows")),
+    "circuit": (Circuit, ("kind", "width", "dropped", "cap", "rest_in_circuit", "tested"), ("kept",)),
 }
 _NAMES = {kind: name for name, (kind, _, _) in _OPERATIONS.items()}
 _INTEGERS = (np.int8, np.int16, np.int32, np.int64)

@@ -20,7 +20,6 @@ from .graph import Array, Input, Node
 from .masking import Masking, masked_by
 from .operations import (
     ARGMAX,
-    MAX_RELU6,
     RELU,
     RELU6,
     RESCALE,
@@ -178,7 +177,7 @@ def choose(
         if isinstance(op, Input):
             f[node] = settings.input_bits + fractions[node] - range_bits(ranges[node].largest, settings)
         elif isinstance(op, Circuit):
-            used = _SIX_BITS if op.kind in (RELU6, MAX_RELU6) else None
+            used = _SIX_BITS if op.kind == RELU6 else None
             limit = ranges[node.inputs[0]].largest
             if op.kind == RELU:
                 limit /= usable(settings)
@@ -266,7 +265,7 @@ def _wrong_shares(made: Formats, node: Node, ranges: Ranges) -> float:
     return node.size * (math.ldexp(ranges[before].mean, made.fraction[before]) + 1)
 
 
-def gates(n: int, kind: str, width: int, ring: int, window: int = 1, tested: int = 0) -> int:
+def gates(n: int, kind: str, width: int, ring: int, *, tested: int = 0) -> int:
     """Estimate the AND gates of a circuit layer, to weigh one plan against another.
 
     An adder of w bits, a comparison and a selection cost one AND gate a bit each. The words that come out cost about a
@@ -279,7 +278,7 @@ def gates(n: int, kind: str, width: int, ring: int, window: int = 1, tested: int
         tables = (tested - 1) << max(0, tested - 7)  # bytes before the image, in those of AND gates
         return n * (tables // 4 + (2 if ring <= 32 else 3))
     words = width // 3 * (1 if ring <= 32 else 2)
-    total = n * (window * width + (window - 1) * 2 * width + words)
+    total = n * (width + words)
     return total + n * (width - 1) if kind.endswith("6") else total
 
 
@@ -309,8 +308,7 @@ def _count(made: Formats, order: list[Node], settings: FormatSettings, penalty: 
         if isinstance(node.op, Circuit):
             width = made.width[node]
             if node.op.kept is None:
-                window = 1 if node.op.windows is None else node.op.windows.shape[1]
-                cost += gates(node.size, node.op.kind, width, ring, window, made.tested[node])
+                cost += gates(node.size, node.op.kind, width, ring, tested=made.tested[node])
             else:
                 cost += gates(len(node.op.kept), node.op.kind, width, ring, tested=made.tested[node])
                 if node.op.rest_in_circuit:

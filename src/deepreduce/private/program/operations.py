@@ -16,7 +16,8 @@ Indices = NDArray[np.int32]
 
 RELU, RELU6, RESCALE = "relu", "relu6", "rescale"
 MAX, MAX_RELU, MAX_RELU6, ARGMAX = "max", "max_relu", "max_relu6", "argmax"
-CIRCUIT_KINDS = (RELU, RELU6, RESCALE, MAX, MAX_RELU, MAX_RELU6, ARGMAX)
+CIRCUIT_KINDS = (RELU, RELU6, RESCALE, ARGMAX)
+"""The kinds that a program has; those with maxima are lowered before (`lowering`)."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,7 @@ class Circuit:
     `tested` bits alone may decide whether t counts as positive (`evaluate.rectified`); then nothing is garbled.
 
     Attributes:
-        kind: `relu`: max(t, 0). `relu6`: min(max(t, 0), cap). `rescale`: t. `max`: the largest t of a window.
-            `max_relu`, `max_relu6`: `relu` or `relu6` of the largest. `argmax`: the index of the largest t, the
+        kind: `relu`: max(t, 0). `relu6`: min(max(t, 0), cap). `rescale`: t. `argmax`: the index of the largest t, the
             lowest index on a tie; its output is revealed or stays a number, it is not a tensor of the program.
         width: bits of each share that enter the circuit, sign included; 2 to 62.
         dropped: low bits that each party drops of its share first.
@@ -125,7 +125,8 @@ class Circuit:
         kept: flat indices, rising, of the elements to which `kind` applies; None for all. For `relu` and `relu6`.
         rest_in_circuit: for the other elements, if there are any: True sends them through a `rescale` of the same
             width; False means that both parties drop the low bits and keep the shares as they are: no traffic.
-        windows: for the kinds with max: flat input indices, [outputs, window], -1 where a window is cut short.
+        windows: of maxima in a graph, of which a program has none: flat input indices, [outputs, window], -1 where a
+            window is cut short.
         tested: for `relu`: bits of each share, sign included, by which the sign is looked up; the value is multiplied
             by it. From 2 to `width`, at most 13; 0 for a garbled circuit.
     """

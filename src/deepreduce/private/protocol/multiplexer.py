@@ -48,12 +48,11 @@ from ..ring import Words, reduce
 from .lookup import carries, look_up
 
 
-# What follows holds whole numbers below the stated ring, of any unsigned type that holds them; `Words` as a rule.
-
-
 @dataclass(frozen=True, eq=False)
 class ServerMasks:
     """What the server keeps of the offline phase to ask for n ReLUs.
+
+    As in all that follows, numbers are below the stated ring, of any unsigned type that holds them.
 
     Attributes:
         table: M_S, [n, words].

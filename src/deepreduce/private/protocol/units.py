@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..circuits import Circuit, arg_max, chosen_multiple, clip, max_pool, relu, rescale
+from ..circuits import Circuit, arg_max, chosen_multiple, clip, relu, rescale
 from ..circuits.functions import CLIENT_SHARE, SERVER_SHARE
 from ..garbling.types import LABEL_BYTES
 from ..program import Circuit as CircuitOp
 from ..program import PublicProgram, Step, is_argmax
-from ..program.operations import MAX, MAX_RELU, RELU, RELU6, RESCALE
+from ..program.operations import RELU, RELU6, RESCALE
 from ..transfer import corrections_bytes
 from .lookup import pad_words, table_words
 from .multiplexer import index_bits
@@ -231,12 +231,6 @@ def cut_units(public: PublicProgram, step: Step, number: int) -> list[Unit]:
             part = slice(start, start + size)
             found.append(Unit(number + len(found), step, circuit, out_bits, reads[part], writes[part]))
 
-    if op.windows is not None:
-        # A window cut short at the border repeats its first element: the maximum stays the same.
-        first = op.windows[np.arange(len(op.windows)), np.argmax(op.windows >= 0, axis=1)]
-        reads = np.where(op.windows < 0, first[:, None], op.windows).astype(np.int32)
-        cut(_pooling(op, reads.shape[1], out_bits), reads, np.arange(len(reads), dtype=np.int32))
-        return found
     kept = np.arange(size, dtype=np.int32) if op.kept is None else op.kept
     if len(kept):
         cut(_activation(op, out_bits), kept[:, None], kept)
@@ -256,13 +250,6 @@ def _activation(op: CircuitOp, out_bits: int) -> Circuit | None:
         return relu(op.width, out_bits)
     assert op.kind == RELU6
     return clip(op.width, out_bits, op.cap)
-
-
-def _pooling(op: CircuitOp, count: int, out_bits: int) -> Circuit:
-    if op.kind == MAX:
-        return max_pool(count, op.width, out_bits)
-    capped = op.kind != MAX_RELU and not _never_capped(op)
-    return max_pool(count, op.width, out_bits, rectify=True, ceiling=op.cap if capped else None)
 
 
 def _never_capped(op: CircuitOp) -> bool:
