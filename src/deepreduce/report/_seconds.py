@@ -102,8 +102,8 @@ def no_faster(front: Json, entry: Json) -> str:
     if not known or any(after < 0.95 * before for before, after in known):
         return ""
     return (
-        "Privately it is no faster than the full network: what costs there is something else than these ReLUs. Max "
-        "pooling has circuits of its own, and does the ReLUs in front of it along with them; average pooling has none."
+        "Privately it is no faster than the full network: what costs there is something else than these ReLUs. Every "
+        "layer that keeps one takes a round trip, however few it keeps; max pooling of 2x2 takes two, of 3x3 four."
     )
 
 

@@ -165,8 +165,8 @@ def remark(base: Base, settings: SearchSettings) -> str:
     if not settings.average_pooling(base):
         return ""
     return (
-        "average pooling takes the place of max pooling in the reduced networks; a maximum costs more in private than "
-        "the ReLUs in front of it. --keep-max-pooling leaves it"
+        "average pooling takes the place of max pooling in the reduced networks; in private a maximum "
+        "takes about as long as three ReLU layers. --keep-max-pooling leaves it"
     )
 
 

@@ -1,8 +1,9 @@
 """The protocol: four functions, offline and online, client and server, and what they agree on before.
 
-    units.py        circuits in portions, and the rounds that carry them
-    layout.py       who does what in which order, and every size, from the public program alone
+    lookup.py       signs of sums of shares, from one-time tables
     multiplexer.py  from a sign that is shared to a ReLU that is shared
+    units.py        ReLUs and circuits in portions, and the rounds that carry them
+    layout.py       who does what in which order, and every size, from the public program alone
     session.py      the set-up of a connection: base transfers, offsets, keys
     offline.py      prepare_client, prepare_server: one bundle at each party
     online.py       infer_client, infer_server: images to labels, a bundle per image
