@@ -19,7 +19,7 @@ CORES = 2
 
 _ANY_ERROR = 1e9
 
-_PLAN = 3
+_PLAN = 4
 """Counts how often programs began to be planned otherwise: prices that were kept from before are computed anew."""
 
 

@@ -14,7 +14,6 @@ from deepreduce.private.circuits import (
     Circuit,
     arg_max,
     chosen_multiple,
-    clip,
     evaluate_plain,
     from_bits,
     relu,
@@ -63,9 +62,6 @@ def test_and_gates() -> None:
     assert (bits.and_gates, bits.known_and_gates, bits.hashes, bits.table_bytes) == (58, 12, 104, 1664)
     assert (word.wires_of("evaluator"), bits.wires_of("evaluator")) == (17, 44)
     assert rescale(17, 27).and_gates == 16
-    assert clip(17, 27, 6 << 10).and_gates <= 16 + 16 + 1
-    # README.md: a ReLU6, whose value goes through the circuit.
-    assert [clip(width, 28, 6 << (width - 5)).and_gates for width in (12, 13)] == [22, 24]
     assert arg_max(100, 17).and_gates <= 100 * 16 + 99 * 17 + 98 * 17 + 100
 
 
@@ -77,7 +73,6 @@ def test_every_pair_of_shares(ending: Ending, places: int) -> None:
     x = (server + client + 8) % 16 - 8
     cases = {
         "relu": (relu(width, out_bits, places=places, ending=ending), np.maximum(x, 0)),
-        "clip": (clip(width, out_bits, 5, places=places, ending=ending), np.clip(x, 0, 5)),
         "rescale": (rescale(width, out_bits, places=places, ending=ending), x),
     }
     for name, (circuit, expected) in cases.items():
@@ -98,16 +93,10 @@ def test_real_widths(width: int, out_bits: int, places: int, ending: Ending, see
     rng = np.random.default_rng(seed)
     edges = np.array([-top, -top + 1, -1, 0, 1, top - 1])
     x = np.concatenate([edges, rng.integers(-top, top, 40)])
-    ceiling = int(rng.integers(1, top)) if top > 1 else 1
     expected = moved(np.maximum(x, 0), places, out_bits)
     assert np.array_equal(run(relu(width, out_bits, places=places, ending=ending), x, width, out_bits), expected)
     expected = moved(x, places, out_bits)
     assert np.array_equal(run(rescale(width, out_bits, places=places, ending=ending), x, width, out_bits), expected)
-    edges = np.clip(np.array([ceiling - 1, ceiling, ceiling + 1]), -top, top - 1)
-    x = np.concatenate([edges, x])
-    expected = moved(np.clip(x, 0, ceiling), places, out_bits)
-    circuit = clip(width, out_bits, ceiling, places=places, ending=ending)
-    assert np.array_equal(run(circuit, x, width, out_bits), expected)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 10, 16, 100])
@@ -127,8 +116,6 @@ def test_sizes_out_of_range_are_refused() -> None:
         lambda: relu(17, 65),
         lambda: relu(17, 27, places=-17),
         lambda: relu(17, 27, ending="other"),  # type: ignore[arg-type]
-        lambda: clip(8, 27, 0),
-        lambda: clip(8, 27, 128),
         lambda: arg_max(1, 8),
     ):
         with pytest.raises(UsageError, match=r"Got: .* Do: "):

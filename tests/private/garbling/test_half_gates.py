@@ -15,7 +15,6 @@ from deepreduce.private.circuits import (
     Builder,
     Circuit,
     arg_max,
-    clip,
     evaluate_plain,
     input_bits,
     relu,
@@ -118,7 +117,6 @@ def test_circuits_of_private_inference(backend: Backend, instances: int) -> None
         relu(17, 27),
         relu(18, 40, places=3),
         relu(17, 27, ending="bits"),
-        clip(12, 20, 600),
         rescale(14, 30, places=-5),
         arg_max(10, 9),
     ):

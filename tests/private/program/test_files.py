@@ -77,11 +77,11 @@ def test_golden_bytes() -> None:
     check_public(TINY)
     blob = public_to_bytes(TINY)
     assert load(blob)["structure"].tobytes().decode() == (
-        '{"format":"deepreduce.program","version":2,"tensors":[[[1,1,2],3,9],[[2],3,9],[[2],2,9],[[1],0,1]],"steps":['
+        '{"format":"deepreduce.program","version":3,"tensors":[[[1,1,2],3,9],[[2],3,9],[[2],2,9],[[1],0,1]],"steps":['
         '{"op":"reshape","inputs":[0],"name":"flat"},'
-        '{"op":"circuit","inputs":[1],"name":"relu","kind":"relu","width":8,"dropped":1,"cap":0,"rest_in_circuit":false,'
+        '{"op":"circuit","inputs":[1],"name":"relu","kind":"relu","width":8,"dropped":1,"rest_in_circuit":false,'
         '"tested":4},'
-        '{"op":"circuit","inputs":[2],"name":"argmax","kind":"argmax","width":8,"dropped":1,"cap":0,'
+        '{"op":"circuit","inputs":[2],"name":"argmax","kind":"argmax","width":8,"dropped":1,'
         '"rest_in_circuit":false,"tested":0}]}'
     )
     assert public_from_bytes(blob) == TINY
@@ -132,7 +132,7 @@ def test_steps_that_do_not_fit_are_refused() -> None:
         *(replace(relu, op=replace(relu.circuit, tested=tested)) for tested in (-1, 1, 9, 4.0)),
         replace(relu, op=replace(relu.circuit, width=9)),
         replace(relu, op=replace(relu.circuit, dropped=0)),
-        replace(relu, op=replace(relu.circuit, cap=3)),
+        replace(relu, op=replace(relu.circuit, below=6)),
         replace(relu, op=replace(relu.circuit, kept=np.array([2], dtype=np.int32))),
         replace(relu, op=replace(relu.circuit, kept=np.array([0], dtype=np.int64))),
         replace(relu, op=replace(relu.circuit, rest_in_circuit=True)),

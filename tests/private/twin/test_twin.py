@@ -169,7 +169,7 @@ def test_masks_and_every_kind_of_circuit_replay() -> None:
     batch = images(16, 3, 8, 8)
     program = make_program(net, batch, settings=FormatSettings(tolerance=1.0), masks={"net:relu": mask})
     kinds = {step.circuit.kind for step in program.public.steps if step.circuit is not None}
-    assert kinds == {"relu", "relu6", "argmax"}
+    assert kinds == {"relu", "argmax"}
     twin = Twin(program)
     for rest in (False, True):
         changed = program.public
@@ -266,12 +266,11 @@ def test_circuits_on_boundary_values() -> None:
     t = np.array([[-8, -1, 0, 1, 5, 7]])
     cases = {
         "relu": [0, 0, 0, 1, 5, 7],
-        "relu6": [0, 0, 0, 1, 5, 6],
         "rescale": [-8, -1, 0, 1, 5, 7],
         "argmax": [5],
     }
     for kind, expected in cases.items():
-        op = Circuit(kind, 4, 0, cap=6 * kind.endswith("6"))
+        op = Circuit(kind, 4, 0)
         assert circuit_function(op, t)[0].tolist() == expected
     assert circuit_function(Circuit("argmax", 4, 0), np.array([[3, 7, 7]]))[0].tolist() == [1]
 

@@ -13,7 +13,7 @@ from .circuit import (
     input_bits,
     to_bits,
 )
-from .functions import arg_max, chosen_multiple, clip, relu, rescale
+from .functions import arg_max, chosen_multiple, relu, rescale
 
 __all__ = [
     "FALSE",
@@ -27,7 +27,6 @@ __all__ = [
     "WordOutput",
     "arg_max",
     "chosen_multiple",
-    "clip",
     "evaluate_plain",
     "from_bits",
     "input_bits",

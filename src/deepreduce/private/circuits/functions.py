@@ -1,4 +1,4 @@
-"""The circuits of private inference on additively shared numbers: ReLU, clipping, arg-max.
+"""The circuits of private inference on additively shared numbers: ReLU, exact truncation, arg-max.
 
 Each takes the garbler's (server's) share and the evaluator's (client's) share of a number modulo 2^width in two's
 complement. What comes out is shared again modulo 2^out_bits, in one of two ways:
@@ -24,7 +24,7 @@ import functools
 from typing import Literal
 
 from ...errors import UsageError, problem
-from .arithmetic import Number, add, constant, gate_bits, less_than, negative, select, shift, subtract
+from .arithmetic import Number, add, gate_bits, less_than, negative, select, shift, subtract
 from .builder import FALSE, TRUE, Builder
 from .circuit import Circuit
 
@@ -78,29 +78,6 @@ def chosen_multiple(out_bits: int, words: int = 1) -> Circuit:
     (choice,) = b.input("evaluator", CHOICE, 1)
     for number in range(words):
         b.word(f"{OUTPUT}{number or ''}", out_bits, [], multiplied=choice)
-    return b.build()
-
-
-@functools.lru_cache(maxsize=256)
-def clip(width: int, out_bits: int, ceiling: int, *, places: int = 0, ending: Ending = "word") -> Circuit:
-    """min(max(x, 0), ceiling) * 2^places modulo 2^out_bits: ReLU6 where `ceiling` is 6 in the format of x.
-
-    Args:
-        width: bits of the shares, 2 to 62.
-        out_bits: the ring of the result, 1 to 64.
-        ceiling: a public number, 1 to 2^(width-1) - 1.
-        places: shift to the left; negative: to the right, rounding down.
-        ending: how the result is shared, see the module.
-
-    Returns:
-        A circuit with the inputs and the output of `relu`.
-
-    Raises:
-        UsageError: a size or the ceiling is out of range.
-    """
-    b = Builder()
-    (x,) = _shared(b, width, 1, out_bits, places, ending)
-    _clip(b, x, ceiling, out_bits, places, ending)
     return b.build()
 
 
@@ -216,30 +193,6 @@ def _terms(x: Number, selector: int, places: int, *, signed: bool = False) -> li
         if i + places >= 0:
             terms.append((bit, selector, shifted))
     return terms
-
-
-def _clip(b: Builder, x: Number, ceiling: int, out_bits: int, places: int, ending: Ending) -> None:
-    """Share min(max(x, 0), ceiling), shifted, modulo 2^out_bits."""
-    width = len(x)
-    if not 1 <= ceiling < 2 ** (width - 1):
-        raise UsageError(
-            problem(
-                f"the ceiling is between 1 and {2 ** (width - 1) - 1} for shares of {width} bits",
-                got=ceiling,
-                remedy="give the ceiling in the fixed-point format of the shares",
-            )
-        )
-    magnitude, positive = x[:-1], negative(x) ^ 1
-    over = b.and_(positive, less_than(b, constant(ceiling, width - 1), magnitude))
-    within = b.xor(positive, over)
-    if ending == "word":
-        top = ceiling << places if places >= 0 else ceiling >> -places
-        b.word(OUTPUT, out_bits, [*_terms(magnitude, within, places), (over, TRUE, top)])
-    else:
-        # Both cases exclude each other, so their sum is an XOR: free.
-        top_bits = [over if ceiling >> i & 1 else FALSE for i in range(width - 1)]
-        clipped = [b.xor(low, high) for low, high in zip(gate_bits(b, within, magnitude), top_bits, strict=True)]
-        _finish(b, clipped, TRUE, out_bits, places, ending)
 
 
 def _finish(

@@ -27,11 +27,11 @@ be larger than the input's.
 
 *Circuits* (`step.circuit`, see `Circuit`): the input tensor's shares, k_in = its ring bits, first lose `dropped` low
 bits (`ring.drop_server`, `ring.drop_client`: the server adds 2^dropped - 1 before), then all but `width` low bits;
-those enter the circuit. It adds them mod 2^width, reads a signed number t, computes `kind` of it (`relu`, `relu6`
-with the constant `cap`, `rescale`, `max`, `max_relu`, `max_relu6` over `windows`, and `argmax` as the very last step)
-and gives f(t) - r mod 2^k_out, k_out = ring bits of the output tensor, r the client's fresh mask there. With `kept`
-only those elements take part; the others follow `rest_in_circuit`. A `relu` with `tested` is no circuit to the
-protocol: its sign is looked up by the upper bits alone, and what comes out is `rectified`.
+those enter the circuit. It adds them mod 2^width, reads a signed number t, computes `kind` of it (`relu`, `rescale`,
+and `argmax` as the very last step) and gives f(t) - r mod 2^k_out, k_out = ring bits of the output tensor, r the
+client's fresh mask there. With `kept` only those elements take part; the others follow `rest_in_circuit`. A `relu` with
+`tested` is no circuit to the protocol: its sign is looked up by the upper bits alone, and what comes out is
+`rectified`. All other functions, maxima and ReLU6, are made of ReLUs (`lowering`).
 
 `public.rounds()` groups all this: linear steps, then circuits that travel in one message each way.
 

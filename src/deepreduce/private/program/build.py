@@ -25,7 +25,6 @@ from .lowering import lower
 from .merge import merge
 from .operations import (
     ARGMAX,
-    RELU,
     RELU6,
     Circuit,
     Concatenate,
@@ -114,7 +113,10 @@ def make_program(
     else:
         simplify(graph)
     check_shapes(graph)
-    lower(graph)
+    largest = {}
+    if any(isinstance(node.op, Circuit) and node.op.kind == RELU6 for node in graph.order()):
+        largest = {node: chosen.margin * seen.largest for node, seen in _calibrate(graph, calibration)[0].items()}
+    lower(graph, largest)
     trim, tuned, equalised = True, False, False
     while True:
         if not tuned:
@@ -298,13 +300,8 @@ def _operation(node: Node, formats: Formats) -> Operation:
     if not isinstance(op, Circuit):
         assert isinstance(op, Operation)
         return op
-    kind, cap, width = op.kind, 0, formats.width[node]
-    if kind == RELU6:
-        cap = max(1, round(math.ldexp(6.0, formats.fraction[node])))
-        if cap >= 1 << (width - 1):  # no value in range reaches it
-            kind, cap = RELU, 0
-    tested = formats.tested[node]
-    return replace(op, kind=kind, cap=cap, width=width, dropped=formats.dropped[node], tested=tested)
+    width, tested = formats.width[node], formats.tested[node]
+    return replace(op, width=width, dropped=formats.dropped[node], below=0, tested=tested)
 
 
 def _weights(node: Node, formats: Formats, means: dict[Node, Array]) -> Weights:

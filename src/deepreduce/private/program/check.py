@@ -20,7 +20,6 @@ from .operations import (
     ARGMAX,
     CIRCUIT_KINDS,
     RELU,
-    RELU6,
     Circuit,
     Concatenate,
     Convolution,
@@ -272,17 +271,15 @@ def _windows(
 
 def _circuit_shape(op: Circuit, x: TensorFormat, out: TensorFormat) -> tuple[int, ...]:
     _require(op.kind in CIRCUIT_KINDS, f"a circuit of kind {op.kind!r}")
-    numbers = _whole(op.width, op.dropped, op.cap, op.tested) and isinstance(op.rest_in_circuit, bool)
+    numbers = _whole(op.width, op.dropped, op.tested) and isinstance(op.rest_in_circuit, bool)
     _require(numbers, "a circuit's numbers")
     _require(2 <= op.width <= MAX_RING_BITS and 0 <= op.dropped < MAX_RING_BITS, "a width and dropped bits in range")
     _require(op.width + op.dropped <= x.ring_bits, f"{op.width} + {op.dropped} bits of a ring of {x.ring_bits}")
-    capped = op.kind == RELU6
-    _require(1 <= op.cap < 1 << (op.width - 1) if capped else op.cap == 0, f"a cap of {op.cap}")
-    _require(op.kept is None or op.kind in (RELU, RELU6), "kept elements of a ReLU")
+    _require(op.kept is None or op.kind == RELU, "kept elements of a ReLU")
     tested = op.tested == 0 or (op.kind == RELU and 2 <= op.tested <= min(op.width, MOST_TABLE_BITS))
     _require(tested, f"{op.tested} bits that are tested")
     _require(not op.rest_in_circuit or op.kept is not None, "a rest beside kept elements")
-    _require(op.windows is None, "a circuit without windows")
+    _require(op.windows is None and op.below == 0, "a circuit without windows and bounds")
     if op.kind == ARGMAX:
         _require(len(x.shape) == 1 and out == argmax_format(x.size), "an arg-max of a vector")
         return (1,)

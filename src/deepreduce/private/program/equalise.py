@@ -129,7 +129,7 @@ def _labels(node: Node, inputs: list[_Labels], classes: _Classes) -> _Labels:
             return np.concatenate(inputs)
         case SumPool() | Truncation() | Affine():
             return inputs[0]
-        case Circuit() if op.kind in (RELU, RESCALE):
+        case Circuit() if op.kind in (RELU, RESCALE) and not op.below:
             return inputs[0]
         case Gather():
             source = _sources(op.index.reshape(channels, -1), node.inputs[0])

@@ -23,7 +23,6 @@ from ..ring import (
 )
 from .operations import (
     ARGMAX,
-    RELU6,
     RESCALE,
     Circuit,
     Concatenate,
@@ -222,6 +221,5 @@ def circuit_function(op: Circuit, t: NDArray[np.int64]) -> NDArray[np.int64]:
         return winners
     if op.kind == RESCALE:
         return t
-    highest = op.cap if op.kind == RELU6 else np.iinfo(np.int64).max
-    clipped: NDArray[np.int64] = np.clip(t, 0, highest)
-    return clipped
+    positive: NDArray[np.int64] = np.maximum(t, 0)
+    return positive

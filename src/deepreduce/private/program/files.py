@@ -1,11 +1,11 @@
 """Programs as bytes: a public part and a secret part, each one safetensors blob. Nothing is unpickled.
 
-Public (`deepreduce.program`, version 2): the tensor `structure` holds UTF-8 JSON as bytes: `format`, `version`,
+Public (`deepreduce.program`, version 3): the tensor `structure` holds UTF-8 JSON as bytes: `format`, `version`,
 `tensors` ([shape, fraction_bits, ring_bits] each) and `steps` ({"op", "inputs", "name", and the operation's own
 numbers}); `bias` where it is true. Step n makes tensor n + 1. Indices (`index`, `kept`) are int32 tensors `n.index`,
 `n.kept`, n the step's number.
 
-Secret (`deepreduce.weights`, version 2): `structure` with `format`, `version` and `program`, the SHA-256 of the
+Secret (`deepreduce.weights`, version 3): `structure` with `format`, `version` and `program`, the SHA-256 of the
 public blob that it belongs to; `n.weight` and `n.bias` in the smallest of int8, int16, int32, int64 that holds them.
 
 Everything is bounded before it is allocated and checked before it is used; keys that are not known are refused.
@@ -40,7 +40,7 @@ from .operations import (
 )
 from .program import Program, PublicProgram, Step, TensorFormat, Weights
 
-PUBLIC, SECRET, VERSION = "deepreduce.program", "deepreduce.weights", 2
+PUBLIC, SECRET, VERSION = "deepreduce.program", "deepreduce.weights", 3
 MAX_PUBLIC_BYTES = 1 << 30
 MAX_SECRET_BYTES = 1 << 32
 MAX_STRUCTURE_BYTES = 1 << 22
@@ -55,7 +55,7 @@ _OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], tuple[str, ...]]] = {
     "reshape": (Reshape, (), ()),
     "gather": (Gather, (), ("index",)),
     "truncation": (Truncation, ("dropped",), ()),
-    "circuit": (Circuit, ("kind", "width", "dropped", "cap", "rest_in_circuit", "tested"), ("kept",)),
+    "circuit": (Circuit, ("kind", "width", "dropped", "rest_in_circuit", "tested"), ("kept",)),
 }
 _NAMES = {kind: name for name, (kind, _, _) in _OPERATIONS.items()}
 _INTEGERS = (np.int8, np.int16, np.int32, np.int64)

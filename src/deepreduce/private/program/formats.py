@@ -21,7 +21,6 @@ from .masking import Masking, masked_by
 from .operations import (
     ARGMAX,
     RELU,
-    RELU6,
     RESCALE,
     Circuit,
     Concatenate,
@@ -45,9 +44,6 @@ _TRUNCATION = 1_000.0
 
 _MESSAGE = 100_000.0
 """What one more message each way costs, in AND gates: 0.2 ms of work at each side, without the link's latency."""
-
-_SIX_BITS = 3
-"""What leaves a ReLU6 is below 2^3."""
 
 _DEAD_BITS = 16
 """Outputs whose weights are so many bits below the largest are dead: weight decay leaves them at 1e-20 or so."""
@@ -177,15 +173,16 @@ def choose(
         if isinstance(op, Input):
             f[node] = settings.input_bits + fractions[node] - range_bits(ranges[node].largest, settings)
         elif isinstance(op, Circuit):
-            used = _SIX_BITS if op.kind == RELU6 else None
             limit = ranges[node.inputs[0]].largest
             if op.kind == RELU:
                 limit /= usable(settings)
                 limit *= doubt(ranges[node.inputs[0]], settings) if settings.equalise else 1
+            used = magnitude_bits(op.below) if op.below else None
             made.width[node], made.dropped[node] = _narrow(
                 f[node.inputs[0]], limit, settings.activation_bits, settings, used=used
             )
-            tested = min(settings.sign_bits, made.width[node]) if op.kind == RELU else 0
+            finer = 0 if used is None else max(0, range_bits(limit, settings) - used)  # as in the range that matters
+            tested = min(settings.sign_bits + finer, made.width[node]) if op.kind == RELU else 0
             made.tested[node] = tested if tested <= MOST_TABLE_BITS else 0
             f[node] = f[node.inputs[0]] - made.dropped[node]
         elif isinstance(op, Truncation):
@@ -278,8 +275,7 @@ def gates(n: int, kind: str, width: int, ring: int, *, tested: int = 0) -> int:
         tables = (tested - 1) << max(0, tested - 7)  # bytes before the image, in those of AND gates
         return n * (tables // 4 + (2 if ring <= 32 else 3))
     words = width // 3 * (1 if ring <= 32 else 2)
-    total = n * (width + words)
-    return total + n * (width - 1) if kind.endswith("6") else total
+    return n * (width + words)
 
 
 def _is_uneven(made: Formats, order: list[Node]) -> bool:

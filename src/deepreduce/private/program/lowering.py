@@ -1,21 +1,29 @@
-"""Maxima as ReLUs and sums: a ReLU is looked up, a maximum would have to be garbled.
+"""Maxima and ReLU6 as ReLUs and sums: a ReLU is looked up, all else would have to be garbled.
 
-    max(a, b) = b + relu(a - b)
+    max(a, b) = b + relu(a - b)            min(max(x, 0), 6) = relu(x) - relu(x - 6)
 
 The maximum of a window is a tournament: along its rows first, whose winners are shared by the windows that overlap,
 then over the rows. Each level is a round trip, and every match a ReLU: with windows of 2x2 three for each output in two
 levels, with 3x3 at a stride of two six in four. Where a ReLU comes with the maximum, zero takes part in the tournament:
 at a place that is free anyway, or else in a level of its own. A match that is decided wrongly, because both are nearly
 alike, gives the other of the two.
+
+A ReLU6 takes two ReLUs of one round. What comes out lies between 0 and 6 however large x is, so their formats are those
+of such numbers, and signs are told as finely (`Circuit.below`).
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .graph import Graph, Node
-from .operations import MAX_RELU, MAX_RELU6, RELU, RELU6, Circuit, Concatenate, Gather, Sum
+from .operations import MAX_RELU, MAX_RELU6, RELU, RELU6, RESCALE, SIX, Circuit, Concatenate, Gather, Sum
 
 _Indices = NDArray[np.int64]
 
@@ -23,20 +31,49 @@ _NOTHING, _ZERO = -1, -2
 """Places of a tournament that nobody takes, and that zero takes."""
 
 
-def lower(graph: Graph) -> None:
-    """Rewrite a graph in place until no circuit looks at windows."""
+def lower(graph: Graph, largest: Mapping[Node, float] = MappingProxyType({})) -> None:
+    """Rewrite a graph in place until no circuit but ReLUs and refreshes is left.
+
+    Args:
+        graph: folded and merged.
+        largest: magnitudes that nodes reach, with a margin, where they are known: a ReLU6 of less than 6 is a ReLU.
+    """
     for node in graph.order():
-        if not isinstance(node.op, Circuit) or node.op.windows is None:
+        if not isinstance(node.op, Circuit) or node.op.kind in (RELU, RESCALE):
+            continue
+        if node.op.kind == RELU6 and largest.get(node.inputs[0], math.inf) < SIX:
+            node.op = replace(node.op, kind=RELU)
+            continue
+        if node.op.kind == RELU6:
+            graph.replace(node, _clipped(node, node.inputs[0]))
             continue
         found = _largest(node, rectified=node.op.kind == MAX_RELU)
         if node.op.kind == MAX_RELU6:
             found.name = f"{node.name}:largest"
-            found = Node(Circuit(RELU6, 0, 0), [found], node.shape, node.name, node.source)
+            found = _clipped(node, found)
         graph.replace(node, found)
 
 
-def _relu(node: Node, x: Node, suffix: str) -> Node:
-    return Node(Circuit(RELU, 0, 0), [x], x.shape, f"{node.name}{suffix}", node.source)
+def _relu(node: Node, x: Node, suffix: str, op: Circuit | None = None) -> Node:
+    return Node(op or Circuit(RELU, 0, 0), [x], x.shape, f"{node.name}{suffix}", node.source)
+
+
+def _clipped(node: Node, x: Node) -> Node:
+    """Return min(max(x, 0), 6), of the kept elements if the node has such."""
+    assert isinstance(node.op, Circuit)
+    kept, inside = node.op.kept, x
+    if kept is not None:
+        inside = Node(Gather(kept), [x], (len(kept),), f"{node.name}:kept", node.source)
+    less = np.full((1,) * len(inside.shape), -float(SIX))
+    above = Node(Sum((0,), (1,)), [inside], inside.shape, f"{node.name}:above", node.source, bias=less)
+    over = _relu(node, above, ":over", Circuit(RELU, 0, 0, below=SIX))
+    if kept is not None:
+        places = np.full(x.size, -1, dtype=np.int32)
+        places[kept] = np.arange(len(kept), dtype=np.int32)
+        over = Node(Gather(places), [over], x.shape, f"{node.name}:back", node.source)
+    op = Circuit(RELU, 0, 0, kept=kept, rest_in_circuit=node.op.rest_in_circuit, below=SIX)
+    first = _relu(node, x, ":positive", op)
+    return Node(Sum((0, 0), (1, -1)), [first, over], x.shape, node.name, node.source)
 
 
 def _largest(node: Node, *, rectified: bool) -> Node:

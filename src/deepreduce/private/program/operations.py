@@ -16,8 +16,11 @@ Indices = NDArray[np.int32]
 
 RELU, RELU6, RESCALE = "relu", "relu6", "rescale"
 MAX, MAX_RELU, MAX_RELU6, ARGMAX = "max", "max_relu", "max_relu6", "argmax"
-CIRCUIT_KINDS = (RELU, RELU6, RESCALE, ARGMAX)
-"""The kinds that a program has; those with maxima are lowered before (`lowering`)."""
+CIRCUIT_KINDS = (RELU, RESCALE, ARGMAX)
+"""The kinds that a program has; those of a graph with maxima or ReLU6 are lowered before (`lowering`)."""
+
+SIX = 6
+"""Where a ReLU6 is cut."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,16 @@ class Circuit:
     `tested` bits alone may decide whether t counts as positive (`evaluate.rectified`); then nothing is garbled.
 
     Attributes:
-        kind: `relu`: max(t, 0). `relu6`: min(max(t, 0), cap). `rescale`: t. `argmax`: the index of the largest t, the
+        kind: `relu`: max(t, 0). `rescale`: t. `argmax`: the index of the largest t, the
             lowest index on a tie; its output is revealed or stays a number, it is not a tensor of the program.
         width: bits of each share that enter the circuit, sign included; 2 to 62.
         dropped: low bits that each party drops of its share first.
-        cap: the constant of relu6 in units of the output; 0 for other kinds.
-        kept: flat indices, rising, of the elements to which `kind` applies; None for all. For `relu` and `relu6`.
+        kept: flat indices, rising, of the elements to which `kind` applies; None for all. For `relu`.
         rest_in_circuit: for the other elements, if there are any: True sends them through a `rescale` of the same
             width; False means that both parties drop the low bits and keep the shares as they are: no traffic.
         windows: of maxima in a graph, of which a program has none: flat input indices, [outputs, window], -1 where a
             window is cut short.
+        below: of a ReLU in a graph, whose results matter up to that number alone; 0 for no bound, and in a program.
         tested: for `relu`: bits of each share, sign included, by which the sign is looked up; the value is multiplied
             by it. From 2 to `width`, at most 13; 0 for a garbled circuit.
     """
@@ -134,17 +137,17 @@ class Circuit:
     kind: str
     width: int
     dropped: int
-    cap: int = 0
     kept: Indices | None = None
     rest_in_circuit: bool = False
     windows: Indices | None = None
+    below: int = 0
     tested: int = 0
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Circuit)
-            and (self.kind, self.width, self.dropped, self.cap, self.rest_in_circuit, self.tested)
-            == (other.kind, other.width, other.dropped, other.cap, other.rest_in_circuit, other.tested)
+            and (self.kind, self.width, self.dropped, self.rest_in_circuit, self.below, self.tested)
+            == (other.kind, other.width, other.dropped, other.rest_in_circuit, other.below, other.tested)
             and _same(self.kept, other.kept)
             and _same(self.windows, other.windows)
         )

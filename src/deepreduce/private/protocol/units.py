@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..circuits import Circuit, arg_max, chosen_multiple, clip, relu, rescale
+from ..circuits import Circuit, arg_max, chosen_multiple, relu, rescale
 from ..circuits.functions import CLIENT_SHARE, SERVER_SHARE
 from ..garbling.types import LABEL_BYTES
 from ..program import Circuit as CircuitOp
 from ..program import PublicProgram, Step, is_argmax
-from ..program.operations import RELU, RELU6, RESCALE
+from ..program.operations import RELU, RESCALE
 from ..transfer import corrections_bytes
 from .lookup import pad_words, table_words
 from .multiplexer import index_bits
@@ -246,12 +246,5 @@ def _activation(op: CircuitOp, out_bits: int) -> Circuit | None:
         return rescale(op.width, out_bits)
     if op.tested:
         return None
-    if op.kind == RELU or _never_capped(op):
-        return relu(op.width, out_bits)
-    assert op.kind == RELU6
-    return clip(op.width, out_bits, op.cap)
-
-
-def _never_capped(op: CircuitOp) -> bool:
-    """Tell whether no number of the circuit's width is above its cap."""
-    return op.cap >= (1 << (op.width - 1)) - 1
+    assert op.kind == RELU
+    return relu(op.width, out_bits)

@@ -1,8 +1,8 @@
 """Average pooling in place of max pooling.
 
 In private inference an average is a sum of shares, which costs nothing online. A maximum is a tournament: with a window
-of 2x2 three ReLUs for each output and two round trips, with 3x3 six and four. CryptoNets (Gilad-Bachrach et al., ICML 2016) took averages because they are linear.
-It is a step of reduction: the network is trained afterwards.
+of 2x2 three ReLUs for each output and two round trips, with 3x3 six and four. CryptoNets (Gilad-Bachrach et al., ICML
+2016) took averages because they are linear. It is a step of reduction: the network is trained afterwards.
 """
 
 from __future__ import annotations
