@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
+#if defined(__x86_64__) && defined(__LP64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
 #define DR_RING 1
 #include <immintrin.h>
 #include <pthread.h>
@@ -25,10 +25,9 @@
 #define DR_RING 0
 #endif
 
-#define MOST 0x1000000       /* of any dimension */
+#define MOST 0x4000000       /* of any dimension */
 #define MOST_THREADS 256
 #define OUTPUTS 16           /* channels of a block of outputs */
-#define FEW 4                /* up to so many output channels of a group, lanes are positions and not channels */
 
 #define PASTE2(a, b) a##b
 #define PASTE(a, b) PASTE2(a, b)
@@ -45,6 +44,7 @@ typedef struct {
     Shape s;
     size_t taps, positions, group_inputs, group_outputs, blocks; /* blocks of outputs in a group */
     size_t padded_height, padded_width;
+    int one_by_one; /* lanes are positions, and output channels come one by one; else lanes are channels */
     const void *weights;
     void *padded;      /* [images, channels, padded height, padded width] in the arithmetic's own type */
     size_t *offsets;   /* of each tap in `padded` */
@@ -172,17 +172,32 @@ static int times(size_t *total, size_t factor) {
     return 1;
 }
 
+static int supported(void) {
+#if DR_RING
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+#else
+    return 0;
+#endif
+}
+
+static PyObject *py_supported(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    return PyBool_FromLong(supported());
+}
+
 static PyObject *py_convolve(PyObject *self, PyObject *args) {
     Py_buffer x, weights, out;
     Shape s;
     Py_ssize_t n[16], threads;
-    int wrong = 1, failed = 0;
+    int wrong = 1, failed = 0, one_by_one;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*w*(nnnnnnnnnnnnnnnnnn)n", &x, &weights, &out, &n[0], &n[1], &n[2], &n[3], &n[4], &n[5], &n[6],
-                          &n[7], &n[8], &n[9], &n[10], &n[11], &n[12], &s.top, &s.left, &n[13], &n[14], &n[15], &threads)) {
+    if (!PyArg_ParseTuple(args, "y*y*w*(nnnnnnnnnnnnnnnnnn)np", &x, &weights, &out, &n[0], &n[1], &n[2], &n[3], &n[4], &n[5], &n[6],
+                          &n[7], &n[8], &n[9], &n[10], &n[11], &n[12], &s.top, &s.left, &n[13], &n[14], &n[15], &threads, &one_by_one)) {
         return NULL;
     }
-    int in_range = threads >= 1 && threads <= MOST_THREADS && s.top > -MOST && s.top < MOST && s.left > -MOST && s.left < MOST;
+    int in_range = supported() && threads >= 1 && threads <= MOST_THREADS && s.top > -MOST && s.top < MOST && s.left > -MOST && s.left < MOST;
     for (int i = 0; i < 16; i++) {
         in_range &= n[i] >= 1 && n[i] <= MOST;
     }
@@ -198,7 +213,7 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
         const int small = times(&taps, s.kernel_height) && times(&taps, s.kernel_width) && times(&in, s.images) &&
                           times(&in, s.channels) && times(&in, s.height) && times(&in, s.width) && times(&to, s.images) &&
                           times(&to, s.outputs) && times(&to, s.rows) && times(&to, s.columns) && times(&weight, s.groups) &&
-                          times(&weight, group_outputs <= FEW ? group_outputs : blocks * OUTPUTS) && times(&weight, taps) &&
+                          times(&weight, one_by_one ? group_outputs : blocks * OUTPUTS) && times(&weight, taps) &&
                           times(&padded, s.images) && times(&padded, s.channels) && times(&padded, padded_height) &&
                           times(&padded, padded_width);
         if (small && (size_t)x.len == in && (size_t)weights.len == weight && (size_t)out.len == to) {
@@ -211,6 +226,7 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
                        .blocks = blocks,
                        .padded_height = padded_height,
                        .padded_width = padded_width,
+                       .one_by_one = one_by_one,
                        .weights = weights.buf,
                        .out = out.buf};
             wrong = 0;
@@ -224,7 +240,7 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
     PyBuffer_Release(&weights);
     PyBuffer_Release(&out);
     if (wrong) {
-        PyErr_SetString(PyExc_ValueError, "sizes are positive, fit together, and match the buffers");
+        PyErr_SetString(PyExc_ValueError, "sizes and threads are in range, fit together, and match the buffers");
         return NULL;
     }
     if (failed) {
@@ -233,22 +249,11 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static PyObject *py_supported(PyObject *self, PyObject *unused) {
-    (void)self;
-    (void)unused;
-#if DR_RING
-    return PyBool_FromLong(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"));
-#else
-    return PyBool_FromLong(0);
-#endif
-}
-
 static PyMethodDef methods[] = {
     {"supported", py_supported, METH_NOARGS, "supported() -> bool: whether this processor has what `convolve` needs, AVX-512."},
     {"convolve", py_convolve, METH_VARARGS,
      "convolve(x, weights, out, (images, channels, height, width, outputs, rows, columns, kernel height, kernel width,\n"
-     "         stride down, stride right, dilation down, dilation right, top, left, groups, bits, bytes of a weight), threads)"},
+     "         stride down, stride right, dilation down, dilation right, top, left, groups, bits, bytes of a weight), threads, one by one)"},
     {NULL, NULL, 0, NULL},
 };
 

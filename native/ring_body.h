@@ -147,7 +147,7 @@ static void NAME(put)(const WORD *sums, size_t stride, uint64_t *out, const size
  * Return 0, or -1 where memory is short. */
 static int NAME(work)(const Job *job, size_t part, size_t parts) {
     const Shape *s = &job->s;
-    const int few = job->group_outputs <= FEW;
+    const int few = job->one_by_one;
     const size_t most = few ? LANES * FEW_VECTORS : MOST_POSITIONS;
     const size_t panels = (job->positions + most - 1) / most;
     const size_t width = few ? most : NAME(width_of)((job->positions + panels - 1) / panels);

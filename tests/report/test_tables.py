@@ -70,7 +70,9 @@ def test_a_network_that_is_no_faster_says_so(priced):
     assert "no faster than the full network" not in text
     chosen["private"]["online"]["seconds"] = dict(priced["teacher"]["private"]["online"]["seconds"])
     text = " ".join("\n".join(shown(front_table(priced), 160)).split())
-    assert "with no measurable loss" in text and "no faster than the full network" in text and "takes a round trip" in text
+    assert (
+        "with no measurable loss" in text and "no faster than the full network" in text and "takes a round trip" in text
+    )
 
 
 @pytest.mark.parametrize(

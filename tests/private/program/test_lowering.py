@@ -10,10 +10,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from deepreduce.private.program import Circuit
+from deepreduce.private.program import (
+    Circuit,
+    FormatSettings,
+    make_program,
+    program_from_bytes,
+    public_to_bytes,
+    weights_to_bytes,
+)
 from deepreduce.private.program.graph import Graph, Input, Node
 from deepreduce.private.program.lowering import lower
-from deepreduce.private.program.operations import MAX, MAX_RELU, MAX_RELU6
+from deepreduce.private.program.operations import MAX, MAX_RELU, MAX_RELU6, RELU6
 from deepreduce.private.program.pooling import max_pool
 
 from .small import Lambda, agree, images, settle
@@ -88,6 +95,31 @@ def test_windows_that_differ_from_channel_to_channel() -> None:
     lower(graph)
     values = torch.arange(12, dtype=torch.float64).reshape(1, 2, 3, 2)
     assert graph.run(values)[graph.output].flatten().tolist() == [5, 2, 11, 9]
+
+
+@pytest.mark.parametrize("equalise", [False, True])
+def test_a_relu6_comes_back_from_its_files(equalise: bool) -> None:
+    net = Lambda(
+        lambda net, x: net.fc(F.relu6(net.b(F.max_pool2d(F.relu6(4 * net.a(x)), 2))).flatten(1)),
+        a=nn.Conv2d(3, 4, 3, padding=1),
+        b=nn.Conv2d(4, 4, 3, padding=1),
+        fc=nn.Linear(64, 5),
+    )
+    batch = images(60, 3, 8, 8)
+    settings = FormatSettings(equalise=equalise, tolerance=1.0)
+    program = make_program(settle(net, batch), batch, settings=settings)
+    assert program_from_bytes(public_to_bytes(program.public), weights_to_bytes(program)) == program
+
+
+def test_relu6_that_never_cuts_is_a_relu() -> None:
+    for kind, size in ((RELU6, 1), (MAX_RELU6, 1)):
+        for reached, clipped in ((5.9, False), (6.1, True)):
+            graph = pooled(1, 4, 2, 2, 0, MAX_RELU6)
+            if kind == RELU6:
+                graph = Graph(graph.input, Node(Circuit(RELU6, 0, 0), [graph.input], (1, 4, 4), "relu6"))
+            lower(graph, {graph.input: reached})
+            found = [node for node in graph.order() if isinstance(node.op, Circuit) and node.op.below]
+            assert len(found) == 2 * clipped * size
 
 
 @pytest.mark.parametrize("kernel", [2, 3])

@@ -208,7 +208,7 @@ def test_threads_change_nothing(groups: int, bits: int) -> None:
     found = []
     for threads in (1, 2, 3, 7, 64):
         out = np.full((3, 20, 4, 4), 7, np.uint64)
-        _kernel.convolve(x, weights.astype(np.int16), out, tuple(shape.values()), threads)
+        _kernel.convolve(x, weights.astype(np.int16), out, tuple(shape.values()), threads, groups == 20)
         found.append(out)
     assert all(np.array_equal(out, found[0]) for out in found)
 
@@ -220,19 +220,19 @@ def test_threads_change_nothing(groups: int, bits: int) -> None:
         {"images": 0}, {"images": 2}, {"channels": 41}, {"height": 7}, {"width": 1 << 40}, {"outputs": 40}, {"rows": 5},
         {"columns": -1}, {"kernel_height": 4}, {"kernel_width": 1 << 23, "kernel_height": 1 << 23}, {"stride_down": 0},
         {"dilation_right": -1}, {"groups": 3}, {"bits": 0}, {"bits": 65}, {"weight_bytes": 4}, {"weight_bytes": 3},
-        {"top": 1 << 24}, {"left": -(1 << 62)}, {"stride_down": 1 << 24, "dilation_down": 1 << 24, "rows": 1 << 24},
+        {"top": 1 << 26}, {"left": -(1 << 62)}, {"stride_down": 1 << 26, "dilation_down": 1 << 26, "rows": 1 << 26},
     ],
 )  # fmt: skip
 def test_the_kernel_refuses_sizes_that_do_not_match(changed: dict[str, int]) -> None:
     from deepreduce.private.ring import _kernel
 
     x, weights, out = np.zeros(40 * 36, np.uint64), np.zeros(32 * 360, np.int16), np.zeros(20 * 16, np.uint64)
-    _kernel.convolve(x, weights, out, tuple(SHAPE.values()), 1)
+    _kernel.convolve(x, weights, out, tuple(SHAPE.values()), 1, False)
     with pytest.raises(ValueError, match="match the buffers"):
-        _kernel.convolve(x, weights, out, tuple((SHAPE | changed).values()), 1)
+        _kernel.convolve(x, weights, out, tuple((SHAPE | changed).values()), 1, False)
     for threads in (0, 257):
         with pytest.raises(ValueError, match="match the buffers"):
-            _kernel.convolve(x, weights, out, tuple(SHAPE.values()), threads)
+            _kernel.convolve(x, weights, out, tuple(SHAPE.values()), threads, False)
 
 
 @NEEDS_KERNEL
@@ -244,7 +244,7 @@ def test_what_lies_outside_the_input_is_zero() -> None:
     for top, left, strides in ((100, 0, 1), (0, -100, 1), (-6, 3, 2), (5, 5, 1000)):
         out = np.full((1, 20, 4, 4), 7, np.uint64)
         shape = SHAPE | {"top": top, "left": left, "stride_down": strides, "stride_right": strides}
-        _kernel.convolve(x, weights, out, tuple(shape.values()), 1)
+        _kernel.convolve(x, weights, out, tuple(shape.values()), 1, False)
         place = np.zeros((4, 4), np.uint64)
         for i in range(4):
             for j in range(4):
@@ -254,3 +254,19 @@ def test_what_lies_outside_the_input_is_zero() -> None:
                 ]  # fmt: skip
                 place[i, j] = 40 * sum(0 <= y < 6 and 0 <= z < 6 for y, z in seen)
         assert np.array_equal(out, np.broadcast_to(place, out.shape))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_threads_than_the_kernel_starts(backend: products.Name, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 300)
+    monkeypatch.setattr(products, "_THREAD_MACS", 1)
+    w = np.random.default_rng(0).integers(-900, 900, (64, 8, 3, 3))
+    x = random_words((1, 8, 20, 20), 40)
+    found = ExactConvolution(w, backend=backend)(x, 40)
+    assert np.array_equal(found, wrapping_convolution(x, w, (1, 1), 0, 1) & np.uint64((1 << 40) - 1))
+
+
+def test_a_backend_that_is_not_there_is_refused_for_any_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepreduce.private.ring._backends._kernel", None)
+    with pytest.raises(UsageError, match="build the kernel"):
+        ExactMatrix(np.full((1, 1), 1 << 40), backend="avx512")

@@ -19,7 +19,7 @@ from .convert import convert, without_softmax
 from .equalise import equalise
 from .evaluate import rectified_range
 from .fold import check_shapes, fold, simplify
-from .formats import Formats, Range, Ranges
+from .formats import Formats, Range, Ranges, doubt
 from .graph import Array, Graph, Input, Node
 from .lowering import lower
 from .merge import merge
@@ -115,7 +115,8 @@ def make_program(
     check_shapes(graph)
     largest = {}
     if any(isinstance(node.op, Circuit) and node.op.kind == RELU6 for node in graph.order()):
-        largest = {node: chosen.margin * seen.largest for node, seen in _calibrate(graph, calibration)[0].items()}
+        ranges = _calibrate(graph, calibration)[0]
+        largest = {node: chosen.margin * doubt(seen, chosen) * seen.largest for node, seen in ranges.items()}
     lower(graph, largest)
     trim, tuned, equalised = True, False, False
     while True:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..ring import (
@@ -38,6 +39,9 @@ from .program import PublicProgram, Step, Weights
 
 Side = Literal["values", "server", "client"]
 """What a linear step is computed on: the values themselves, the server's share, or the client's."""
+
+_PANEL = 12
+"""Most words in a panel of the compiled kernel for each tap."""
 
 _WORD_BYTES = 8
 """Of a ring element, an int64 and a float64."""
@@ -139,7 +143,10 @@ def working_bytes(public: PublicProgram, step: Step) -> int:
         padded = max(inputs, channels * (height + top + bottom) * (width + left + right))
     if isinstance(step.op, Convolution):
         outputs, *taps = step.op.weight_shape
-        columns = output // outputs * math.prod(taps)  # of one group; the outputs of all of them are then joined
+        # Of one group; the outputs of all of them are then joined. Of the kernel's panels each thread has one.
+        columns = max(output // outputs, _PANEL * torch.get_num_threads()) * math.prod(taps)
+    elif isinstance(step.op, Matrix):
+        columns = _PANEL * torch.get_num_threads() * inputs
     # The input's rest and the sum of the limbs stay. Beside them a limb is cut, or padded and multiplied, or its
     # product joins the sum. Steps without weights take less.
     multiplied = inputs + padded + output + max(columns, output)

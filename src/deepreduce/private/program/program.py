@@ -103,7 +103,7 @@ class PublicProgram:
 
     @property
     def relus(self) -> int:
-        """Number of ReLUs that are computed for one image, those that decide about maxima included."""
+        """Number of ReLUs that are computed for one image, those that maxima and ReLU6 are made of included."""
         total = 0
         for step in self.steps:
             if step.circuit is not None and "relu" in step.circuit.kind:

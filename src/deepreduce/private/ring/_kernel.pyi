@@ -10,5 +10,6 @@ def convolve(
     out: NDArray[np.uint64],
     shape: _Shape,
     threads: int,
+    one_by_one: bool,
     /,
 ) -> None: ...

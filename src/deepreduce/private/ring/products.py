@@ -29,7 +29,9 @@ from .arithmetic import Words, check_bits, reduce, signed
 _EXACT_BITS = 53
 
 _OUTPUTS, _FEW = 16, 4
-"""Output channels of a block of the kernel's, and how many at most it takes one by one: as in `native/ring.c`."""
+"""Output channels of a block of the kernel's, as in `native/ring.c`; in how small groups they are taken one by one."""
+
+_MOST_THREADS = 256
 
 _THREAD_MACS = 1 << 21
 """Multiplications that are worth a thread of their own."""
@@ -82,9 +84,9 @@ class ExactConvolution:
     ) -> None:
         limb_bits = _limb_bits(weight)
         geometry = _Geometry(stride, padding, dilation, groups)
-        narrow = _narrowed(weight)
+        narrow, chosen = _narrowed(weight), choose_backend(backend)
         self._product: _Compiled | _Limbs
-        if narrow is not None and choose_backend(backend) == "avx512":
+        if narrow is not None and chosen == "avx512":
             self._product = _Compiled(narrow, geometry)
         else:
             self._product = _Limbs(weight, geometry, limb_bits)
@@ -125,7 +127,7 @@ def _limb_bits(weight: NDArray[np.int64]) -> int:
     if bits < 4:
         raise UsageError(
             problem(
-                "the absolute weights of one output sum to less than 2^50",
+                "the absolute weights of one output sum to at most 2^49",
                 got=f"about 2^{heaviest.bit_length()}",
                 remedy="use fewer weight bits",
             )
@@ -149,7 +151,8 @@ class _Compiled:
         outputs, per_group = weight.shape[0], weight.shape[0] // geometry.groups
         taps = weight[0].size
         flat: NDArray[Any] = weight.reshape(geometry.groups, per_group, taps)
-        if per_group > _FEW:  # blocks of outputs, tap by tap
+        self._one_by_one = geometry.groups > 1 and per_group <= _FEW
+        if not self._one_by_one:  # blocks of outputs, tap by tap
             blocks = -(-per_group // _OUTPUTS)
             flat = np.pad(flat, ((0, 0), (0, blocks * _OUTPUTS - per_group), (0, 0)))
             flat = flat.reshape(geometry.groups, blocks, _OUTPUTS, taps).transpose(0, 1, 3, 2)
@@ -166,12 +169,14 @@ class _Compiled:
         out = np.empty((images, outputs, rows, columns), np.uint64)
         if out.size:
             top, _, left, _ = own.padding
-            threads = min(torch.get_num_threads(), 1 + images * rows * columns * self._macs // _THREAD_MACS)
+            threads = min(
+                torch.get_num_threads(), _MOST_THREADS, 1 + images * rows * columns * self._macs // _THREAD_MACS
+            )
             _kernel.convolve(
                 np.ascontiguousarray(x), self._weight, out,
                 (images, channels, height, width, outputs, rows, columns, kernel[0], kernel[1], *own.stride,
                  *own.dilation, top, left, own.groups, bits, self._weight.itemsize),
-                threads,
+                threads, self._one_by_one,
             )  # fmt: skip
         return out
 
