@@ -1,4 +1,4 @@
-"""How many bits private inference needs: labels and accuracy of trained networks with fewer bits, beside their gates.
+"""How many bits private inference needs: labels and accuracy of trained networks with fewer bits, beside their bytes.
 
     python benchmarks/precision.py --data DATA --saved "ours=RUN/candidate/ID/seed0" --saved "full=RUN/teacher/seed0"
 
@@ -124,8 +124,8 @@ def measure(
             "activation_bits": bits,
             "sign_bits": signs,
             "relus": public.relus,
-            "and_gates": cost.online.and_gates,
             "online_bytes": cost.online.bytes,
+            "offline_bytes": cost.offline.bytes,
             "error": agreement.rms_error / agreement.spread,
             "error_in_calibration": program.report.agreement.rms_error / program.report.agreement.spread,
             "same_label": agreement.same_label,
@@ -147,9 +147,9 @@ def line(label: str, row: dict[str, Any]) -> str:
     """Write one row of the table."""
     change = 100 * (row["accuracy"] - row["accuracy_in_floating_point"])
     return (
-        f"{label:>28}  {row['activation_bits']:2}/{row['sign_bits']:2} bits  {row['and_gates']:>10,} AND gates"
-        f" ({row['and_gates'] / max(1, row['relus']):.1f} and {row['online_bytes'] / max(1, row['relus']):.0f} bytes"
-        f" per ReLU)  error {row['error']:.4f}"
+        f"{label:>28}  {row['activation_bits']:2}/{row['sign_bits']:2} bits"
+        f"  {row['online_bytes'] / max(1, row['relus']):.0f} bytes per ReLU, {row['offline_bytes'] / 1e6:.1f} MB before"
+        f"  error {row['error']:.4f}"
         f"  same label {row['same_label']:.2%}  accuracy {row['accuracy']:.2%} ({change:+.2f})"
         f"  1 image in {math.inf if not row['failures'] else 1 / row['failures']:,.0f} fails"
     )

@@ -83,14 +83,6 @@ static void places(const Job *job, size_t first, size_t count, size_t *from, siz
 #define MOST_POSITIONS 12
 #define WIDTHS(X) X(1) X(2) X(4) X(6) X(8) X(10) X(12)
 #include "ring_body.h"
-#undef NAME
-#undef WORD
-#undef LANES
-#undef WIDE_16
-#undef WIDE_32
-#undef SPREAD
-#undef MOST_POSITIONS
-#undef WIDTHS
 
 /* 32-bit words */
 #define NAME(x) PASTE(x, _32)
@@ -102,14 +94,6 @@ static void places(const Job *job, size_t first, size_t count, size_t *from, siz
 #define MOST_POSITIONS 24
 #define WIDTHS(X) X(1) X(2) X(4) X(8) X(12) X(16) X(20) X(24)
 #include "ring_body.h"
-#undef NAME
-#undef WORD
-#undef LANES
-#undef WIDE_16
-#undef WIDE_32
-#undef SPREAD
-#undef MOST_POSITIONS
-#undef WIDTHS
 
 static void *start(void *argument) {
     Part *part = argument;

@@ -1,4 +1,4 @@
-/* The arithmetic of ring.c for one type of word; included once for each.
+/* The arithmetic of ring.c for one type of word; included once for each. It undefines what it is given:
  *
  *   NAME(x) WORD LANES            names; the word, and how many a vector of 64 bytes holds
  *   WIDE_16(p) WIDE_32(p)         LANES weights at p, of 16 or 32 bits, with their signs, as words
@@ -205,3 +205,11 @@ static int NAME(work)(const Job *job, size_t part, size_t parts) {
 #undef VECTOR
 #undef VECTORS
 #undef FEW_VECTORS
+#undef NAME
+#undef WORD
+#undef LANES
+#undef WIDE_16
+#undef WIDE_32
+#undef SPREAD
+#undef MOST_POSITIONS
+#undef WIDTHS

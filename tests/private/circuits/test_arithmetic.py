@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from deepreduce.errors import UsageError
-from deepreduce.private.circuits import Builder, Circuit, evaluate_plain, from_bits
+from deepreduce.private.circuits import FALSE, TRUE, Builder, Circuit, evaluate_plain, from_bits
 from deepreduce.private.circuits import arithmetic as ar
 from deepreduce.private.circuits.arithmetic import Number
 
 Operation = Callable[[Builder, Number, Number], list[int]]
+
+
+def constant(value: int, bits: int) -> list[int]:
+    """The literals of a public number."""
+    return [TRUE if value >> i & 1 else FALSE for i in range(bits)]
 
 
 def two_inputs(operation: Operation, bits: int) -> Circuit:
@@ -53,16 +58,16 @@ def test_comparison(bits: int) -> None:
 
 @pytest.mark.parametrize("value", range(16))
 def test_public_constants_cost_less(value: int) -> None:
-    sum_circuit = two_inputs(lambda b, x, y: ar.add(b, x, ar.constant(value, 4)), 4)
+    sum_circuit = two_inputs(lambda b, x, y: ar.add(b, x, constant(value, 4)), 4)
     x, _, out = all_pairs(sum_circuit, 4)
     assert np.array_equal(out, (x + value) % 16) and sum_circuit.and_gates <= 2
-    over = two_inputs(lambda b, x, y: [ar.less_than(b, ar.constant(value, 4), x)], 4)
+    over = two_inputs(lambda b, x, y: [ar.less_than(b, constant(value, 4), x)], 4)
     x, _, out = all_pairs(over, 4)
     assert np.array_equal(out, value < x) and over.and_gates <= 3
 
 
 def test_difference_from_zero_of_a_known_number_costs_half() -> None:
-    circuit = two_inputs(lambda b, x, y: ar.subtract(b, [x[0], *ar.constant(0, 4)], y), 5)
+    circuit = two_inputs(lambda b, x, y: ar.subtract(b, [x[0], *constant(0, 4)], y), 5)
     x, y, out = all_pairs(circuit, 5)
     assert np.array_equal(out, ((x & 1) - y) % 32)
     assert circuit.and_gates == circuit.known_and_gates == 4

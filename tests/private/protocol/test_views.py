@@ -350,25 +350,30 @@ def returned(view: View, choice: int) -> np.ndarray:
     return words[choices >> unit.index_bits == choice]
 
 
-def test_the_servers_pad_shows_it_nothing_of_the_other(program: Program, views: list[View]) -> None:
-    """What travels back for the server's own bit is uniform whichever pad the server has."""
-    bits = views[0].layout.rounds[0].units[0].bits
-    for choice in (0, 1):
-        first, second = (returned(view, choice) for view in views)
-        assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
+def no_pads(patch: pytest.MonkeyPatch) -> None:
+    """Let the client offer zeros where the server chooses."""
     offered = offline._offered
 
     def bare(task: Any, *arguments: Any, reverse: bool = False) -> Any:
         found = offered(task, *arguments, reverse=reverse)
         return tuple(map(np.zeros_like, found)) if reverse else found
 
+    patch.setattr(offline, "_offered", bare)
+
+
+def test_the_servers_pad_shows_it_nothing_of_the_other(program: Program, views: list[View]) -> None:
+    """What travels back for the server's own bit is uniform whichever pad the server has."""
+    bits = views[0].layout.rounds[0].units[0].bits
+    for choice in (0, 1):
+        first, second = (returned(view, choice) for view in views)
+        assert uniform(first, bits) > CHANCE and uniform(second, bits) > CHANCE and alike(first, second) > CHANCE
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "_offered", bare)
+        no_pads(patch)
         told = returned(record(program, zeros(program)), 0)
     assert uniform(told, bits) < CERTAIN
 
 
-def test_the_flips_are_even(program: Program, views: list[View], unmasked: list[View]) -> None:
+def test_the_flips_are_even(views: list[View], unmasked: list[View]) -> None:
     def chances(view: View) -> list[float]:
         lines = np.stack([one.flips for one in view.replies()]).swapaxes(0, 1)
         assert len(lines) == 2
@@ -384,14 +389,8 @@ def test_what_permutes_the_tables_is_uniform(program: Program, views: list[View]
     for sample in samples:
         assert sample.shape == (COUNT, unit.permuting_bytes) and uniform_octets(sample) > CHANCE
     assert alike_by_place(*samples) > CHANCE
-    offered = offline._offered
-
-    def bare(task: Any, *arguments: Any, reverse: bool = False) -> Any:
-        found = offered(task, *arguments, reverse=reverse)
-        return tuple(map(np.zeros_like, found)) if reverse else found
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "_offered", bare)
+        no_pads(patch)
         told = record(program, zeros(program), online_too=False)
     assert uniform_octets(octets(told.seen_by("server", Kind.TABLES))) < CERTAIN
 

@@ -15,11 +15,6 @@ from .builder import FALSE, TRUE, Builder
 Number = Sequence[int]
 
 
-def constant(value: int, bits: int) -> list[int]:
-    """The literals of a public number modulo 2^bits."""
-    return [TRUE if value >> i & 1 else FALSE for i in range(bits)]
-
-
 def _same_bits(a: Number, b: Number) -> None:
     if len(a) != len(b) or not a:
         raise UsageError(

@@ -93,7 +93,7 @@ def _largest(node: Node, *, rectified: bool) -> Node:
     outputs, height, length = rows.shape
     groups, of = np.unique(rows.reshape(-1, length), axis=0, return_inverse=True)
     of = of.reshape(outputs, height)
-    free = _levels(height) > 0 and height & (height - 1) > 0  # a place of the tournament over rows stays empty
+    free = height & (height - 1) > 0  # a place of the tournament over rows stays empty
     along = rectified and not free and length & (length - 1) > 0
     zero = np.full((len(groups), 1), _ZERO)
     tournament = _Tournament(node, planes)
@@ -134,10 +134,6 @@ def _rows(pattern: _Indices, width: int) -> _Indices:
     return out
 
 
-def _levels(places: int) -> int:
-    return max(0, places - 1).bit_length()
-
-
 class _Tournament:
     """Matches between elements of planes that are all alike; every map is [planes, elements, 1]."""
 
@@ -148,10 +144,7 @@ class _Tournament:
         """Return the winners of groups [groups, places] of elements of planes of a size."""
         while groups.shape[1] > 1:
             x, plane, groups = self._round(x, plane, groups)
-        return self.finish_plane(x, plane, groups[:, 0])
-
-    def finish_plane(self, x: Node, plane: int, elements: _Indices) -> Node:
-        """Return the given elements of each plane."""
+        elements = groups[:, 0]
         if len(elements) == plane and np.array_equal(elements, np.arange(plane)):
             return x
         return self._gather(x, plane, elements, "winners")
