@@ -98,19 +98,6 @@ class Builder:
                 self._evaluator_wires.add(wire)
         return [2 * wire for wire in range(first, first + group.wires)]
 
-    def inputs_of(self, name: str) -> list[int]:
-        """The literals of an input group declared before."""
-        first = 1
-        for group in self._groups:
-            if group.name == name:
-                return [2 * wire for wire in range(first, first + group.wires)]
-            first += group.wires
-        raise UsageError(
-            problem(
-                "an input group is declared before it is read", got=name, remedy=f"use {[g.name for g in self._groups]}"
-            )
-        )
-
     def output(self, name: str, literals: Sequence[int]) -> None:
         """Name bits as an output."""
         self._fresh_output(name)

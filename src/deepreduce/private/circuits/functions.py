@@ -1,62 +1,55 @@
-"""The circuits of private inference on additively shared numbers: ReLU, exact truncation, arg-max.
+"""The circuits of private inference on additively shared numbers: ReLU, re-scaling, arg-max.
 
 Each takes the garbler's (server's) share and the evaluator's (client's) share of a number modulo 2^width in two's
-complement. What comes out is shared again modulo 2^out_bits, in one of two ways:
+complement. A number comes out as a word modulo 2^out_bits: evaluator and garbler end with additive shares up to an
+offset that only the garbler knows, and the evaluator subtracts its next mask *in clear* before it returns the word. So
+no mask enters the circuit. To the server this shows the value minus a uniform mask, to the client nothing.
 
-* `ending="word"` (the default): the output is a word. Evaluator and garbler end with additive shares up to an offset
-  that only the garbler knows; the evaluator subtracts its next mask *in clear* and returns the word. No mask enters the
-  circuit.
-* `ending="bits"`: the evaluator's next mask is an input, the circuit subtracts it, colour bits travel back. This is the
-  construction of DELPHI (Mishra et al., USENIX Security 2020, section 4.1.2) and Gazelle. It is kept as the yardstick.
+A ReLU with 17 bits in and 27 out costs
 
-| per ReLU, width 17, out 27 | AND gates (half price) | hashes, evaluator | table bytes | evaluator's labels |
-| --- | ---: | ---: | ---: | ---: |
-| word | 16 (1) | 47 | 628 | 17 |
-| bits | 58 (12) | 104 | 1,664 | 44 |
+| AND gates (half price) | hashes, evaluator | table bytes | evaluator's labels |
+| ---: | ---: | ---: | ---: |
+| 16 (1) | 47 | 628 | 17 |
 
-Both reveal the same to each party: to the server the value minus a uniform mask, to the client nothing. Ordinary ReLUs
-need no circuit: see `protocol.lookup`.
+The usual circuit, which subtracts the mask, is the yardstick in `benchmarks/garbling.py`. Ordinary ReLUs need no
+circuit at all: see `protocol.lookup`.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from collections.abc import Iterator
 
 from ...errors import UsageError, problem
-from .arithmetic import Number, add, gate_bits, less_than, negative, select, shift, subtract
+from .arithmetic import add, less_than, negative, select
 from .builder import FALSE, TRUE, Builder
 from .circuit import Circuit
 
-Ending = Literal["word", "bits"]
-
 SERVER_SHARE = "server_share"
 CLIENT_SHARE = "client_share"
-CLIENT_MASK = "client_mask"
 CHOICE = "choice"
 OUTPUT = "out"
 INDEX = "index"
 
 
 @functools.lru_cache(maxsize=256)
-def relu(width: int, out_bits: int, *, places: int = 0, ending: Ending = "word") -> Circuit:
-    """max(x, 0) * 2^places modulo 2^out_bits, where x = x_S + x_C modulo 2^width in two's complement.
+def relu(width: int, out_bits: int) -> Circuit:
+    """max(x, 0) modulo 2^out_bits, where x = x_S + x_C modulo 2^width in two's complement.
 
     Args:
         width: bits of the shares, 2 to 62.
         out_bits: the ring of the result, 1 to 64.
-        places: shift to the left; negative: to the right, rounding down.
-        ending: how the result is shared, see the module.
 
     Returns:
-        A circuit with inputs "server_share", "client_share" (and "client_mask" with `ending="bits"`) and output "out".
+        A circuit with inputs "server_share" and "client_share" and the word "out".
 
     Raises:
         UsageError: a size is out of range.
     """
     b = Builder()
-    (x,) = _shared(b, width, 1, out_bits, places, ending)
-    _finish(b, x[:-1], negative(x) ^ 1, out_bits, places, ending)
+    (x,) = _shared(b, width, 1, out_bits)
+    positive = negative(x) ^ 1
+    b.word(OUTPUT, out_bits, [(bit, positive, 1 << i) for i, bit in enumerate(x[:-1])])
     return b.build()
 
 
@@ -82,16 +75,12 @@ def chosen_multiple(out_bits: int, words: int = 1) -> Circuit:
 
 
 @functools.lru_cache(maxsize=256)
-def rescale(width: int, out_bits: int, *, places: int = 0, ending: Ending = "word") -> Circuit:
-    """x * 2^places modulo 2^out_bits with the sign of x kept, for negative `places` rounded down: exact truncation.
-
-    Dropping low bits of shares locally is exact up to one unit only; this is exact.
+def rescale(width: int, out_bits: int) -> Circuit:
+    """x modulo 2^out_bits with the sign of x kept, where x = x_S + x_C modulo 2^width: another ring, exactly.
 
     Args:
         width: bits of the shares, 2 to 62.
         out_bits: the ring of the result, 1 to 64.
-        places: shift to the left; negative: to the right, rounding down.
-        ending: how the result is shared, see the module.
 
     Returns:
         A circuit with the inputs and the output of `relu`.
@@ -100,8 +89,9 @@ def rescale(width: int, out_bits: int, *, places: int = 0, ending: Ending = "wor
         UsageError: a size is out of range.
     """
     b = Builder()
-    (x,) = _shared(b, width, 1, out_bits, places, ending)
-    _finish(b, x, TRUE, out_bits, places, ending, signed=True)
+    (x,) = _shared(b, width, 1, out_bits)
+    weights = [*(1 << i for i in range(width - 1)), -(1 << (width - 1))]
+    b.word(OUTPUT, out_bits, [(bit, TRUE, weight) for bit, weight in zip(x, weights, strict=True)])
     return b.build()
 
 
@@ -126,7 +116,7 @@ def arg_max(count: int, width: int) -> Circuit:
     if count < 2:
         raise UsageError(problem("an arg-max chooses among at least 2 numbers", got=count, remedy="leave it out"))
     b = Builder()
-    numbers = _shared(b, width, count, width, 0, "word")
+    numbers = _shared(b, width, count, width)
 
     def winner(span: int, last: bool) -> tuple[list[int], list[int]]:
         # The left half is the largest power of two below the span: an index is (right half?, index in that half).
@@ -135,7 +125,7 @@ def arg_max(count: int, width: int) -> Circuit:
         half = 1 << ((span - 1).bit_length() - 1)
         left, left_index = winner(half, False)
         right, right_index = winner(span - half, False)
-        right_wins = less_than(b, left, right, signed=True)
+        right_wins = less_than(b, left, right)
         right_index += [FALSE] * (len(left_index) - len(right_index))
         index = select(b, right_wins, right_index, left_index) if left_index else []
         return [] if last else select(b, right_wins, right, left), [*index, right_wins]
@@ -144,63 +134,17 @@ def arg_max(count: int, width: int) -> Circuit:
     return b.build()
 
 
-class _Shared:
-    """Adds the shares of one number after the other, when it is asked for: few wires are alive at a time."""
-
-    def __init__(self, b: Builder, width: int, count: int) -> None:
-        self._b, self._width, self._left = b, width, count
-        self._server = b.input("garbler", SERVER_SHARE, width, count)
-        self._client = b.input("evaluator", CLIENT_SHARE, width, count)
-
-    def __iter__(self) -> _Shared:
-        return self
-
-    def __next__(self) -> list[int]:
-        if not self._left:
-            raise StopIteration
-        at = len(self._server) - self._left * self._width
-        self._left -= 1
-        return add(self._b, self._server[at : at + self._width], self._client[at : at + self._width])
-
-
-def _check_sizes(width: int, out_bits: int, places: int, count: int) -> None:
-    if not 2 <= width <= 62 or not 1 <= out_bits <= 64 or not -width < places < 64 or count < 1:
+def _shared(b: Builder, width: int, count: int, out_bits: int) -> Iterator[list[int]]:
+    """The numbers, each added up when it is asked for: few wires are alive at a time."""
+    if not 2 <= width <= 62 or not 1 <= out_bits <= 64:
         raise UsageError(
             problem(
-                "shares have 2 to 62 bits, results 1 to 64, a shift less than the number, and there is a number",
-                got={"width": width, "out_bits": out_bits, "places": places, "count": count},
+                "shares have 2 to 62 bits, and results 1 to 64",
+                got={"width": width, "out_bits": out_bits},
                 remedy="choose sizes in range",
             )
         )
-
-
-def _shared(b: Builder, width: int, count: int, out_bits: int, places: int, ending: Ending) -> _Shared:
-    _check_sizes(width, out_bits, places, count)
-    if ending not in ("word", "bits"):
-        raise UsageError(problem("an ending is 'word' or 'bits'", got=ending, remedy="choose one of them"))
-    numbers = _Shared(b, width, count)
-    if ending == "bits":
-        b.input("evaluator", CLIENT_MASK, out_bits)
-    return numbers
-
-
-def _terms(x: Number, selector: int, places: int, *, signed: bool = False) -> list[tuple[int, int, int]]:
-    """The bits of x with their weights after a shift; bits that fall off the low end are left out: rounding down."""
-    terms = []
-    for i, bit in enumerate(x):
-        weight = -(1 << i) if signed and i == len(x) - 1 else 1 << i
-        shifted = weight << places if places >= 0 else weight >> -places
-        if i + places >= 0:
-            terms.append((bit, selector, shifted))
-    return terms
-
-
-def _finish(
-    b: Builder, x: Number, selector: int, out_bits: int, places: int, ending: Ending, *, signed: bool = False
-) -> None:
-    """Share x (where `selector` holds, else 0), shifted, modulo 2^out_bits."""
-    if ending == "word":
-        b.word(OUTPUT, out_bits, _terms(x, selector, places, signed=signed))
-        return
-    wide = shift(gate_bits(b, selector, x), places, out_bits, signed=signed)
-    b.output(OUTPUT, subtract(b, wide, b.inputs_of(CLIENT_MASK)))
+    server = b.input("garbler", SERVER_SHARE, width, count)
+    client = b.input("evaluator", CLIENT_SHARE, width, count)
+    places = [slice(at, at + width) for at in range(0, count * width, width)]
+    return (add(b, server[place], client[place]) for place in places)
