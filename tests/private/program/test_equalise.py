@@ -35,7 +35,7 @@ def prepared(network: nn.Module, batch: torch.Tensor) -> Graph:
 def equalised(graph: Graph, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits before and after."""
     before = graph.run(batch.double())[graph.output]
-    ranges, _, _ = _calibrate(graph, batch.double())
+    ranges = _calibrate(graph, batch.double()).ranges
     equalise(graph, ranges, SETTINGS)
     return before, graph.run(batch.double())[graph.output]
 
@@ -85,7 +85,7 @@ def test_the_largest_channel_fills_its_range_and_others_come_nearer() -> None:
     graph = prepared(network, batch)
     equalised(graph, batch)
     (relu,) = (node for node in graph.order() if isinstance(node.op, Circuit))
-    ranges, _, _ = _calibrate(graph, batch.double())
+    ranges = _calibrate(graph, batch.double()).ranges
     first, second, third = ranges[relu.inputs[0]].channels / FILL
     assert 0.99 < first / 2.0 ** round(math.log2(first)) <= 1 and second == pytest.approx(first)
     assert third == pytest.approx(0.1 / 3.0 * MOST_BOOST * first)
@@ -93,9 +93,9 @@ def test_the_largest_channel_fills_its_range_and_others_come_nearer() -> None:
 
 def test_branches_that_are_added_have_one_scale() -> None:
     graph = prepared(mixed(), images(8, 3, 8, 8))
-    ranges, _, _ = _calibrate(graph, images(8, 3, 8, 8).double())
+    ranges = _calibrate(graph, images(8, 3, 8, 8).double()).ranges
     equalise(graph, ranges, SETTINGS)
-    scaled, _, _ = _calibrate(graph, images(8, 3, 8, 8).double())
+    scaled = _calibrate(graph, images(8, 3, 8, 8).double()).ranges
     for node in graph.order():
         ratio = scaled[node].channels / np.where(ranges[node].channels > 0, ranges[node].channels, 1)
         if node in (graph.input, graph.output) or (isinstance(node.op, Circuit) and node.op.kind.endswith("6")):

@@ -1,4 +1,4 @@
-"""A network as a program of linear steps and circuits in fixed point, and everything that makes one.
+"""A network as a program of linear steps and ReLUs in fixed point, and everything that makes one.
 
     program = make_program(network, calibration_images)
     client_file, server_file = public_to_bytes(program.public), weights_to_bytes(program)
@@ -25,20 +25,21 @@ linear steps (`SumPool`, `Sum`, `Concatenate`, `Reshape`, `Gather`) are local, a
 among them: each party divides its own share (`ring.truncate_server`, `ring.truncate_client`), and the output's ring may
 be larger than the input's.
 
-*Circuits* (`step.circuit`, see `Circuit`): the input tensor's shares, k_in = its ring bits, first lose `dropped` low
-bits (`ring.drop_server`, `ring.drop_client`: the server adds 2^dropped - 1 before), then all but `width` low bits;
-those enter the circuit. It adds them mod 2^width, reads a signed number t, computes `kind` of it (`relu`, `rescale`,
-and `argmax` as the very last step) and gives f(t) - r mod 2^k_out, k_out = ring bits of the output tensor, r the
-client's fresh mask there. With `kept` only those elements take part; the others follow `rest_in_circuit`. A `relu` with
-`tested` is no circuit to the protocol: its sign is looked up by the upper bits alone, and what comes out is
+*Circuits* (`step.circuit`, see `Circuit`) are all that is not linear: the input tensor's shares, k_in = its ring bits,
+first lose `dropped` low bits (`ring.drop_server`, `ring.drop_client`: the server adds 2^dropped - 1 before), then all
+but `width` low bits. Their sum mod 2^width is read as a signed number t; f is the `kind` (`relu`, `rescale`, and
+`argmax` as the very last step), and what comes out is f(t) - r mod 2^k_out, k_out = ring bits of the output tensor, r
+the client's fresh mask there. With `kept` only those elements take part; the others follow `rest_in_circuit`. A `relu`
+with `tested` is no circuit to the protocol: its sign is looked up by the upper bits alone, and what comes out is
 `rectified`. All other functions, maxima and ReLU6, are made of ReLUs (`lowering`).
 
 `public.rounds()` groups all this: linear steps, then circuits that travel in one message each way.
 
-Rooms: `convert` (with `operators`, `pooling`) makes a `Graph` of a traced network; `fold` and `merge` (with `compose`)
-rewrite it, and `equalise` scales its channels; `plan` chooses where rings are refreshed (`refreshes`), by what
-`formats` says that costs, which asks `masking` what may be truncated; `build` puts it all together; `program` is the
-result, `evaluate` computes with it, `check` and `files` carry it from one machine to another.
+Rooms: `convert` (with `operators`, `windows`, `pooling`, `movements`) makes a `Graph` of a traced network; `fold` and
+`merge` (with `compose`) rewrite it, `lowering` makes ReLUs of maxima, `tune` merges more where that saves refreshes,
+and `equalise` scales channels; `plan` chooses where rings are refreshed (`refreshes`), by what `formats` says that
+costs, which asks `masking` what may be truncated; `build` puts it all together; `program` is the result, `evaluate`
+computes with it, `check` and `files` carry it from one machine to another.
 """
 
 from .build import make_program

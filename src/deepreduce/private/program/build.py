@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,28 @@ def make_program(
         DataError: if the images are not of the network's shape.
     """
     chosen = settings or FormatSettings()
+    calibration = _calibration(images)
+    graph, logits = _converted(network, calibration, masks)
+    _rewrite(graph, calibration, chosen)
+    seen = _tuned(graph, calibration, logits, chosen, scale=chosen.equalise)
+    used, trim = chosen, True
+    while True:
+        program, trimmed = _planned(graph, calibration, seen, used, trim=trim)
+        assert program.report is not None
+        agreement = program.report.agreement
+        if agreement.rms_error <= used.tolerance * agreement.spread:
+            _check_public(program.public)
+            return program
+        if not trimmed:
+            used = _finer(used, agreement, chosen, coarse=_coarse(program.public))
+            continue
+        trim = False
+        if used.merge:  # what was not worth merging may be, now that all layers keep their bits
+            seen = _tuned(graph, calibration, logits, used, trim=False)
+
+
+def _calibration(images: Tensor) -> Tensor:
+    """Check the calibration images, and return them as the graph computes."""
     if images.ndim != 4 or len(images) < 2 or not images.is_floating_point():
         raise DataError(
             problem(
@@ -89,10 +111,15 @@ def make_program(
                 remedy="pass normalised training images",
             )
         )
-    calibration = images.detach().cpu().double()
+    return images.detach().cpu().double()
+
+
+def _converted(
+    network: nn.Module, images: Tensor, masks: Mapping[str, Bool[np.ndarray, ...]] | None
+) -> tuple[Graph, Array]:
+    """Return the network as a graph, and its logits for the first images."""
     traced = without_softmax(trace(network))
-    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-    graph = convert(traced, shape, masks=masks)
+    graph = convert(traced, (int(images.shape[1]), int(images.shape[2]), int(images.shape[3])), masks=masks)
     if graph.output.size < 2:
         raise NetworkError(
             problem(
@@ -102,48 +129,67 @@ def make_program(
             )
         )
     _name_uniquely(graph)
-    converted = _logits(graph, calibration[:_BATCH])
+    logits = _logits(graph, images[:_BATCH])
     if not masks:  # the network itself knows no masks
         with torch.no_grad():
-            own = traced.cpu().double().eval()(calibration[:_BATCH]).numpy()
-        _check_same(own, converted)
-    fold(graph, calibration[:_BATCH])
-    if chosen.merge:
+            own = traced.cpu().double().eval()(images[:_BATCH]).numpy()
+        _check_same(own, logits)
+    return graph, logits
+
+
+def _rewrite(graph: Graph, images: Tensor, settings: FormatSettings) -> None:
+    """Fold, merge and lower a graph in place."""
+    fold(graph, images[:_BATCH])
+    if settings.merge:
         merge(graph)
     else:
         simplify(graph)
     check_shapes(graph)
     largest = {}
     if any(isinstance(node.op, Circuit) and node.op.kind == RELU6 for node in graph.order()):
-        ranges = _calibrate(graph, calibration)[0]
-        largest = {node: chosen.margin * doubt(seen, chosen) * seen.largest for node, seen in ranges.items()}
+        ranges = _calibrate(graph, images).ranges
+        largest = {node: settings.margin * doubt(seen, settings) * seen.largest for node, seen in ranges.items()}
     lower(graph, largest)
-    trim, tuned, equalised = True, False, False
-    while True:
-        if not tuned:
-            ranges, means, logits = _calibrate(graph, calibration)
-            if chosen.merge and tune(graph, ranges, chosen, trim=trim):
-                ranges, means, logits = _calibrate(graph, calibration)
-            if chosen.equalise and not equalised:
-                equalised = True
-                equalise(graph, ranges, chosen)
-                ranges, means, logits = _calibrate(graph, calibration)
-            _check_same(converted, logits[:_BATCH])
-            tuned = True
-        made = plan(graph, ranges, chosen, trim=trim)
-        program, rows = _quantise(graph, made.formats, ranges, means)
-        agreement = _measure(program, calibration, logits, chosen)
-        if agreement.rms_error <= chosen.tolerance * agreement.spread:
-            _check_public(program.public)
-            return replace(program, report=FormatReport(chosen, tuple(rows), agreement))
-        made.undo()
-        if made.trimmed:
-            trim = False
-            tuned = not chosen.merge  # what was not worth merging may be, now that all layers keep their bits
-            continue
-        circuits = [step.circuit for step in program.public.steps if step.circuit is not None]
-        coarse = any(0 < circuit.tested < circuit.width for circuit in circuits)
-        chosen = _finer(chosen, agreement, settings or FormatSettings(), coarse=coarse)
+
+
+def _tuned(
+    graph: Graph, images: Tensor, logits: Array, settings: FormatSettings, *, trim: bool = True, scale: bool = False
+) -> _Calibrated:
+    """Merge for the sake of the rings, with `scale` equalise too, and return what calibration sees then.
+
+    Args:
+        graph: lowered; changed in place.
+        images: for calibration.
+        logits: of the first images, which the graph still gives.
+        settings: see `FormatSettings`.
+        trim: as for `plan`.
+        scale: whether channels are equalised, which is done once.
+    """
+    seen = _calibrate(graph, images)
+    if settings.merge and tune(graph, seen.ranges, settings, trim=trim):
+        seen = _calibrate(graph, images)
+    if scale:
+        equalise(graph, seen.ranges, settings)
+        seen = _calibrate(graph, images)
+    _check_same(logits, seen.logits[:_BATCH])
+    return seen
+
+
+def _planned(
+    graph: Graph, images: Tensor, seen: _Calibrated, settings: FormatSettings, *, trim: bool
+) -> tuple[Program, int]:
+    """Return a program of the graph with its report, and by how many bits layers in long stretches were trimmed."""
+    made = plan(graph, seen.ranges, settings, trim=trim)
+    program, rows = _quantise(graph, made.formats, seen)
+    made.undo()
+    report = FormatReport(settings, tuple(rows), _measure(program, images, seen.logits, settings))
+    return replace(program, report=report), made.trimmed
+
+
+def _coarse(public: PublicProgram) -> bool:
+    """Tell whether any sign is told by fewer bits than there are."""
+    circuits = [step.circuit for step in public.steps if step.circuit is not None]
+    return any(0 < circuit.tested < circuit.width for circuit in circuits)
 
 
 def _check_public(public: PublicProgram) -> None:
@@ -198,8 +244,23 @@ def _name_uniquely(graph: Graph) -> None:
             node.name = f"{node.name}#{seen[node.name]}"
 
 
-def _calibrate(graph: Graph, images: Tensor) -> tuple[Ranges, dict[Node, Array], Array]:
-    """Return every node's range and its mean per channel, and the logits."""
+@dataclass(frozen=True)
+class _Calibrated:
+    """What the calibration images showed.
+
+    Attributes:
+        ranges: of every node; `plan` adds those of the nodes that it inserts.
+        means: of every node, per channel.
+        logits: of all images.
+    """
+
+    ranges: Ranges
+    means: dict[Node, Array]
+    logits: Array
+
+
+def _calibrate(graph: Graph, images: Tensor) -> _Calibrated:
+    """Run the graph on all images."""
     ranges: Ranges = {}
     means: dict[Node, Array] = {}
     logits = []
@@ -225,7 +286,7 @@ def _calibrate(graph: Graph, images: Tensor) -> tuple[Ranges, dict[Node, Array],
             means[node] = means.get(node, 0.0) + per_channel
             if node is graph.output:
                 logits.append(value.numpy())
-    return ranges, means, np.concatenate(logits)
+    return _Calibrated(ranges, means, np.concatenate(logits))
 
 
 def _logits(graph: Graph, images: Tensor) -> Array:
@@ -247,29 +308,28 @@ def _check_same(before: Array, after: Array) -> None:
         )
 
 
-def _quantise(
-    graph: Graph, formats: Formats, ranges: Ranges, means: dict[Node, Array]
-) -> tuple[Program, list[dict[str, Any]]]:
+def _quantise(graph: Graph, formats: Formats, calibrated: _Calibrated) -> tuple[Program, list[dict[str, Any]]]:
     order = _by_round(graph)
     ids = {node: index for index, node in enumerate(order)}
     tensors = [TensorFormat(node.shape, formats.fraction[node], formats.ring[node]) for node in order]
     steps, weights, rows = [], {}, []
     for node in order[1:]:
         op = _operation(node, formats)
-        own = _weights(node, formats, means)
+        own = _weights(node, formats, calibrated.means)
         has_bias = own.bias is not None
         if own.weight is not None or has_bias:
             weights[ids[node]] = own
         step = Step(op, tuple(ids[before] for before in node.inputs), ids[node], node.name, has_bias)
         steps.append(step)
-        seen = ranges[node.inputs[0] if step.circuit is not None else node].largest
+        seen = calibrated.ranges[node.inputs[0] if step.circuit is not None else node].largest
         rows.append(_row(node, step, tensors, formats, seen, own))
     width, dropped = formats.logits
     tensors.append(argmax_format(tensors[ids[graph.output]].size))
     steps.append(Step(Circuit(ARGMAX, width, dropped), (ids[graph.output],), len(order), "argmax"))
     rows.append(
         {
-            "name": "argmax", "source": "", "kind": ARGMAX, "elements": 1, "seen": ranges[graph.output].largest,
+            "name": "argmax", "source": "", "kind": ARGMAX, "elements": 1,
+            "seen": calibrated.ranges[graph.output].largest,
             "allowed": math.ldexp(1.0, width - 1 + dropped - formats.fraction[graph.output]), "fraction_bits": 0,
             "ring_bits": tensors[-1].ring_bits, "ring_bits_in": formats.ring[graph.output], "width": width,
             "dropped": dropped,

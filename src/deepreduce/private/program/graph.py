@@ -20,6 +20,7 @@ from .operations import (
     MAX,
     MAX_RELU,
     MAX_RELU6,
+    RELU,
     RELU6,
     RESCALE,
     Circuit,
@@ -136,6 +137,15 @@ class Graph:
         return values
 
 
+def side_by_side(parts: list[Node], axis: int, name: str, source: str) -> Node:
+    """Return maps of one format one after another along an axis of their shape."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    return Node(Concatenate(axis, (0,) * len(parts)), parts, tuple(shape), name, source)
+
+
 def evaluate(node: Node, inputs: list[Tensor]) -> Tensor:
     """Compute one node on a batch, in the floating-point type of its inputs."""
     x = inputs[0]
@@ -189,7 +199,7 @@ def _circuit(op: Circuit, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if op.kind in (MAX, RESCALE):
         return x
     result = x.clamp(0, 6) if op.kind in (RELU6, MAX_RELU6) else x.clamp_min(0)
-    assert op.kind in ("relu", RELU6, MAX_RELU, MAX_RELU6), op.kind
+    assert op.kind in (RELU, RELU6, MAX_RELU, MAX_RELU6), op.kind
     if op.kept is not None:
         chosen = torch.zeros(int(np.prod(shape)), dtype=torch.bool)
         chosen[torch.from_numpy(op.kept.astype(np.int64))] = True

@@ -22,8 +22,8 @@ from .compose import (
     plan,
 )
 from .fold import compact, simplify
-from .graph import Graph, Node, linear
-from .operations import Concatenate, Convolution, Gather, Matrix, Reshape, Sum, SumPool, Weighted
+from .graph import Graph, Node, linear, side_by_side
+from .operations import Convolution, Gather, Matrix, Reshape, Sum, SumPool, Weighted
 
 PRODUCT = 19.0
 """Cost, in MACs, of one input element times one output channel under encryption.
@@ -259,8 +259,8 @@ def _as_pieces(region: Region, entry: Node, bands: list[list[Piece]], name: str,
             node = Node(piece.op, [entry], raw, own, source, weight)
             shape = (channels, piece.rows[1] - piece.rows[0], piece.columns[1] - piece.columns[0])
             pieces.append(_unfold(node, piece, shape))
-        made.append(_stack(pieces, 2, f"{name}[{i}]", source))
-    return _stack(made, 1, name, source)
+        made.append(side_by_side(pieces, 2, f"{name}[{i}]", source))
+    return side_by_side(made, 1, name, source)
 
 
 def _unfold(node: Node, piece: Piece, shape: tuple[int, int, int]) -> Node:
@@ -275,11 +275,3 @@ def _unfold(node: Node, piece: Piece, shape: tuple[int, int, int]) -> Node:
     if np.array_equal(index, np.arange(node.size)):
         return Node(Reshape(), [node], shape, f"{node.name}:map", node.source)
     return Node(Gather(np.ascontiguousarray(index)), [node], shape, f"{node.name}:map", node.source)
-
-
-def _stack(parts: list[Node], axis: int, name: str, source: str) -> Node:
-    if len(parts) == 1:
-        return parts[0]
-    shape = list(parts[0].shape)
-    shape[axis] = sum(part.shape[axis] for part in parts)
-    return Node(Concatenate(axis, (0,) * len(parts)), parts, tuple(shape), name, source)

@@ -112,12 +112,18 @@ class Truncation:
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """What is garbled: everything that is not linear, and the exact refresh of a ring.
+    """What is not linear, and the exact refresh of a ring: a function of every element, and shares anew.
 
-    For each input element the parties drop `dropped` low bits of their shares (`deepreduce.private.ring`), keep the
-    low `width` of the rest, and the circuit adds the two; the sum, read as a signed number of `width` bits, is t.
-    The output is f(t) mod 2^k' for k' = ring bits of the output tensor, shared anew. Of a ReLU the upper
-    `tested` bits alone may decide whether t counts as positive (`evaluate.rectified`); then nothing is garbled.
+    For each input element the parties drop `dropped` low bits of their shares (`deepreduce.private.ring`) and keep the
+    low `width` of the rest; the sum of the two, read as a signed number of `width` bits, is t. The output is f(t) mod
+    2^k' for k' = ring bits of the output tensor, shared anew.
+
+    The parties garble a circuit for it, but for ReLUs with `tested`, which ordinary ones are: there the upper `tested`
+    bits alone decide whether t counts as positive (`evaluate.rectified`), and that is looked up. Functions of Boolean
+    gates are `private.circuits.Circuit`; `protocol.units` says which of them is garbled for what.
+
+    In a program, `windows` and `below` are unset. Only a graph has them, and the kinds beside `CIRCUIT_KINDS`: before
+    it is lowered, an operation of the user's with one function of its own.
 
     Attributes:
         kind: `relu`: max(t, 0). `rescale`: t. `argmax`: the index of the largest t, the
@@ -127,9 +133,8 @@ class Circuit:
         kept: flat indices, rising, of the elements to which `kind` applies; None for all. For `relu`.
         rest_in_circuit: for the other elements, if there are any: True sends them through a `rescale` of the same
             width; False means that both parties drop the low bits and keep the shares as they are: no traffic.
-        windows: of maxima in a graph, of which a program has none: flat input indices, [outputs, window], -1 where a
-            window is cut short.
-        below: of a ReLU in a graph, whose results matter up to that number alone; 0 for no bound, and in a program.
+        windows: in a graph, of maxima: flat input indices, [outputs, window], -1 where a window is cut short.
+        below: in a graph, of a ReLU whose results matter up to that number alone; 0 for no bound.
         tested: for `relu`: bits of each share, sign included, by which the sign is looked up; the value is multiplied
             by it. From 2 to `width`, at most 13; 0 for a garbled circuit.
     """

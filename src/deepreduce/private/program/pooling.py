@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Node
-from .operations import MAX, Circuit, Concatenate, SumPool
+from .graph import Node, side_by_side
+from .operations import MAX, Circuit, SumPool
 
 Span = tuple[int, int]
 
@@ -60,8 +60,8 @@ def average_pool(
             factor = 1 / (divisor if divisor is not None else r.count * c.count)
             shape = (channels, r.outputs, c.outputs)
             pieces.append(Node(op, [x], shape, _piece(name, len(rows) * len(columns), r, c), source, factor=factor))
-        bands.append(_join(pieces, 2, f"{name}[{r.start}:]", source))
-    return _join(bands, 1, name, source)
+        bands.append(side_by_side(pieces, 2, f"{name}[{r.start}:]", source))
+    return side_by_side(bands, 1, name, source)
 
 
 def _piece(name: str, pieces: int, r: _Run, c: _Run) -> str:
@@ -85,14 +85,6 @@ def _runs(spans: list[Span], counts: list[int]) -> list[_Run]:
                 continue
         runs.append(_Run(start, length, 1, 1, count))
     return runs
-
-
-def _join(parts: list[Node], axis: int, name: str, source: str) -> Node:
-    if len(parts) == 1:
-        return parts[0]
-    shape = list(parts[0].shape)
-    shape[axis] = sum(part.shape[axis] for part in parts)
-    return Node(Concatenate(axis, (0,) * len(parts)), parts, tuple(shape), name, source)
 
 
 def max_pool(name: str, source: str, x: Node, rows: list[list[int]], columns: list[list[int]]) -> Node:

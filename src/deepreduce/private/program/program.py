@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .operations import ARGMAX, Circuit, Convolution, Matrix, Operation, Weighted
+from .operations import ARGMAX, RELU, Circuit, Convolution, Matrix, Operation, Weighted
 from .settings import FormatSettings
 
 Integers = NDArray[np.int64]
@@ -106,7 +106,7 @@ class PublicProgram:
         """Number of ReLUs that are computed for one image, those that maxima and ReLU6 are made of included."""
         total = 0
         for step in self.steps:
-            if step.circuit is not None and "relu" in step.circuit.kind:
+            if step.circuit is not None and step.circuit.kind == RELU:
                 kept = step.circuit.kept
                 total += self.tensors[step.output].size if kept is None else len(kept)
         return total
