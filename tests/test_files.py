@@ -227,3 +227,23 @@ def test_what_others_may_read_is_told_by_its_mode(tmp_path: Path, mode: int, sai
     path.touch()
     path.chmod(mode)
     assert open_to_others(path) == said
+
+
+def test_ctrl_c_leaves_no_rest(tmp_path: Path) -> None:
+    """What was begun may be hundreds of megabytes, and a network's weights."""
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "weights") as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_private_is_so_from_its_first_moment_on(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        for private, mode in ((True, 0o600), (False, 0o666)):
+            with replacing(tmp_path / "file", private=private) as temporary:
+                assert temporary.stat().st_mode & 0o777 == mode
+                temporary.write_bytes(b"secret")
+            assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(old)

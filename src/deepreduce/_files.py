@@ -31,8 +31,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving, flush what was written there and rename it to `path`.
+
+    Args:
+        path: what is replaced.
+        private: nobody but the owner may read it, from its first moment on; else the user's umask decides.
 
     Raises:
         RunError: if the disk is full or the folder cannot be written; the old file is then still in place.
@@ -41,12 +45,12 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        temporary.touch(exist_ok=False)  # with the rights that the user's umask gives, unlike `tempfile`
+        temporary.touch(0o600 if private else 0o666, exist_ok=False)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C as well: what was begun may be large, and secret
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -63,6 +67,26 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             got, remedy = f"{type(error).__name__}: {error}", f"make the folder writable and {again}"
         raise RunError(problem("the file must be written whole", got=got, remedy=remedy, where=path)) from error
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the space of a file from the disk, so that a full one is an error now and not after the work.
+
+    Where the system has no such call, the free space is compared, which another process may then use up.
+
+    Raises:
+        OSError: ENOSPC, EDQUOT or EFBIG: there is no room; or as of a write.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    space = os.fstatvfs(descriptor)
+    if space.f_bavail * space.f_frsize < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _no_folder_above(path: Path) -> Path | None:

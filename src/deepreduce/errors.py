@@ -6,6 +6,15 @@ Every message has four parts: what must hold, what came instead, what to do, and
 
 from __future__ import annotations
 
+import re
+
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # ECMA-48 control sequences: colours, cursor, erase
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f]).*?(?:\x07|\x1b\\|\x9c|$)"  # strings: titles, links, clipboard
+    r"|\x1b[ -/]*[0-~]",  # every other escape
+    re.DOTALL,
+)
+
 
 class DeepReduceError(Exception):
     """Base of every error that DeepReduce raises on purpose; the command line prints it without a traceback."""
@@ -53,13 +62,14 @@ def problem(must: str, *, got: object, remedy: str, where: object = None) -> str
         where: file, row, line of source, or option; left out when the call itself is the place.
 
     Returns:
-        Up to four short sentences.
+        Up to four short sentences on one line. What came and where are made `printable`: a file or a peer may have
+        written them.
     """
-    place = f" Where: {where}." if where is not None else ""
+    place = f" Where: {printable(str(where))}." if where is not None else ""
     begins = must.split(" ", 1)[0]
     if begins.isalpha():  # and no name such as package.module:function
         must = must[0].upper() + must[1:]
-    return f"{must}. Got: {got}. Do: {remedy}.{place}"
+    return f"{must}. Got: {printable(str(got))}. Do: {remedy}.{place}"
 
 
 def missing_extra(package: str, extra: str, *, purpose: str) -> MissingExtraError:
@@ -79,3 +89,10 @@ def near_misses(word: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def printable(text: str) -> str:
+    """Return `text` as one line without control characters, terminal escapes, or invisible characters."""
+    plain = _ESCAPES.sub("", text)
+    kept = (c if c.isprintable() else " " if c.isspace() else "" for c in plain)
+    return " ".join("".join(kept).split())

@@ -17,14 +17,18 @@ from deepreduce.private.homomorphic import steps as homomorphic_steps
 from deepreduce.private.program import (
     Circuit,
     Convolution,
+    Gather,
     Matrix,
     PublicProgram,
     Reshape,
     Step,
     SumPool,
     TensorFormat,
+    check_public,
+    public_from_bytes,
     public_to_bytes,
 )
+from deepreduce.private.program.program import argmax_format
 
 
 def client_file(folder: Path, shape: tuple[int, ...], *ops: tuple[Any, tuple[int, ...]]) -> Path:
@@ -86,3 +90,55 @@ def test_a_kernel_that_has_a_small_map_sent_many_times(tmp_path: Path, monkeypat
     monkeypatch.setattr(homomorphic_steps, "MAX_REQUESTS", requests - 1)
     with pytest.raises(LayerError, match=r"at most [\d,]+ ciphertexts.*Got: [\d,]+\. Do: .* Where: Layer\("):
         _ = load_client(path).layout
+
+
+def test_one_layer_whose_message_takes_gigabytes(tmp_path: Path) -> None:
+    """A thousand bytes: 63,296 ciphertexts to send for one layer, 65,536 to receive for another."""
+    for shape, pool, out, op, end in (
+        ((16, 8000, 90), SumPool((4096, 90), (4096, 1)), (16, 1, 1), Convolution((1, 16, 90, 90)), (1, 7911, 1)),
+        ((1, 46, 90), SumPool((46, 90), (1, 1)), (1, 1, 1),
+         Convolution((65536, 1, 2, 2), (1, 1), (0, 0, 0, 0), (44, 88)), (65536, 2, 2)),
+    ):  # fmt: skip
+        path = client_file(tmp_path, shape, (pool, out), (op, end))
+        assert path.stat().st_size < 2000
+        with pytest.raises(
+            LayerError, match=r"layer takes at most 4,096 ciphertexts in one direction\. Got: 6\d,\d+\."
+        ):
+            _ = load_client(path).layout
+
+
+def test_pools_of_a_million_taps(tmp_path: Path) -> None:
+    """Every tap is a call of its own: 50 million of them in 800 bytes."""
+    pool = SumPool((4096, 4096), (1, 1))
+    with pytest.raises(RecipeError, match=r"Got: \d+ reads by local steps"):
+        load_client(client_file(tmp_path, (1, 4096, 4096), *[(pool, (1, 1, 1))] * 3))
+
+
+def test_an_arg_max_of_a_quarter_of_a_million_classes() -> None:
+    """Two bits each, and 18 of an index beside them."""
+    size = 1 << 18
+    forms = [TensorFormat(shape, 3, 9) for shape in ((1, 1, 1), (1,), (size,))]
+    ops = (Reshape(), Gather(np.zeros(size, np.int32)), Circuit("argmax", 2, 1))
+    steps = tuple(Step(op, (number,), number + 1, "") for number, op in enumerate(ops))
+    public = PublicProgram((*forms, argmax_format(size)), steps)
+    with pytest.raises(RecipeError, match=r"Got: circuits of \d+ bits"):
+        public_from_bytes(public_to_bytes(public))
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x1b[31m", "a\nb"], ids=ascii)
+def test_a_name_that_no_terminal_should_see(name: str) -> None:
+    forms = (TensorFormat((1, 1, 2), 3, 9), TensorFormat((2,), 3, 9), argmax_format(2))
+    steps = (Step(Reshape(), (0,), 1, name), Step(Circuit("argmax", 2, 1), (1,), 2, ""))
+    with pytest.raises(RecipeError, match=r"Got: a name of printable characters\. Do: .* Where: step 0\."):
+        check_public(PublicProgram(forms, steps))
+
+
+def test_what_a_file_says_reaches_no_terminal(tmp_path: Path) -> None:
+    path = client_file(tmp_path, (1, 2, 2), (SumPool((2, 2), (2, 2)), (1, 1, 1)))
+    content = bytearray(path.read_bytes())
+    at = content.index(b'"U8"')
+    content[at + 1 : at + 3] = b"\x1b["
+    path.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        load_client(path)
+    assert str(caught.value).isprintable()

@@ -27,11 +27,10 @@ from safetensors.numpy import load, save
 
 from .._files import open_to_others, replacing
 from .._json import json_field, json_list, parse_json
-from ..errors import DataError, RecipeError, RunError, problem
+from ..errors import DataError, RecipeError, RunError, printable, problem
 from .program import Program, PublicProgram, program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .program.files import MAX_PUBLIC_BYTES, MAX_SECRET_BYTES
 from .protocol.layout import Layout, make_layout
-from .wire.errors import printable
 
 CLIENT, SERVER, VERSION = "deepreduce.client", "deepreduce.server", 1
 CLIENT_FILE, SERVER_FILE = "client.safetensors", "server.safetensors"
@@ -176,9 +175,7 @@ def save_model(model: ServerModel, folder: Path, *, replace: bool = False) -> tu
                     )
                 )
     for path, content in contents.items():
-        with replacing(path) as temporary:
-            if path == server:
-                temporary.chmod(0o600)
+        with replacing(path, private=path == server) as temporary:
             temporary.write_bytes(content)
     return server, client
 
@@ -257,7 +254,7 @@ def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
         arrays = load(path.read_bytes())
     except OSError as error:
         raise RecipeError(
-            problem("the file can be read", got=error.strerror, remedy="check the path", where=path)
+            problem("the file must be readable", got=error.strerror, remedy="check the path", where=path)
         ) from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error

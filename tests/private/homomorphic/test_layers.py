@@ -6,12 +6,14 @@ import errno
 import json
 import math
 import os
+import pickle
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deepreduce.errors import RunError
 from deepreduce.private.homomorphic import (
     Answer,
     Keys,
@@ -325,3 +327,35 @@ def test_what_does_not_fit_is_refused(keys: Keys) -> None:
     foreign = request(keys, other, draw_share(keys.parameters, other.layer.in_shape))
     with pytest.raises(MessageError, match="same parameters and plan"):
         respond(prepared, PublicKey.of(keys), foreign)
+
+
+def test_a_worker_maps_no_other_networks_weights(keys: Keys, tmp_path: Path) -> None:
+    """Answers of one network's weights under another one's bias would be nonsense that nobody sees."""
+    shape, file = layer(2, 2, 8), tmp_path / "layer"
+    plan, weights = plan_layer(shape), np.ones(shape.weight_shape, np.int64)
+    prepared = prepare_weights(keys.parameters, plan, weights, weight_bits=8, file=file)
+    assert np.array_equal(pickle.loads(pickle.dumps(prepared)).words, prepared.words)
+    prepare_weights(keys.parameters, plan, -weights, weight_bits=8, file=file)
+    with pytest.raises(WeightsError, match=r"Got: a file of other weights\. Do: start the server again"):
+        pickle.loads(pickle.dumps(prepared))
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written through a map without its space, the file would end the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shape = layer(2, 2, 8)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(RunError, match="no space is left on the disk"):
+        prepare_weights(
+            keys.parameters,
+            plan_layer(shape),
+            np.ones(shape.weight_shape, np.int64),
+            weight_bits=8,
+            file=tmp_path / "w",
+        )
+    assert not list(tmp_path.iterdir())

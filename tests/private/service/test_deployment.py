@@ -87,7 +87,7 @@ def test_a_servers_file_that_others_may_read_is_not_served(files: tuple[Path, Pa
         with pytest.raises(RunError, match=rf"owner alone. Got: mode {mode:04o}. Do: chmod 600 '{server}'.* Where: "):
             load_server(server, serving=True)
         load_server(server)  # an estimate of it, or an export, tells nobody
-    with pytest.raises(RecipeError, match="can be read"):
+    with pytest.raises(RecipeError, match="must be readable"):
         load_server(server.with_name("missing"), serving=True)
     assert client.stat().st_mode & 0o044 and load_client(client)  # that one is public
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +19,19 @@ import numpy as np
 import pytest
 
 from deepreduce.errors import DataError, DeepReduceError, RunError, UsageError
+from deepreduce.private.deployment import ServerModel
 from deepreduce.private.homomorphic import Pool
+from deepreduce.private.program import Program
 from deepreduce.private.ring import decode
 from deepreduce.private.service import Client, Server, ServerLimits
 from deepreduce.private.service import client as client_module
+from deepreduce.private.service import server as server_module
 from deepreduce.private.store import BundleStore, StoreFull
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Channel, PeerError, PeerGone, PeerTimeout, WireError
 
 from ..protocol.harness import replayed
-from .parties import Party, pixels, serving, small, sure, tiny, wait_for
+from .parties import InProcess, Party, pixels, serving, small, sure, tiny, wait_for
 
 IMAGES, LABELS = sure(tiny(), 12)
 
@@ -334,6 +338,106 @@ def test_a_damaged_section_at_the_client_costs_its_own_bundle_alone(party: Party
         damage(path)
         assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
         assert store.count() == 0
+
+
+def test_a_damaged_section_is_found_where_bundles_are_too_large_for_memory(
+    party: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask of zeros, from a block that the disk lost, would send the image as it is."""
+    monkeypatch.setattr(client_module, "_IN_MEMORY_BYTES", 0)
+    with party.client("mapped") as client:
+        client.prepare(3)
+        store = party.client_store("mapped")
+        (path,) = store.folder.rglob(store.names()[0].file_name)
+        damage(path)
+        assert np.array_equal(client.infer(IMAGES[:2]).labels, LABELS[:2])
+        assert store.count() == 0
+
+
+def other_weights(model: ServerModel) -> ServerModel:
+    """The same public program with other weights: a network that was trained again."""
+    weights = {
+        output: replace(own, weight=None if own.weight is None else -own.weight[::-1])
+        for output, own in model.program.weights.items()
+    }
+    return ServerModel(model.client, Program(model.client.public, weights))
+
+
+class Piped(InProcess):
+    """Arguments travel as to worker processes."""
+
+    def map(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
+        return [function(*pickle.loads(pickle.dumps(arguments))) for arguments in jobs]
+
+
+def test_a_server_keeps_its_weights_whatever_another_one_does(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """As in a rolling restart: the new server of the same store begins before the old one ends."""
+    folders = tmp_path / "server" / "weights"
+    with serving(tiny(), tmp_path, certificate, workers=Piped) as old:
+        with serving(other_weights(tiny()), tmp_path, certificate, workers=Piped) as new, new.client("new") as client:
+            assert len(list(folders.glob("*/*"))) == 2
+            assert not np.array_equal(client.infer(IMAGES[:8]).labels, LABELS[:8])
+        with old.client("old") as client:
+            assert np.array_equal(client.infer(IMAGES[:8]).labels, LABELS[:8])
+    (left,) = folders.glob("*")
+    (left / "0123").mkdir()  # of a server that is gone
+    own = next(path for path in left.iterdir() if any(path.glob("*.ntt")))
+    (own / ".1.ntt.00ff").write_bytes(b"half")  # of one that was killed
+    with serving(tiny(), tmp_path, certificate, workers=Piped):
+        (only,) = left.iterdir()
+        assert not list(only.glob(".*.ntt.*")) and list(only.glob("*.ntt"))
+
+
+def test_weights_that_are_gone_are_the_servers_own_fault(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    with serving(tiny(), tmp_path, certificate, workers=Piped) as party, party.client() as client:
+        for path in (tmp_path / "server" / "weights").rglob("*.ntt"):
+            path.unlink()
+        with pytest.raises(PeerError, match="its log says why") as told:
+            client.prepare(1)
+        assert told.value.code == "internal"
+
+
+def test_what_was_not_made_is_not_counted(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    limits = ServerLimits(bundles_per_day=2, deadline_seconds=120.0)
+    with serving(tiny(), tmp_path, certificate, limits=limits, limit_bytes=10) as party:
+        for _ in range(3):
+            with party.client() as client, pytest.raises(PeerError, match="no room for another bundle"):
+                client.prepare(1)
+        party.store.limit_bytes = None
+        with party.client() as client:
+            assert client.prepare(2).bundles == 2
+
+
+def test_a_client_that_is_just_in_time_for_every_frame_is_ended(
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = ServerLimits(clients=1, deadline_seconds=2.0, slowest_bytes_per_second=1e9)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party, party.client() as client:
+        client.prepare(1)
+        send = Channel.send
+
+        def slow(self: Channel, *arguments: Any, **options: Any) -> None:
+            if self is client._channel:
+                time.sleep(0.9)
+            send(self, *arguments, **options)
+
+        monkeypatch.setattr(Channel, "send", slow)
+        with pytest.raises((PeerError, PeerGone)) as told:
+            client.prepare(1)
+        assert not isinstance(told.value, PeerError) or told.value.code == "deadline"
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_one_host_has_one_address(address: str, host: str) -> None:
+    assert server_module._host(address) == host
 
 
 def test_fewer_images_go_at_once_where_the_system_opens_few_files(

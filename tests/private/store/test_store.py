@@ -9,12 +9,14 @@ import gc
 import itertools
 import os
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -252,9 +254,25 @@ def test_a_full_disk_is_an_error_before_the_work(store: BundleStore, place: Path
     assert list(place.iterdir()) == []
     # Where the system cannot reserve, the free space is compared.
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    store.limit_bytes = 1 << 50
     with pytest.raises(StoreFull, match="no space left for"):
         store.create(BundleName(SESSION, 0), {"a": ("u1", (1 << 43,))})
     assert list(place.iterdir()) == []
+
+
+def test_without_a_limit_a_bundle_takes_half_of_the_disk_at_most(
+    store: BundleStore, place: Path, monkeypatch: Any
+) -> None:
+    """A stranger's file decides how large a bundle is: 500 bytes can ask for 130 GB."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+    with pytest.raises(
+        StoreFull, match=r"at most half of what is free.*Got: 5,00[\d,]+ bytes of 10,000,000\. Do: .*limit"
+    ):
+        store.create(BundleName(SESSION, 0), {"a": ("u1", (5_000_000,))})
+    assert list(place.iterdir()) == []
+    store.create(BundleName(SESSION, 0), {"a": ("u1", (4_900_000,))}).abandon()
+    store.limit_bytes = 6_000_000
+    store.create(BundleName(SESSION, 0), {"a": ("u1", (5_000_000,))}).abandon()
 
 
 def test_the_space_is_really_reserved(store: BundleStore, place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -346,3 +347,29 @@ def test_another_thread_can_cut_the_connection(pair: Pair) -> None:
     assert time.monotonic() - begin < 60
     pair[0].close()
     pair[0].abort()  # after the end it does nothing
+
+
+def test_patience_bounds_all_frames_together(pair: Pair) -> None:
+    """A peer that is just in time for every frame takes no longer for it, however many frames there are."""
+    one, other = pair
+    with pytest.raises(PeerTimeout, match="within the deadline"), one.patience(0.5):
+        for _ in range(1000):
+            other.send(Kind.GO)
+            time.sleep(0.01)  # what this side computes does not count
+            one.receive(Kind.GO, 0)
+            thread = threading.Timer(0.1, other.send, (Kind.GO,))
+            thread.start()
+            one.receive(Kind.GO, 0, deadline_seconds=60.0)
+            thread.join()
+    thread.join()
+
+
+def test_patience_ends_with_its_block(pair: Pair) -> None:
+    one, other = pair
+    with one.patience(0.05):
+        other.send(Kind.GO)
+        one.receive(Kind.GO, 0)
+    thread = threading.Timer(0.2, other.send, (Kind.GO,))
+    thread.start()
+    one.receive(Kind.GO, 0)
+    thread.join()

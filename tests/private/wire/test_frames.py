@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepreduce.errors import printable
 from deepreduce.private.wire import CODES, MAX_ERROR_BYTES, Kind, PeerError, WireError
-from deepreduce.private.wire.errors import printable
 from deepreduce.private.wire.frames import decode_error, decode_header, encode_error, encode_header, flat_view
 
 

@@ -41,6 +41,10 @@ MAX_REQUESTS = 1 << 16
 """Bound on the ciphertexts that a client sends for one image: 13 GB. The reference networks send 2,000 to 11,000
 with images of 224x224."""
 
+MAX_LAYER_CIPHERTEXTS = 1 << 12
+"""Bound on the ciphertexts of one layer in either direction: they are in memory at once, 0.4 MB each while a client
+makes them. A 3x3 convolution of 64 channels takes 450 each way at 224x224, 2,600 at 512x512."""
+
 _ZERO = -1
 """In `Direction.sources`: a row or column of zeros."""
 
@@ -180,7 +184,7 @@ def plan_steps(
 
     Raises:
         LayerError: as `plan_step`; or the layers can be cut in more than MAX_PLANNING ways together, or take more than
-            MAX_REQUESTS ciphertexts.
+            MAX_REQUESTS ciphertexts in all or MAX_LAYER_CIPHERTEXTS in one.
     """
     fitted = [_fit(*step) for step in steps]
     check_planning(layer for layer, _, _, _, _, _ in fitted)
@@ -188,17 +192,24 @@ def plan_steps(
         StepPlan(plan_layer(layer), in_shape, out_shape, weight_shape, rows, columns)
         for layer, in_shape, out_shape, weight_shape, rows, columns in fitted
     ]
-    requests = sum(step.plan.requests for step in plans)
-    if requests > MAX_REQUESTS:
+    for step in plans:
+        _check_ciphertexts("a layer takes", max(step.plan.requests, step.plan.answers), MAX_LAYER_CIPHERTEXTS, step)
+    largest = max(plans, key=lambda step: step.plan.requests, default=None)
+    if largest is not None:
+        _check_ciphertexts("an image takes", sum(step.plan.requests for step in plans), MAX_REQUESTS, largest)
+    return plans
+
+
+def _check_ciphertexts(what: str, ciphertexts: int, most: int, step: StepPlan) -> None:
+    if ciphertexts > most:
         raise LayerError(
             problem(
-                f"a client must send at most {MAX_REQUESTS:,} ciphertexts for an image",
-                got=f"{requests:,}",
+                f"{what} at most {most:,} ciphertexts in one direction",
+                got=f"{ciphertexts:,}",
                 remedy="make large kernels on large maps smaller, or the maps",
-                where=max(plans, key=lambda step: step.plan.requests).plan.layer,
+                where=step.plan.layer,
             )
         )
-    return plans
 
 
 def _fit(

@@ -16,12 +16,12 @@ import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from ..._files import replacing
+from ..._files import replacing, reserve
 from ...errors import problem
 from ._seal import seal
 from .errors import WeightsError
@@ -44,6 +44,7 @@ class PreparedWeights:
         used: for every polynomial whether any of its weights is not zero.
         words: NTT values, shape (polynomial, data primes x N); None in a copy on its way to a worker.
         file: where the words lie, if they lie in a file.
+        header: its first page, which names the weights: a worker maps no other's.
     """
 
     parameters: Parameters
@@ -51,6 +52,7 @@ class PreparedWeights:
     used: npt.NDArray[np.uint8] = field(repr=False)
     words: Words = field(repr=False)
     file: Path | None = None
+    header: bytes = field(default=b"", repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -60,7 +62,7 @@ class PreparedWeights:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["words"] is None:
-            state["words"] = _map(state["file"], state["parameters"], state["plan"])
+            state["words"] = _map(state["file"], state["header"], state["parameters"], state["plan"])
         self.__dict__.update(state)
 
     def polynomial(self, group_tile: int, channel_tile: int, plane_tile: int) -> seal.Plaintext | None:
@@ -118,16 +120,15 @@ def prepare_weights(
     if known is not None:
         file.chmod(0o600)  # a copy from elsewhere may have been made with other rights
     else:
-        with replacing(file) as temporary:
-            temporary.chmod(0o600)  # still empty: nobody else has read a weight
-            with temporary.open("r+b") as output:
-                output.truncate(_offset(count) + 8 * count * size)
-                mapped = _words(temporary, count, size, "r+")
-                known, checksums = _transform(parameters, plan, weights, mapped)
-                mapped.flush()
-                del mapped
-                output.write(header + _table(known, checksums))
-    return PreparedWeights(parameters, plan, known, _words(file, count, size, "r"), file)
+        with replacing(file, private=True) as temporary, temporary.open("r+b") as output:
+            output.truncate(_offset(count) + 8 * count * size)
+            reserve(output.fileno(), _offset(count) + 8 * count * size)  # a map on a full disk ends the process
+            mapped = _words(temporary, count, size, "r+")
+            known, checksums = _transform(parameters, plan, weights, mapped)
+            mapped.flush()
+            del mapped
+            output.write(header + _table(known, checksums))
+    return PreparedWeights(parameters, plan, known, _words(file, count, size, "r"), file, header)
 
 
 def _transform(
@@ -202,15 +203,18 @@ def _read(file: Path, header: bytes, count: int, size: int) -> npt.NDArray[np.ui
     return used
 
 
-def _words(file: Path, count: int, size: int, mode: Any) -> np.memmap[Any, np.dtype[np.uint64]]:
+def _words(file: Path | BinaryIO, count: int, size: int, mode: Any) -> np.memmap[Any, np.dtype[np.uint64]]:
     return np.memmap(file, np.dtype("<u8"), mode, _offset(count), (count, size))
 
 
-def _map(file: Path, parameters: Parameters, plan: Plan) -> Words:
-    """Map the words of a file that this process's owner has checked."""
+def _map(file: Path, header: bytes, parameters: Parameters, plan: Plan) -> Words:
+    """Map the words of a file that this process's owner has checked, if it is that one still."""
     count, size = plan.weight_polynomials, parameters.degree * len(parameters.prime_bits)
     try:
-        return _words(file, count, size, "r")
+        with file.open("rb") as content:
+            if content.read(_PAGE) != header:
+                raise ValueError("a file of other weights")
+            return _words(content, count, size, "r")
     except (OSError, ValueError) as error:
         raise WeightsError(_damaged(error, file)) from error
 

@@ -47,8 +47,12 @@ MAX_READS = 1 << 32
 """Bound on the elements that all local steps read, so often as they read them; a read counts as 64 at least. Maps that
 windows go over count with their padding, those of layers with weights too: a client copies them in front of it."""
 
-MAX_CIRCUIT_BITS = 1 << 19
-"""Bound on the bits that enter one instance of each step's circuit: an arg-max of 20,000 classes has 420,000."""
+MAX_CIRCUIT_BITS = 1 << 20
+"""Bound on the bits that go through one instance of each step's circuit, share and index of every class for an arg-max:
+one of 20,000 classes has 720,000."""
+
+_TAP_READS = 4096
+"""What a tap of a pooling window counts at least: it is a call of its own, however small the map is."""
 
 _MAX_SIDE = 1 << 12
 _MAX_FRACTION = 256
@@ -158,7 +162,8 @@ def _check_step(public: PublicProgram, step: Step, number: int) -> None:
     _require(step.output == number + 1, "steps make tensors in their order")
     _require(1 <= len(step.inputs) <= MAX_STEPS and _whole(*step.inputs), "inputs")
     _require(all(0 <= i < step.output for i in step.inputs), "a step that reads a tensor before it is made")
-    _require(isinstance(step.name, str) and len(step.name) <= 4096, "a name")
+    named = isinstance(step.name, str) and len(step.name) <= 4096 and step.name.isprintable()
+    _require(named, "a name of printable characters")
     _require(isinstance(step.has_bias, bool), "has_bias")
     inputs, out = [public.tensors[i] for i in step.inputs], public.tensors[step.output]
     _require(
@@ -223,7 +228,7 @@ def _reads(public: PublicProgram, step: Step) -> int:
     if step.weighted or step.circuit is not None:
         return padded
     if isinstance(step.op, SumPool):
-        return padded + max(64, public.tensors[step.output].size) * math.prod(step.op.kernel)
+        return padded + max(_TAP_READS, public.tensors[step.output].size) * math.prod(step.op.kernel)
     return sum(max(64, public.tensors[i].size) for i in step.inputs)
 
 
@@ -243,7 +248,10 @@ def _circuit_bits(public: PublicProgram, step: Step) -> int:
     op = step.circuit
     if op is None:
         return 0
-    return op.width * (public.tensors[step.inputs[0]].size if op.kind == ARGMAX else 1)
+    if op.kind != ARGMAX:
+        return op.width
+    classes = public.tensors[step.inputs[0]].size
+    return classes * (op.width + (classes - 1).bit_length())  # an index goes along with each value
 
 
 def _windows(

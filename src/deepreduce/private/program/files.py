@@ -153,7 +153,7 @@ def _step(value: Mapping[str, Any], number: int, arrays: dict[str, NDArray[Any]]
 
 def _numbers(values: Any) -> Any:
     if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise ValueError(f"{str(values)[:80]} where whole numbers stand")
+        raise ValueError(f"{repr(values)[:80]} where whole numbers stand")
     return tuple(values)
 
 

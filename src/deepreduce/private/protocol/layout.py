@@ -92,6 +92,18 @@ class Layout:
         for circuit in dict.fromkeys(circuit for unit in self.units for circuit in unit.circuits()):
             compile_circuit(circuit)
 
+    @functools.cached_property
+    def offline_bytes(self) -> int:
+        """What travels for one bundle, both ways, frames' headers apart."""
+        encrypted = sum(job.request_bytes + job.answer_bytes for job in self.jobs)
+        return encrypted + sum(unit.corrections_bytes + unit.answer_bytes + unit.permuting_bytes for unit in self.units)
+
+    @functools.cached_property
+    def online_bytes(self) -> int:
+        """What travels for one image, both ways, frames' headers apart; the decoding bits of the arg-max as bytes."""
+        result = max(self.logits_bytes, self.ending.garbled.output_bits)
+        return self.input_bytes + sum(unit.labels_bytes + unit.words_bytes for unit in self.units) + result
+
     @property
     def input_bytes(self) -> int:
         """The masked image on the wire."""

@@ -329,11 +329,14 @@ def _bundle_bytes(model: ClientModel) -> int:
 def _material(bundle: Bundle, load: bool) -> Material:
     """Return a bundle's material; read from the disk now, if it is not too much, and not when the image waits.
 
+    What is only mapped is compared with its checksums all the same: a mask that the disk lost would hide nothing.
+
     Raises:
-        BundleDamaged: a section that is read is not what was written.
+        BundleDamaged: a section is not what was written.
     """
     start = bytes.fromhex(str(bundle.meta.get("start")))
     if not load:
+        bundle.check()
         return Material(bundle.name.number, start, bundle)
     loaded = _Loaded(bundle)
     bundle.close()  # everything is in memory: neither the disk nor a descriptor need hold it

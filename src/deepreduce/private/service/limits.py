@@ -23,6 +23,8 @@ class ServerLimits:
             `images` would take more, fewer go at once, at least one: `ServerMemory` says how many. It is what is in
             use; the allocator keeps up to about 64 MiB of what was freed for each client.
         deadline_seconds: longest wait for any one message of a client, between requests included.
+        slowest_bytes_per_second: of a client. For a bundle, and for a batch of images, the server waits in all
+            `deadline_seconds` and as long as their bytes take at this rate; then it ends the connection.
         handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
             connection counts among the strangers, of whom there may be `clients` + 8 at once, see `strangers`.
     """
@@ -34,6 +36,7 @@ class ServerLimits:
     images: int = 64
     batch_bytes: int = 256 << 20
     deadline_seconds: float = 120.0
+    slowest_bytes_per_second: float = 125_000.0
     handshake_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -49,6 +52,7 @@ class ServerLimits:
             ("images", 1, MAX_IMAGES),
             ("batch_bytes", 1, 1 << 60),
             ("deadline_seconds", 0.05, 86_400),
+            ("slowest_bytes_per_second", 1, 1 << 60),
             ("handshake_seconds", 0.05, 3_600),
         ):
             value = getattr(self, name)
@@ -63,3 +67,7 @@ class ServerLimits:
                 )
         if not self.reveal or not set(self.reveal) <= {"label", "logits"}:
             raise UsageError(problem("a server reveals label or logits", got=self.reveal, remedy="name one of them"))
+
+    def patience_seconds(self, transferred: int) -> float:
+        """Return how long the server waits in all for a client to send and take so many bytes."""
+        return self.deadline_seconds + transferred / self.slowest_bytes_per_second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import ipaddress
 import logging
 import secrets
 import socket
@@ -18,10 +19,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..._files import open_to_others
-from ...errors import DeepReduceError, RunError, problem
+from ...errors import DeepReduceError
 from ..deployment import ServerModel
-from ..homomorphic import Pool, PoolError, PreparedWeights, prepare_weights
+from ..homomorphic import Pool, PoolError, WeightsError
 from ..program import LinearEvaluator, weights_to_bytes
 from ..protocol import (
     Material,
@@ -65,6 +65,7 @@ from .messages import MAX_SMALL_BYTES, Hello, Prepare, Ready, Start, Welcome
 from .messages import PROTOCOL as PROTOCOL_VERSION
 from .quota import Quota
 from .strangers import Strangers
+from .weights import PreparedFolder
 
 log = logging.getLogger("deepreduce.server")
 """One line per connection, phase and refusal; never a share, a label or an image."""
@@ -88,8 +89,9 @@ class Server:
     Args:
         model: the server's file.
         store: where the server's halves of bundles lie.
-        weights_folder: where the transformed weights are kept, about 130 KB per ciphertext product; they hold the
-            model, so the folder is made for its owner alone, and refused if it is there and others can enter it.
+        weights_folder: where the transformed weights are kept, about 130 KB per ciphertext product, see
+            `weights.PreparedFolder`; they hold the model, so the folder is made for its owner alone, and refused if it
+            is there and others can enter it.
         limits: what strangers get.
         workers: processes for the homomorphic work, at least 1; the other threads go on meanwhile.
         threads: for garbling.
@@ -117,7 +119,7 @@ class Server:
         self._images = self._within_open_files(self._most_images())
         self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
         self._linear = LinearEvaluator(model.client.public, model.program.weights)
-        self._weights = _prepare(model, weights_folder, progress)
+        self._prepared = PreparedFolder(model, self._weights_digest, weights_folder, progress)
         self._pool = Pool(workers)
         self._slots = threading.BoundedSemaphore(self.limits.clients)
         self._quota = Quota(self.limits.bundles_per_day)
@@ -165,6 +167,7 @@ class Server:
         for channel in channels:
             channel.abort()
         self._pool.close()
+        self._prepared.close()
 
     def serve(self, listener: socket.socket, context: SSLContext) -> None:
         """Accept clients until `close` is called or the listener is closed.
@@ -192,7 +195,7 @@ class Server:
                     self._stopping.wait(0.1)
                     continue
                 threads = [thread for thread in threads if thread.is_alive()]
-                thread = self._begin(raw, context, str(address[0]))
+                thread = self._begin(raw, context, _host(str(address[0])))
                 if thread is not None:
                     threads.append(thread)
         end = time.monotonic() + _END_SECONDS
@@ -285,7 +288,7 @@ class Server:
         except StoreFull as error:
             log.error("%s: %s", peer, error)
             channel.fail(LIMIT, "the server has no room for another bundle; use some, or try again later")
-        except (StoreError, PoolError) as error:
+        except (StoreError, PoolError, WeightsError) as error:
             log.error("%s: %s: %s", peer, type(error).__name__, error)
             channel.fail(INTERNAL, "the server failed; its log says why")
         except WireError as error:
@@ -366,18 +369,19 @@ class _Dialogue:
         session, sections = self._session, server_sections(server._layout)
         # Shares of other weights would silently make nonsense of the answer.
         meta = {"start": session.start.hex(), "weights": server._weights_digest}
+        patience = server.limits.patience_seconds(server._layout.offline_bytes)
         for _ in range(asked.bundles):
-            if not server._quota.take(self._client):  # another connection of this client was faster
-                raise _Refused(LIMIT, "the bundles of this day are made; come again later")
             number = session.numbers.take()
             name = BundleName(session.identifier, number)
-            with server._store.create(name, sections, meta) as writer:
+            with server._store.create(name, sections, meta) as writer, channel.patience(patience):
+                if not server._quota.take(self._client):  # another connection of this client was faster
+                    raise _Refused(LIMIT, "the bundles of this day are made; come again later")
                 prepare_server(
                     channel,
                     server._layout,
                     session,
                     number,
-                    server._weights,
+                    server._prepared.weights,
                     writer,
                     pool=server._pool,
                     threads=server._threads,
@@ -396,6 +400,8 @@ class _Dialogue:
             raise _Refused(LIMIT, f"at most {server._images} images go at once")
         with contextlib.ExitStack() as stack:
             materials = [self._take(stack, *named) for named in start.bundles]
+            transferred = len(materials) * server._layout.online_bytes
+            stack.enter_context(channel.patience(server.limits.patience_seconds(transferred)))
             channel.send(Kind.GO)
             seconds = infer_server(channel, server._layout, server._linear, materials, reveal=start.reveal)
         log.info("%s: %d images, %s", self._peer, len(materials), _written(seconds))
@@ -431,46 +437,15 @@ class _Checked:
         return self._bundle.array(section, load=True)
 
 
+def _host(address: str) -> str:
+    """Return whom an address stands for: of IPv6 the network of 64 bits, in which one host has any address it likes."""
+    if ":" not in address:
+        return address
+    own = ipaddress.IPv6Address(address.partition("%")[0])
+    if own.ipv4_mapped is not None:
+        return str(own.ipv4_mapped)
+    return str(ipaddress.IPv6Network((own, 64), strict=False))
+
+
 def _written(seconds: Seconds) -> str:
     return f"linear {seconds.linear:.3f} s, circuits {seconds.circuits:.3f} s, channel {seconds.channel:.3f} s"
-
-
-def _prepare(
-    model: ServerModel, folder: Path, progress: Callable[[int, int], None] | None
-) -> dict[int, PreparedWeights]:
-    """Transform all weights, or map what an earlier start left in the folder."""
-    own = folder / model.client.digest.hex()[:32]
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Not mended: it is the caller's and may hold other things. Who can write there could put another one into it.
-        if mode := open_to_others(folder):
-            raise RunError(
-                problem(
-                    "nobody else may enter the folder of the weights",
-                    got=f"mode {mode}",
-                    remedy=f"chmod 700 '{folder}', or choose another",
-                    where=folder,
-                )
-            )
-        own.mkdir(mode=0o700, exist_ok=True)
-        own.chmod(0o700)
-    except OSError as error:
-        raise RunError(
-            problem("the folder of the weights can be made", got=error, remedy="choose another", where=folder)
-        ) from error
-    layout, found = model.client.layout, {}
-    for number, job in enumerate(layout.jobs):
-        if progress is not None:
-            progress(number, len(layout.jobs))
-        weight = model.program.weights[job.step.output].weight
-        assert weight is not None  # check_weights has made sure
-        found[job.step.output] = prepare_weights(
-            job.parameters,
-            job.plan.plan,
-            job.plan.fit_weights(weight),
-            weight_bits=layout.weight_bits,
-            file=own / f"{job.step.output}.ntt",
-        )
-    if progress is not None:
-        progress(len(layout.jobs), len(layout.jobs))
-    return found

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from deepreduce._files import reserve as take_space
 from deepreduce.errors import problem
 
 from ._errors import BundleDamaged, StoreError, StoreFull
@@ -236,25 +237,17 @@ def create_locked(directory: int, file_name: str, size: int, where: Path) -> io.
 
 
 def reserve(file: io.FileIO, size: int, where: Path) -> None:
-    """Reserve the space of a file, so that a full disk is an error now and not after the work.
-
-    Where the system has no such call, the free space is compared, which another process may then use up.
+    """Reserve the space of a file.
 
     Raises:
         StoreFull: the disk has no room.
     """
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-            return
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise disk_full(where, size) from error
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    space = os.fstatvfs(file.fileno())
-    if space.f_bavail * space.f_frsize < size:
-        raise disk_full(where, size)
+    try:
+        take_space(file.fileno(), size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise disk_full(where, size) from error
+        raise
 
 
 def claim(directory: int, file_name: str, where: Path) -> io.FileIO | None:

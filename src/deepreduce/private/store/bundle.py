@@ -7,7 +7,7 @@ import io
 import mmap
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn
@@ -84,6 +84,18 @@ class Bundle:
         values.flags.writeable = False
         return values
 
+    def check(self) -> None:
+        """Read every section and compare its CRC-32, whatever its size: some megabytes of memory at most.
+
+        Raises:
+            BundleDamaged: a section cannot be read, or is not what was written.
+            StoreError: a closed bundle, or one of another process.
+        """
+        self._check_usable()
+        piece = memoryview(bytearray(_PIECE_BYTES))
+        for place in self._sections.values():
+            self._read(place, lambda done, length=place.length: piece[: length - done])  # type: ignore[misc]
+
     def close(self) -> None:
         """Give the disk space back; calling it again does nothing."""
         if self._map is not None:
@@ -95,9 +107,15 @@ class Bundle:
     def _load(self, place: Section) -> NDArray[Any]:
         values = np.empty(place.shape, place.dtype)
         view = values.reshape(-1).view(np.uint8).data
+        # Pieces are so small that the checksum finds them in the cache.
+        self._read(place, lambda done: view[done : done + _PIECE_BYTES])
+        return values
+
+    def _read(self, place: Section, into: Callable[[int], memoryview]) -> None:
+        """Read a section, from each byte on into the memory that is given for it, and compare its CRC-32."""
         crc32 = done = 0
         while done < place.length:
-            piece = view[done : done + _PIECE_BYTES]  # small enough that the checksum finds it in the cache
+            piece = into(done)
             try:
                 got = os.preadv(self._file.fileno(), [piece], place.offset + done)
             except OSError as error:
@@ -108,7 +126,6 @@ class Bundle:
             done += got
         if crc32 != place.crc32:
             raise damaged(f"the checksum of section {place.name!r} does not fit", self._path)
-        return values
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -103,7 +104,8 @@ class BundleStore:
             The writer; use it as a context manager.
 
         Raises:
-            StoreFull: the disk or the limit has no room for it.
+            StoreFull: the limit has no room for it; or there is none, and it would take more than half of what is
+                free on the disk.
             StoreError: a section or meta data that the format does not have, or a name that is there.
         """
         noted = {} if meta is None else meta
@@ -248,6 +250,16 @@ class BundleStore:
 
     def _check_limit(self, size: int) -> None:
         if self.limit_bytes is None:
+            free = shutil.disk_usage(self.folder).free
+            if size > free // 2:  # a stranger's file may ask for any size
+                raise StoreFull(
+                    problem(
+                        "without a limit of the store one bundle must take at most half of what is free on the disk",
+                        got=f"{size:,} bytes of {free:,}",
+                        remedy="free some space, or give a limit if you trust the model's file",
+                        where=self.folder,
+                    )
+                )
             return
         there = self.bytes()
         if there + size > self.limit_bytes:

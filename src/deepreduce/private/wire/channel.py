@@ -35,6 +35,7 @@ from .frames import (
 _RECORD_BYTES = 16384  # of a TLS record; one write of at most this much is one record
 _FAREWELL_SECONDS = 1.0
 _LINGER_SECONDS = 0.25
+_LEAST_SECONDS = 0.001  # for a frame when the patience has run out
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Channel:
         self._received_bytes = 0
         self._turns = 0
         self._spoke = False
+        self._patience: float | None = None  # seconds that are left, see `patience`
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):  # a peer that has gone already is reported by the first frame
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -106,6 +108,21 @@ class Channel:
     def turns(self) -> int:
         """How often this party received after it had sent."""
         return self._turns
+
+    @contextlib.contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """Bound what frames take in all within this block, beside the deadline of each.
+
+        What this party computes between them does not count. A frame that would take more ends as at its deadline.
+
+        Args:
+            seconds: above 0.
+        """
+        self._patience = check_deadline(seconds)
+        try:
+            yield
+        finally:
+            self._patience = None
 
     def snapshot(self) -> Traffic:
         """Return the counters of this moment; the difference of two snapshots is the traffic between them."""
@@ -135,7 +152,7 @@ class Channel:
             failure = self._failure(error, f"{self.name} must take the {kind.name} frame")
             raise self._give_up(self._last_words(failure)) from error
         self._spoke = True
-        self._dead = None
+        self._end(clock)
 
     def receive(self, kind: Kind, size: int, *, deadline_seconds: float | None = None) -> bytearray:
         """Receive one frame of exactly this kind and size and return its body.
@@ -174,7 +191,7 @@ class Channel:
         clock = self._begin(deadline_seconds)
         self._read_header({kind: len(view)}, clock, exactly=True)
         self._fill(view, clock, f"bytes of the {kind.name} frame's body")
-        self._dead = None
+        self._end(clock)
 
     def receive_any(
         self, limits: Mapping[Kind, int], *, deadline_seconds: float | None = None
@@ -263,7 +280,15 @@ class Channel:
                 problem("the channel must be alive", got=self._dead, remedy="connect again", where=self.name)
             )
         self._dead = "an earlier frame was interrupted"
+        if self._patience is not None:
+            seconds = min(seconds, max(self._patience, _LEAST_SECONDS))
         return Deadline(self._sock, seconds)
+
+    def _end(self, clock: Deadline) -> None:
+        """A frame is whole."""
+        self._dead = None
+        if self._patience is not None:
+            self._patience -= clock.spent
 
     def _write_frame(self, kind: Kind, views: Iterable[memoryview], clock: Deadline) -> None:
         views = list(views)
@@ -326,7 +351,7 @@ class Channel:
     def _read_body(self, kind: Kind, size: int, clock: Deadline) -> bytearray:
         body = bytearray(size)
         self._fill(memoryview(body), clock, f"bytes of the {kind.name} frame's body")
-        self._dead = None
+        self._end(clock)
         return body
 
     def _fill(self, view: memoryview, clock: Deadline, what: str) -> None:

@@ -15,12 +15,18 @@ _LONGEST_SECONDS = 10.0**7  # far below what the operating systems take
 class Deadline:
     """A moment after which a socket no longer waits, however slowly its bytes trickle."""
 
-    __slots__ = ("_ends", "_rearm", "_sock")
+    __slots__ = ("_began", "_ends", "_rearm", "_sock")
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self._sock = sock
         self._rearm = -math.inf
-        self._ends = time.monotonic() + check_deadline(seconds)
+        self._began = time.monotonic()
+        self._ends = self._began + check_deadline(seconds)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it was set."""
+        return time.monotonic() - self._began
 
     def arm(self) -> None:
         """Let the next call on the socket wait no longer than is left; raise TimeoutError if nothing is left."""

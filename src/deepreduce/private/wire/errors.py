@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from deepreduce.errors import DeepReduceError
+from deepreduce.errors import DeepReduceError, printable
 
 BUSY = "busy"
 """The server serves as many clients as it may; try again later."""
@@ -35,13 +33,6 @@ INTERNAL = "internal"
 
 CODES = frozenset({BUSY, VERSION, MODEL, BUNDLE, PROTOCOL, DEADLINE, LIMIT, POLICY, INTERNAL})
 """Every code that this version sends; a newer peer may know others."""
-
-_ESCAPES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # ECMA-48 control sequences: colours, cursor, erase
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f]).*?(?:\x07|\x1b\\|\x9c|$)"  # strings: titles, links, clipboard
-    r"|\x1b[ -/]*[0-~]",  # every other escape
-    re.DOTALL,
-)
 
 
 class WireError(DeepReduceError):
@@ -80,10 +71,3 @@ class PeerError(WireError):
 
     def __reduce__(self) -> tuple[type[PeerError], tuple[str, str, str]]:
         return type(self), (self.code, self.message, self.about)
-
-
-def printable(text: str) -> str:
-    """Return `text` as one line without control characters, terminal escapes, or invisible characters."""
-    plain = _ESCAPES.sub("", text)
-    kept = (c if c.isprintable() else " " if c.isspace() else "" for c in plain)
-    return " ".join("".join(kept).split())

@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deepreduce._json import parse_json
-from deepreduce.errors import problem
+from deepreduce.errors import printable, problem
 
-from .errors import INTERNAL, PeerError, WireError, printable
+from .errors import INTERNAL, PeerError, WireError
 
 _HEADER = struct.Struct("<2sBBIQ")
 _MAGIC = b"DR"

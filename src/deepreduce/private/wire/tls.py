@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deepreduce._files import open_to_others
-from deepreduce.errors import problem
+from deepreduce.errors import printable, problem
 
 from .address import check_host, parse_address
 from .channel import Channel
 from .deadline import check_deadline
-from .errors import PeerGone, PeerTimeout, TlsError, WireError, printable
+from .errors import PeerGone, PeerTimeout, TlsError, WireError
 
 _LARGEST_PEM_BYTES = 2**20
 _HOSTNAME_MISMATCH, _IP_MISMATCH, _NOT_YET_VALID, _EXPIRED = 62, 64, 9, 10  # X509_V_ERR_... of OpenSSL
