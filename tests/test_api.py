@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deepreduce
-from deepreduce import RunOptions, SearchSettings, TrainingConfig
+from deepreduce import NetworkSpec, RunOptions, SearchSettings, TrainingConfig
 from deepreduce.cli._console import Watcher
 from deepreduce.errors import DataError, NetworkError, RecipeError, RunError, UsageError
 from deepreduce.reduction.recipe import fit_tensors
@@ -194,7 +195,7 @@ def test_profile_counts_before_and_after() -> None:
 def test_a_module_brings_its_weights_unless_it_is_trained_here(network: nn.Module, data: Any, tmp_path: Path) -> None:
     outcome = deepreduce.train(network, data, out=tmp_path / "trained", settings=QUICK, options=ONE)
     assert outcome.runs[0]["epochs"] == 1
-    defaults = deepreduce._api._Order(network, data, tmp_path, None, 1.0, None, False, ONE)  # type: ignore[attr-defined]
+    defaults = deepreduce._api._Order(network=network, data=data, out=tmp_path)  # type: ignore[attr-defined]
     assert defaults.search_settings().trained and defaults.search_settings().training.flip
 
 
@@ -313,10 +314,109 @@ def test_names_are_checked_before_images_are_read(tmp_path: Path) -> None:
         deepreduce.reduce("resnet18", "digitz", out=tmp_path / "run", options=RunOptions(tracker="tensorbord"))
 
 
-@pytest.mark.parametrize(("network", "data", "where"), [(3, "digits", "network"), ("resnet18", 3, "data")])
-def test_other_types_are_refused(network: Any, data: Any, where: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"Got: 3.*Where: {where}"):
-        deepreduce.reduce(network, data, out=tmp_path / "run")
+SIZE = (1, 8, 8)
+
+WRONG: list[tuple[str, Callable[[], object], str]] = [
+    ("profile", lambda: deepreduce.profile(42, input=SIZE), "NETWORK"),
+    ("profile, a list", lambda: deepreduce.profile([Net()], input=SIZE), "NETWORK"),
+    ("input missing", lambda: deepreduce.profile("resnet18", input=None), "--input"),
+    ("input, a number", lambda: deepreduce.profile("resnet18", input=8), "--input"),
+    ("input, a text", lambda: deepreduce.profile("resnet18", input="3x32x32"), "--input"),
+    ("classes", lambda: deepreduce.profile("resnet18", input=(3, 8, 8), classes="10"), "--classes"),
+    ("keep, a number", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, keep=2), "--keep"),
+    ("keep, a text", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, keep="S2"), "--keep"),
+    ("thin", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, thin="no"), "--thin"),
+    ("alpha", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, alpha="0.5"), "--alpha"),
+    ("rho", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, rho="0.5"), "--rho"),
+    ("beta missing", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, beta=None), "--beta"),
+    ("beta", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, beta="0.5"), "--beta"),
+    ("trim", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, trim=[0.5]), "--trim"),
+    ("width", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, width="1"), "--width"),
+    ("exchange", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, exchange_activations=3), "--exchange-activations"),
+    ("take_census", lambda: deepreduce.take_census(None, SIZE), "network"),
+    ("take_census, input", lambda: deepreduce.take_census(Net(), "1x8x8"), "--input"),
+    ("build", lambda: deepreduce.build("resnet18"), "spec"),
+    ("build, alpha", lambda: deepreduce.build(NetworkSpec("resnet18", (3, 8, 8), 10), alpha="1"), "--alpha"),
+    ("spec, name", lambda: NetworkSpec(3, (3, 8, 8), 10), "NETWORK"),
+    ("spec, width", lambda: NetworkSpec("resnet18", (3, 8, 8), 10, "1"), "--width"),
+    ("save", lambda: deepreduce.save(3, 3, 3), "folder"),
+    ("save, network", lambda: deepreduce.save("nowhere", 3, 3), "network"),
+    ("save, recipe", lambda: deepreduce.save("nowhere", Net(), 3), "recipe"),
+    ("load", lambda: deepreduce.load(3), "folder"),
+    ("load, network", lambda: deepreduce.load("nowhere", network="Net"), "network"),
+    ("load_data", lambda: deepreduce.load_data(3), "--data"),
+    ("from_arrays", lambda: deepreduce.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 1] * 2, classes="ab"), "classes"),
+    ("Front.read", lambda: deepreduce.Front.read(3), "folder"),
+    ("Front.best", lambda: deepreduce.Front({}, Path("run")).best(relus="50000"), "--relus"),
+    ("Front.load", lambda: deepreduce.Front({}, Path("run")).load("teacher"), "entry"),
+    ("reduce", lambda: deepreduce.reduce(3, "digits", out="run"), "NETWORK"),
+    ("reduce, data", lambda: deepreduce.reduce("resnet18", 3, out="run"), "--data"),
+    ("reduce, out", lambda: deepreduce.reduce("resnet18", "digits", out=None), "--out"),
+    ("reduce, settings", lambda: deepreduce.reduce("resnet18", "digits", out="run", settings={}), "settings"),
+    ("reduce, width", lambda: deepreduce.reduce("resnet18", "digits", out="run", width="1"), "--width"),
+    ("reduce, weights", lambda: deepreduce.reduce("resnet18", "digits", out="run", weights=3), "--weights"),
+    ("reduce, workers", lambda: deepreduce.reduce("resnet18", "digits", out="run", workers="2"), "--workers"),
+    ("reduce, options", lambda: deepreduce.reduce("resnet18", "digits", out="run", options={}), "options"),
+    ("plan_reduce", lambda: deepreduce.plan_reduce("resnet18", "digits", out="run", settings={}), "settings"),
+    ("train", lambda: deepreduce.train("resnet18", "digits", out="run", settings={}), "settings"),
+    ("plan_train", lambda: deepreduce.plan_train("resnet18", "digits", out="run", options=3), "options"),
+    ("estimate", lambda: deepreduce.estimate(42), "RECIPE_OR_NETWORK"),
+    ("estimate, nothing", lambda: deepreduce.estimate(None), "RECIPE_OR_NETWORK"),
+    ("estimate, links", lambda: deepreduce.estimate("resnet18", input=(3, 8, 8), links=[3]), "--link"),
+    ("estimate, a link", lambda: deepreduce.estimate("resnet18", input=(3, 8, 8), links="lan"), "--link"),
+    ("estimate, protocols", lambda: deepreduce.estimate("resnet18", input=(3, 8, 8), protocols=[3]), "--protocol"),
+    ("estimate, cores", lambda: deepreduce.estimate("resnet18", input=(3, 8, 8), cores="2"), "--cores"),
+    ("estimate, relus", lambda: deepreduce.estimate("resnet18", relus="9"), "--relus"),
+    ("estimate, full", lambda: deepreduce.estimate("resnet18", full="Net"), "full"),
+    ("export", lambda: deepreduce.export(42, out="deploy", relus=1), "RUN"),
+    ("export, out", lambda: deepreduce.export("run", out=None, relus=1), "--out"),
+    ("export, images", lambda: deepreduce.export("run", out="deploy", relus=1, images="512"), "--images"),
+    ("export, settings", lambda: deepreduce.export("run", out="deploy", relus=1, settings={}), "settings"),
+    ("export, entry", lambda: deepreduce.export("run", out="deploy", entry=3), "entry"),
+    ("settings, budget", lambda: SearchSettings(budget="x"), "--budget"),
+    ("settings, budgets", lambda: SearchSettings(method="snl", budget=9, budgets=9), "--budget"),
+    ("settings, training", lambda: SearchSettings(training={}), "training"),
+    ("settings, method", lambda: SearchSettings(method=3), "--method"),
+    ("settings, flag", lambda: SearchSettings(criticality_plain="no"), "--distilled-only"),
+    ("training, a text", lambda: TrainingConfig(learning_rate="x"), "--learning-rate"),
+    ("training, flag", lambda: TrainingConfig(flip="no"), "--no-flip"),
+    ("options, workers", lambda: RunOptions(workers="x"), "--workers"),
+    ("options, executor", lambda: RunOptions(executor=3), "--executor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "where"), [each[1:] for each in WRONG], ids=[each[0] for each in WRONG])
+def test_what_is_of_another_type_is_refused_in_four_parts(
+    call: Callable[[], object], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as error:
+        call()
+    assert re.fullmatch(rf"[^.].*\. Got: .+\. Do: .+\. Where: {where}\.", str(error.value))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_text_that_looks_like_a_number_is_shown_as_a_text() -> None:
+    for error, call in (
+        ("Got: '0.5'. Do: use 0.5,", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, alpha="0.5")),
+        ("Got: '1'. Do: leave the width at 1", lambda: deepreduce.profile(Net(), input=SIZE, classes=2, width="1")),
+        ("Got: '3x32x32'. Do: write it like 3x32x32", lambda: NetworkSpec("resnet18", "3x32x32", 10)),
+    ):
+        with pytest.raises(UsageError, match=re.escape(error)):
+            call()
+
+
+def test_a_saved_network_comes_back_from_a_path_that_is_a_text(tmp_path: Path) -> None:
+    spec = NetworkSpec("resnet18", (3, 8, 8), 10, 0.0625)
+    network = deepreduce.build(spec).eval()
+    counted = deepreduce.take_census(network, spec.input)
+    recipe = deepreduce.Recipe(
+        spec, None, counted.relus, counted.macs, counted.params, (0.5,) * 3, (0.25,) * 3, tuple("abcdefghij")
+    )
+    deepreduce.save(str(tmp_path / "saved"), network, recipe)
+    again, read = deepreduce.load(str(tmp_path / "saved"))
+    images = torch.rand(2, 3, 8, 8)
+    assert read == recipe and torch.equal(again(images), network(images))
 
 
 def test_a_plan_writes_nothing(network: nn.Module, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

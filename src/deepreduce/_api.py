@@ -1,26 +1,31 @@
-"""The verbs of the package: profile, train, reduce, plan_train, plan_reduce."""
+"""The verbs of the package: profile, take_census, train, reduce, plan_train, plan_reduce, load, save."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
+from ._arguments import check_type, is_number, listed, shown
 from ._environment import environment
 from ._files import read_json, write_json
 from ._pricing import our_pricer
+from .census import Census, Stage
+from .census import take_census as count
 from .data import Dataset
 from .data import load as load_data
 from .errors import RunError, UsageError, problem
 from .networks import NetworkSpec, build, is_reference
+from .networks.spec import size_of
 from .private import delphi_online_seconds
 from .reduction import Candidate, census_of, for_each, make_base
-from .reduction.recipe import fit_tensors, load_tensors, read_tensors
+from .reduction.recipe import Recipe, fit_tensors, load_network, load_tensors, read_tensors, save_network
 from .training import (
     Context,
     Front,
@@ -85,22 +90,24 @@ def profile(
         UsageError: if a value is out of range, or the reduction removes nothing.
         NetworkError: if the network cannot be traced or reduced so.
     """
+    check_type("network", network, str, nn.Module, where="NETWORK")
+    asked = None if keep is None else listed("keep", keep, example="['S2', 'S3']", where="--keep")
     spec, module = _network(network, input, classes, width, exchange_activations)
     base = make_base(spec, module)
     named = {"network": spec.name, "input": list(spec.input), "classes": spec.classes, "width": spec.width}
-    stages = tuple(stage.name for stage in base.census.stages) if keep is None else tuple(keep)
+    stages = tuple(stage.name for stage in base.census.stages) if asked is None else asked
     candidate = Candidate(
         stages,
         thin,
         alpha,
         rho,
-        beta=for_each(beta, stages),
-        trim=for_each(trim, stages),
+        beta=for_each("beta", beta, stages),
+        trim=for_each("trim", trim, stages),
         bypass=bypass,
         collapse=collapse,
         average_pooling=average_pooling,
     )
-    if keep is None and not thin and candidate.is_unscaled and not average_pooling:
+    if asked is None and not thin and candidate.is_unscaled and not average_pooling:
         return {**named, **base.census.to_json()}
     return {
         **named,
@@ -108,6 +115,56 @@ def profile(
         **census_of(base, candidate).to_json(),
         "before": base.census.to_json(),
     }
+
+
+def take_census(
+    network: nn.Module, input: tuple[int, int, int], *, stages: Mapping[str, Stage] | None = None
+) -> Census:
+    """Count the ReLUs, MACs and parameters of a module, as an object; see `deepreduce.census.take_census`.
+
+    Raises:
+        UsageError: if `network` is no module, or `input` no size of an image.
+        NetworkError: if the network cannot be traced, does not take such images, or has no ReLU.
+    """
+    check_type("network", network, nn.Module)
+    return count(network, size_of(input), stages=stages)
+
+
+def load(folder: Path | str, network: nn.Module | None = None) -> tuple[fx.GraphModule, Recipe]:
+    """Rebuild a saved network and prove that it is the one that was saved.
+
+    Args:
+        folder: holds `recipe.json` and `weights.safetensors`.
+        network: the full network, where it is not a reference network.
+
+    Returns:
+        The network in evaluation mode, and its recipe.
+
+    Raises:
+        UsageError: if an argument is of another type.
+        RecipeError, RunError: see `deepreduce.reduction.recipe.load_network`.
+    """
+    check_type("folder", folder, str, Path)
+    check_type("network", network, nn.Module, NoneType)
+    return load_network(folder, network)
+
+
+def save(folder: Path | str, network: nn.Module, recipe: Recipe) -> None:
+    """Write `recipe.json` and `weights.safetensors` into a folder, each whole or not at all.
+
+    Args:
+        folder: made if missing.
+        network: trained; its state dictionary is stored.
+        recipe: what it is.
+
+    Raises:
+        UsageError: if an argument is of another type.
+        NetworkError, RunError: see `deepreduce.reduction.recipe.save_network`.
+    """
+    check_type("folder", folder, str, Path)
+    check_type("network", network, nn.Module)
+    check_type("recipe", recipe, Recipe)
+    save_network(Path(folder), network, recipe)
 
 
 def reduce(
@@ -148,11 +205,19 @@ def reduce(
         Interrupted: on Ctrl-C while networks are trained.
     """
     order = _Order(
-        network, data, Path(out), settings, width, weights, exchange_activations, _with_workers(options, workers)
+        network=network,
+        data=data,
+        out=out,
+        settings=settings,
+        width=width,
+        weights=weights,
+        exchange_activations=exchange_activations,
+        workers=workers,
+        options=options,
     )
-    context, settings = order.context(), order.search_settings()
-    pricer = our_pricer() if order.options.private else None
-    found = run_search(context, settings, order.options, progress=progress, pricer=pricer)
+    context, settings, running = order.context(), order.search_settings(), order.run_options()
+    pricer = our_pricer() if running.private else None
+    found = run_search(context, settings, running, progress=progress, pricer=pricer)
     content = describe(found, context, environment=environment())
     content["private"] = None if pricer is None else pricer.about()
     for entry in (content["teacher"], *content["candidates"]):
@@ -199,10 +264,19 @@ def plan_reduce(
 ) -> dict[str, Any]:
     """Say what `reduce` would train and roughly how long it would take here; see `deepreduce.training.plan`."""
     order = _Order(
-        network, data, Path(out), settings, width, weights, exchange_activations, _with_workers(options, workers)
+        network=network,
+        data=data,
+        out=out,
+        settings=settings,
+        width=width,
+        weights=weights,
+        exchange_activations=exchange_activations,
+        workers=workers,
+        options=options,
     )
-    pricer = our_pricer() if order.options.private else None
-    return plan_search(order.context(), order.search_settings(), order.options, pricer=pricer)
+    running = order.run_options()
+    pricer = our_pricer() if running.private else None
+    return plan_search(order.context(), order.search_settings(), running, pricer=pricer)
 
 
 def train(
@@ -220,8 +294,16 @@ def train(
 
     A module starts from the weights it has. Arguments and errors are those of `reduce`.
     """
-    order = _teaching(network, data, out, settings, width, exchange_activations, options)
-    return run_teacher(order.context(), order.search_settings(), order.options, progress=progress)
+    order = _Order(
+        network=network,
+        data=data,
+        out=out,
+        settings=settings,
+        width=width,
+        exchange_activations=exchange_activations,
+        options=options,
+    ).teaching()
+    return run_teacher(order.context(), order.search_settings(), order.run_options(), progress=progress)
 
 
 def plan_train(
@@ -235,35 +317,57 @@ def plan_train(
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
     """Say what `train` would train and roughly how long it would take here; see `deepreduce.training.plan_teacher`."""
-    order = _teaching(network, data, out, settings, width, exchange_activations, options)
-    return plan_teacher(order.context(), order.search_settings(), order.options)
+    order = _Order(
+        network=network,
+        data=data,
+        out=out,
+        settings=settings,
+        width=width,
+        exchange_activations=exchange_activations,
+        options=options,
+    ).teaching()
+    return plan_teacher(order.context(), order.search_settings(), order.run_options())
 
 
-def _teaching(
-    network: str | nn.Module,
-    data: str | Dataset,
-    out: Path | str,
-    settings: SearchSettings | None,
-    width: float,
-    exchange: bool,
-    options: RunOptions | None,
-) -> _Order:
-    settings = replace(SearchSettings(training=TrainingConfig()) if settings is None else settings, trained=False)
-    return _Order(network, data, Path(out), settings, width, None, exchange, options or RunOptions())
-
-
-@dataclass
+@dataclass(kw_only=True)
 class _Order:
     """What a caller of `reduce` asks for; the arguments are those of `reduce`."""
 
     network: str | nn.Module
     data: str | Dataset
-    out: Path
-    settings: SearchSettings | None
-    width: float
-    weights: Path | str | None
-    exchange_activations: bool
-    options: RunOptions
+    out: Path | str
+    settings: SearchSettings | None = None
+    width: float = 1.0
+    weights: Path | str | None = None
+    exchange_activations: bool = False
+    workers: int | None = None
+    options: RunOptions | None = None
+
+    def __post_init__(self) -> None:
+        """Check the types, before anything is done with what came.
+
+        Raises:
+            UsageError: naming the first argument of another type.
+        """
+        check_type("network", self.network, str, nn.Module, where="NETWORK")
+        check_type("data", self.data, str, Dataset, where="--data")
+        check_type("out", self.out, str, Path, where="--out")
+        check_type("settings", self.settings, SearchSettings, NoneType)
+        check_type("width", self.width, float, where="--width")
+        check_type("exchange_activations", self.exchange_activations, bool, where="--exchange-activations")
+        check_type("weights", self.weights, str, Path, NoneType, where="--weights")
+        check_type("workers", self.workers, int, NoneType, where="--workers")
+        check_type("options", self.options, RunOptions, NoneType)
+
+    def teaching(self) -> _Order:
+        """Return the order for the teacher alone."""
+        settings = SearchSettings(training=TrainingConfig()) if self.settings is None else self.settings
+        return replace(self, settings=replace(settings, trained=False))
+
+    def run_options(self) -> RunOptions:
+        """Return where and how jobs run."""
+        options = self.options or RunOptions()
+        return options if self.workers is None else replace(options, workers=self.workers)
 
     def search_settings(self) -> SearchSettings:
         """Return the settings; weights that come along make the network a trained one, unless it is said otherwise.
@@ -289,8 +393,7 @@ class _Order:
         Raises:
             UsageError: if the network is said to be trained and brings no weights.
         """
-        _check_types(self.network, self.data)
-        options = self.options
+        options = self.run_options()
         require_tracker(options.tracker)
         if isinstance(self.network, str):
             check_name(self.network)
@@ -309,25 +412,11 @@ class _Order:
             spec,
             module,
             images,
-            self.out,
+            Path(self.out),
             tracker=options.tracker,
             threads=options.threads,
             checkpoint_seconds=options.checkpoint_seconds,
         )
-
-
-def _check_types(network: object, data: object) -> None:
-    """Refuse what is neither a name nor the thing itself, before anything is done with it."""
-    for name, value, kind in (("network", network, nn.Module), ("data", data, Dataset)):
-        if not isinstance(value, (str, kind)):
-            raise UsageError(
-                problem(
-                    f"{name} is a name or a {kind.__module__.split('.')[0]} {kind.__name__}",
-                    got=repr(value)[:80],
-                    remedy="pass one of these",
-                    where=name,
-                )
-            )
 
 
 def check_name(network: str) -> None:
@@ -345,16 +434,11 @@ def _network(
 ) -> tuple[NetworkSpec, nn.Module | None]:
     if isinstance(network, str):
         return NetworkSpec(network, input, classes, width, exchange), None
-    if width != 1:
+    if not is_number(width) or width != 1:
         raise UsageError(
-            problem("a module has the width it has", got=f"width {width:g}", remedy="leave the width at 1")
+            problem("a module has the width it has", got=shown(width), remedy="leave the width at 1", where="--width")
         )
     return NetworkSpec(type(network).__name__, input, classes, exchange_activations=exchange), network
-
-
-def _with_workers(options: RunOptions | None, workers: int | None) -> RunOptions:
-    options = options or RunOptions()
-    return options if workers is None else replace(options, workers=workers)
 
 
 def _build_trained(spec: NetworkSpec) -> nn.Module:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 
+from ._arguments import check_type, is_whole, listed, shown
 from ._pricing import layout_of
 from .census import Census
 from .errors import RecipeError, UsageError, near_misses, problem
-from .networks import NetworkSpec, is_reference
+from .networks import REFERENCE, NetworkSpec, is_reference
 from .private.estimate import LINKS, PROTOCOLS, Cost, Counts, Link, cheetah_cost, delphi_cost, link_of, our_cost
 from .reduction import Candidate, build_candidate, census_of, for_each, make_base
 from .reduction.base import make_reference_base
@@ -24,6 +27,7 @@ from .training import Front
 
 if TYPE_CHECKING:
     from .private.deployment import ClientModel
+    from .private.program import PublicProgram
     from .private.protocol import Layout
 
 _SETTLE, _CALIBRATE = 16, 4
@@ -85,20 +89,18 @@ def estimate(
         RecipeError, RunError: what was saved is damaged.
         MissingExtraError: our engine needs the extra `private`.
     """
-    chosen = [link_of(one) if isinstance(one, str) else one for one in links]
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise UsageError(
-                problem(
-                    f"a protocol is one of {', '.join(PROTOCOLS)}",
-                    got=f"{name!r}{near_misses(name, list(PROTOCOLS))}",
-                    remedy="choose one, or leave it out for all of them",
-                    where="--protocol",
-                )
-            )
-    if cores < 1:
+    check_type("network", network, str, Path, nn.Module, where="RECIPE_OR_NETWORK")
+    check_type("relus", relus, Real, NoneType, where="--relus")
+    check_type("full", full, nn.Module, NoneType)
+    asked, chosen = _protocols(protocols), _links(links)
+    if not is_whole(cores) or cores < 1:
         raise UsageError(
-            problem("each party uses at least one core", got=cores, remedy="give 1 or more", where="--cores")
+            problem(
+                "each party uses a whole number of cores, at least one",
+                got=shown(cores),
+                remedy="give 1 or more",
+                where="--cores",
+            )
         )
     reduction = _Reduction(
         input, classes, keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width,
@@ -106,9 +108,9 @@ def estimate(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        subject = _subject(network, reduction, relus, full, program="ours" in protocols)
+        subject = _subject(network, reduction, relus, full, program="ours" in asked)
     costs: list[Cost] = []
-    for name in dict.fromkeys(protocols):
+    for name in dict.fromkeys(asked):
         if name == "ours":
             assert subject.layout is not None
             costs.append(our_cost(subject.layout, chosen, cores=cores))
@@ -125,6 +127,30 @@ def estimate(
         "protocols": {cost.protocol: cost.to_json() for cost in costs},
         "notes": list(subject.notes),
     }
+
+
+def _protocols(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the protocols that are asked for."""
+    asked = listed("protocols", names, example="['ours', 'delphi']", where="--protocol")
+    for name in asked:
+        if name not in PROTOCOLS:
+            raise UsageError(
+                problem(
+                    f"a protocol is one of {', '.join(PROTOCOLS)}",
+                    got=shown(name) + near_misses(str(name), list(PROTOCOLS)),
+                    remedy="choose one, or leave it out for all of them",
+                    where="--protocol",
+                )
+            )
+    return asked
+
+
+def _links(links: Sequence[str | Link]) -> list[Link]:
+    """Return the links that are asked for."""
+    asked = listed("links", links, example="['lan']", where="--link")
+    for link in asked:
+        check_type("a link", link, str, Link, where="--link")
+    return [link_of(link) if isinstance(link, str) else link for link in asked]
 
 
 @dataclass(frozen=True)
@@ -157,7 +183,8 @@ class _Reduction:
 
     def refuse(self, what: object) -> None:
         """Refuse whatever was given: a saved network is what it is."""
-        given = [f"--{field.name}" for field in fields(self) if getattr(self, field.name) != field.default]
+        names = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        given = [f"--{name.replace('_', '-')}" for name in names]
         if given:
             raise UsageError(
                 problem(
@@ -170,8 +197,10 @@ class _Reduction:
 
     def candidate(self, census: Census) -> Candidate | None:
         """Return the reduction, None for none."""
-        stages = tuple(stage.name for stage in census.stages) if self.keep is None else tuple(self.keep)
-        beta, trim = for_each(self.beta, stages), for_each(self.trim, stages)
+        stages = tuple(stage.name for stage in census.stages)
+        if self.keep is not None:
+            stages = listed("keep", self.keep, example="['S2', 'S3']", where="--keep")
+        beta, trim = for_each("beta", self.beta, stages), for_each("trim", self.trim, stages)
         candidate = Candidate(
             stages,
             self.thin,
@@ -196,9 +225,14 @@ def _subject(
         if path.exists():
             reduction.refuse(path)
             return _saved(path, relus, full, program)
-        if isinstance(network, Path) or ("/" in network and ":" not in network) or path.suffix == ".safetensors":
+        if isinstance(network, Path) or ":" not in network or path.suffix == ".safetensors":
             raise UsageError(
-                problem("the file or folder must exist", got=str(network), remedy="check the path, or name a network")
+                problem(
+                    "the file or folder must exist, if this is not the name of a network",
+                    got=f"{str(network)!r}{near_misses(str(network), list(REFERENCE))}",
+                    remedy=f"check the path, or name {', '.join(REFERENCE)}, package.module:function, or timm:NAME",
+                    where="RECIPE_OR_NETWORK",
+                )
             )
     if relus is not None or full is not None:
         raise UsageError(
@@ -302,15 +336,59 @@ def _exported(path: Path, program: bool) -> _Subject:
         except RecipeError:
             raise error from None
     public = model.public
-    circuits = [step.circuit for step in public.steps if step.circuit is not None]
     counts = Counts(
         relus=public.relus,
-        relu_layers=sum(RELU in circuit.kind for circuit in circuits),
+        relu_layers=sum(step.circuit is not None and step.circuit.kind == RELU for step in public.steps),
         macs=public.macs,
         linear_layers=sum(step.weighted for step in public.steps),
     )
-    notes = ("MACs and linear layers are those of the program, in which neighbouring layers may be merged",)
-    return _Subject(model.about.network, counts, model.layout if program else None, notes)
+    notes = ["MACs and linear layers are those of the program, in which neighbouring layers may be merged"]
+    if _made_of_relus(public):
+        notes.append(
+            "ReLUs and their layers are those of the program, and count those that its maxima and ReLU6 are made of: "
+            "what other protocols would cost is too high by these; deepreduce estimate of the network itself, or of "
+            "its recipe, leaves them out"
+        )
+    return _Subject(model.about.network, counts, model.layout if program else None, tuple(notes))
+
+
+def _made_of_relus(public: PublicProgram) -> bool:
+    """Tell whether a program has maxima or ReLU6 made of ReLUs, see `deepreduce.private.program.lowering`.
+
+    A maximum is relu(a - b) + b, a ReLU6 is relu(x) - relu(x - 6).
+    """
+    from .private.program.operations import RELU, RESCALE, Gather, Sum, Truncation
+
+    made_by = {step.output: step for step in public.steps}
+
+    def origin(tensor: int) -> int:
+        """Return the tensor whose elements these are, refreshed or not."""
+        step = made_by.get(tensor)
+        same = step is not None and (
+            isinstance(step.op, (Gather, Truncation)) or (step.circuit is not None and step.circuit.kind == RESCALE)
+        )
+        return origin(step.inputs[0]) if step is not None and same else tensor
+
+    def rectified(tensor: int) -> int | None:
+        """Return the tensor of which this one is the ReLU, None where it is none."""
+        step = made_by.get(tensor)
+        relu = step is not None and step.circuit is not None and step.circuit.kind == RELU
+        return origin(step.inputs[0]) if step is not None and relu else None
+
+    for step in public.steps:
+        if not isinstance(step.op, Sum) or len(step.inputs) != 2:
+            continue
+        first, second = map(origin, step.inputs)
+        inside, other = rectified(first), rectified(second)
+        if step.op.signs == (1, 1) and inside in made_by:
+            ahead = made_by[inside]
+            if isinstance(ahead.op, Sum) and ahead.op.signs == (1, -1) and origin(ahead.inputs[1]) == second:
+                return True
+        if step.op.signs == (1, -1) and inside is not None and other in made_by:
+            above = made_by[other]
+            if isinstance(above.op, Sum) and list(map(origin, above.inputs)) == [inside]:
+                return True
+    return False
 
 
 def _counts(census: Census, graph: fx.GraphModule) -> Counts:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ._arguments import check_type, is_whole, shown
 from .data import Dataset
 from .data import load as load_data
 from .errors import DataError, UsageError, problem
@@ -80,21 +82,10 @@ def export(
         RunError, RecipeError: the run folder is not complete, or `out` holds another network.
     """
     from .private.deployment import About, make_model, save_model
-    from .private.program import make_program
+    from .private.program import FormatSettings, make_program
 
-    if network is not None and not isinstance(network, nn.Module):
-        raise UsageError(
-            problem(
-                "network is the module that was reduced",
-                got=repr(network),
-                remedy="pass the torch.nn.Module; on the command line --network takes a name",
-                where="network",
-            )
-        )
-    if images < 2:
-        raise UsageError(
-            problem("at least two images calibrate", got=images, remedy="take some hundreds", where="images")
-        )
+    _check(run, out, entry, data, images, network, name, replace)
+    check_type("settings", settings, FormatSettings, NoneType)
     front = run if isinstance(run, Front) else Front.read(run)
     name = "network" if name is None and network is not None else name
     if entry is None:
@@ -129,11 +120,50 @@ def export(
     return Exported(server, client, chosen, report["agreement"], report)
 
 
+def _check(
+    run: object,
+    out: object,
+    entry: object,
+    data: object,
+    images: object,
+    network: object,
+    name: object,
+    replace: object,
+) -> None:
+    """Refuse arguments of other types; those of the budget are checked by `Front.best`."""
+    check_type("run", run, Front, str, Path, where="RUN")
+    check_type("out", out, str, Path, where="--out")
+    check_type("entry", entry, str, NoneType)
+    check_type("data", data, str, Dataset, NoneType, where="--data")
+    check_type("name", name, str, NoneType, where="--name")
+    check_type("replace", replace, bool, where="--replace")
+    if network is not None and not isinstance(network, nn.Module):
+        raise UsageError(
+            problem(
+                "network is the module that was reduced",
+                got=shown(network),
+                remedy="pass the torch.nn.Module; on the command line --network takes a name",
+                where="network",
+            )
+        )
+    if not is_whole(images) or images < 2:
+        raise UsageError(
+            problem(
+                "at least two images calibrate, a whole number of them",
+                got=shown(images),
+                remedy="take some hundreds",
+                where="--images",
+            )
+        )
+
+
 def _named(front: Front, entry: str, relus: int | None, seconds: float | None) -> dict[str, Any]:
     """Return the entry of this id."""
     if relus is not None or seconds is not None:
         raise UsageError(
-            problem("a budget or a network is named", got="both", remedy="pass relus and seconds, or entry")
+            problem(
+                "a budget or a network is named", got="both", remedy="pass relus and seconds, or entry", where="entry"
+            )
         )
     known = {str(one["id"]): one for one in front.finished}
     if entry not in known:

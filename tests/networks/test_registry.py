@@ -91,7 +91,7 @@ def test_a_missing_function_gets_near_misses(module: Write) -> None:
     name = module("def my_network():\n    return nn.Linear(1, 7)\n")
     with pytest.raises(UsageError, match="did you mean my_network") as caught:
         build(spec(f"{name}:my_netwrok"))
-    assert f"{name}.py" in str(caught.value)
+    assert f"{name}.py" in str(caught.value) and f"module '{name}' must" in str(caught.value)
 
 
 def test_a_module_in_place_of_a_function_is_refused(module: Write) -> None:
@@ -125,7 +125,7 @@ def test_only_reference_networks_are_scaled_when_built(module: Write) -> None:
 
 def test_timm_without_the_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'deepreduce\[zoo\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'deepreduce\[zoo\]'\. Where: NETWORK\.$"):
         build(spec("timm:resnet18"))
 
 

@@ -109,14 +109,15 @@ def test_a_stage_has_a_stages_name(name: str) -> None:
 
 
 def test_a_text_is_no_list_of_stages() -> None:
-    with pytest.raises(UsageError, match="Stages are called S1"):
+    with pytest.raises(UsageError, match=r"must be a list. Got: 'S2,S3'. Do: give one, such as \['S2', 'S3'\]"):
         Candidate(keep="S2,S3")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("alpha", [0, -0.5, 1.0001, float("nan"), float("inf"), "0.5", None])
 def test_alpha_is_in_range(alpha: Any) -> None:
-    with pytest.raises(UsageError, match="Alpha is above 0"):
+    with pytest.raises(UsageError, match="Alpha is a number above 0") as error:
         Candidate(keep=("S1",), alpha=alpha)
+    assert f"Got: {alpha!r}. " in str(error.value) and str(error.value).endswith("Where: --alpha.")
 
 
 @pytest.mark.parametrize("rho", [0, 0.3, 2, -1, 0.0625, float("nan"), "0.5"])

@@ -80,7 +80,7 @@ def test_names() -> None:
     assert replace(limited, most_layers=1).label.endswith(", at most 1 layer")
     assert Masks.from_json(json.loads(json.dumps(limited.to_json()))) == limited
     assert "most_layers" not in candidate.masks.to_json()
-    with pytest.raises(UsageError, match="most_layers of masks must be at least 1"):
+    with pytest.raises(UsageError, match="most_layers of masks must be a whole number of at least 1"):
         replace(limited, most_layers=0)
     assert Candidate(keep=("S1",)).to_json().keys() == {"keep", "thin", "alpha", "rho", "drop"}
 
@@ -175,7 +175,9 @@ def test_a_mask_that_was_changed_is_refused(tmp_path: Path) -> None:
         ({"method": "Snl!"}, "method"),
         ({"granularity": "pixel"}, "granularity"),
         ({"budget": 0}, "budget"),
-        ({"layers": (LayerMask.of("a", np.array([True, False])),) * 2}, "one mask for each"),
+        ({"budget": "9"}, r"Got: '9'\. Do: give the ReLUs"),
+        ({"method": 3}, "Got: 3. Do: name the method"),
+        ({"layers": (LayerMask.of("a", np.array([True, False])),) * 2}, "one for each call site"),
     ],
 )
 def test_masks_are_in_range(change: dict[str, Any], words: str) -> None:

@@ -77,6 +77,17 @@ def test_a_search_setting_out_of_range_is_named(name: str, value: Any) -> None:
         SearchSettings(**{name: value})
 
 
+def test_the_remedy_is_what_is_allowed() -> None:
+    with pytest.raises(UsageError) as error:
+        TrainingConfig(epochs=0)
+    assert str(error.value) == (
+        "Epochs must be a whole number from 1 to 100,000. Got: 0. Do: give such a value, or leave it out for 100. "
+        "Where: --epochs."
+    )
+    with pytest.raises(UsageError, match=r"'masks' \(did you mean deepreduce-masks\?\)"):
+        SearchSettings(method="masks")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("executor", "rya"), ("workers", 0), ("workers", 2000), ("threads", 0), ("checkpoint_seconds", -1)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from deepreduce._arguments import is_whole, listed, shown
 from deepreduce.data.facts import given, moments, repeated
 from deepreduce.data.labels import Column, encode
 from deepreduce.data.split import Split
 from deepreduce.data.splits import Purpose, check_fraction, check_seed, hold_out, keep_per_class
-from deepreduce.errors import DataError, problem
+from deepreduce.errors import DataError, UsageError, problem
 
 TEST_FRACTION = 0.2
 """Share of every class that becomes the test split where the source has none."""
@@ -120,6 +121,7 @@ def from_arrays(
         The data set; its tensors share no memory with the arguments.
 
     Raises:
+        UsageError: `classes` is no list, or `validation`, `seed`, `mean` or `std` is out of range.
         DataError: an array or label is not what it must be.
     """
     if (test_images is None) != (test_labels is None):
@@ -130,13 +132,13 @@ def from_arrays(
                 remedy="give both, or neither",
             )
         )
+    names = None if classes is None else listed("classes", classes, example="['cat', 'dog']")
     train_pixels = _as_pixels(train_images, "train")
     columns = [_as_column(train_labels, "train", len(train_pixels))]
     test_pixels = None
     if test_images is not None:
         test_pixels = _as_pixels(test_images, "test")
         columns.append(_as_column(test_labels, "test", len(test_pixels)))
-    names = None if classes is None else tuple(classes)
     encoded, test_encoded, known = encode(columns[0], columns[1] if test_pixels is not None else None, names)
     raw = Raw(
         known,
@@ -174,7 +176,7 @@ def assemble(
         notes: what to say before the notes made here.
 
     Raises:
-        DataError: see `load`.
+        UsageError, DataError: see `load`.
     """
     validation, seed = check_fraction(validation), check_seed(seed)
     said = [*raw.notes, *notes]
@@ -263,12 +265,12 @@ def _as_column(labels: Any, split: str, count: int) -> Column:
         # NumPy knows no bfloat16; floats are refused later on, whatever their width.
         values = (labels.double() if labels.is_floating_point() else labels).detach().cpu().numpy()
     if not isinstance(values, np.ndarray):
-        values = list(values)
+        values = list(values) if isinstance(values, Iterable) else [values]
     if len(values) != count:
         raise DataError(
             problem(
                 "there must be one label per image",
-                got=f"{count} images and {len(values)} labels",
+                got=f"{count} images and {len(values)} label{'' if len(values) == 1 else 's'}",
                 remedy="give arrays of one length",
                 where=f"{split} split",
             )
@@ -277,12 +279,13 @@ def _as_column(labels: Any, split: str, count: int) -> Column:
 
 
 def _first_classes(known: tuple[str, ...], count: int) -> tuple[str, ...]:
-    if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= len(known):
-        raise DataError(
+    if not is_whole(count) or not 2 <= count <= len(known):
+        raise UsageError(
             problem(
                 f"the number of classes to keep must lie in [2, {len(known)}], as the source has {len(known)}",
-                got=repr(count),
-                remedy=f"give classes={len(known)} or less, or leave it out",
+                got=shown(count),
+                remedy=f"give {len(known)} or less, or leave it out for all",
+                where="--first-classes",
             )
         )
     return known[:count]

@@ -64,7 +64,12 @@ def check_workers(workers: int | None) -> int:
         return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UsageError(
-            problem("workers must be an integer of at least 1", got=repr(workers), remedy="leave it out, or give 2")
+            problem(
+                "workers must be an integer of at least 1",
+                got=repr(workers),
+                remedy="leave it out, or give 2",
+                where="workers",
+            )
         )
     return workers
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from deepreduce._arguments import shown
 from deepreduce.data.split import Split
-from deepreduce.errors import DataError, problem
+from deepreduce.errors import DataError, UsageError, problem
 
 
 def repeated(train: Split, validation: Split, test: Split, names: tuple[str, ...]) -> list[str]:
@@ -42,22 +43,22 @@ def repeated(train: Split, validation: Split, test: Split, names: tuple[str, ...
     return notes
 
 
-def given(values: Sequence[float] | None, what: str, train: Split) -> tuple[float, ...] | None:
-    """Return a mean or standard deviation that the user gave, or None; DataError if it cannot be one."""
+def given(values: Any, what: str, train: Split) -> tuple[float, ...] | None:
+    """Return a mean or standard deviation that the user gave, or None; UsageError if it cannot be one."""
     if values is None:
         return None
     channels = train.images.shape[1]
     try:
-        numbers = tuple(float(value) for value in values)
+        numbers = () if isinstance(values, str) else tuple(float(value) for value in values)
     except (TypeError, ValueError):
         numbers = ()
     # Values of the scale 0..255 are the usual slip; they would silence every image.
     if len(numbers) != channels or not all(0 <= v <= 1 and (what == "mean" or v > 0) for v in numbers):
-        raise DataError(
+        raise UsageError(
             problem(
                 f"the {what} must be {channels} numbers, one per channel, "
                 f"in {'[0, 1]' if what == 'mean' else '(0, 1]'} as pixels are",
-                got=values,
+                got=shown(values),
                 remedy="divide values of the scale 0..255 by 255, or leave the option out to have it measured",
                 where=f"--{what}",
             )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 import torch
 
+from deepreduce._arguments import check_type
 from deepreduce.data import cache as image_cache
 from deepreduce.data.dataset import Dataset, Raw, assemble
 from deepreduce.data.decode import SUFFIXES, check_workers
@@ -25,7 +27,7 @@ _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", re.ASCII)
 
 
 def load(
-    source: str,
+    source: str | Path,
     *,
     validation: float = 0.1,
     seed: int = 0,
@@ -64,20 +66,22 @@ def load(
         The data set; its notes say what a user should know about it.
 
     Raises:
-        UsageError: `source` is no known kind of source, or an option does not fit it.
+        UsageError: `source` is no known kind of source, or an option is out of range or does not fit it.
         DataError: the data is not what it must be; the message names split, file and row.
     """
     # Cheap checks first: nobody should wait for a download to learn of a wrong option.
+    check_type("source", source, str, Path, where="--data")
+    check_type("cache", cache, str, Path, NoneType)
     check_fraction(validation)
     check_seed(seed)
     check_workers(workers)
     notes: tuple[str, ...] = ()
-    if source in BUILT_IN:
+    if isinstance(source, str) and source in BUILT_IN:
         _refuse_columns(image_column, label_column, source)
         raw = _digits()
         name, content = source, raw.digest()
     else:
-        folder, name = _folder(source)
+        folder, name = _folder(str(source))
         found = _read_layout(folder, name, image_column=image_column, label_column=label_column)
         raw, notes = image_cache.fetch(cache, found.key, lambda: found.read(workers))
         notes = found.notes + notes
@@ -111,8 +115,8 @@ def _folder(source: str) -> tuple[Path, str]:
                 where="--data",
             )
         )
-    if not _HUB_NAME.match(str(source)):
-        raise _unknown(str(source))
+    if not _HUB_NAME.match(source):
+        raise _unknown(source)
     return _download(source), source
 
 
@@ -153,6 +157,7 @@ def _refuse_columns(image_column: str | None, label_column: str | None, source: 
                 "image_column and label_column name columns of parquet files",
                 got=f"the source {source!r}, which has none",
                 remedy="leave them out",
+                where="--image-column" if image_column is not None else "--label-column",
             )
         )
 

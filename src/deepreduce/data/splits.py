@@ -14,7 +14,8 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from deepreduce.errors import DataError, problem
+from deepreduce._arguments import is_number, is_whole, shown
+from deepreduce.errors import DataError, UsageError, problem
 
 _Rows = Int64[np.ndarray, " rows"]
 
@@ -28,23 +29,27 @@ class Purpose(IntEnum):
 
 
 def check_seed(seed: int) -> int:
-    """Return `seed` as a plain int; a negative number or a non-integer raises DataError."""
+    """Return `seed` as a plain int; a negative number or a non-integer raises UsageError."""
     try:
         value = operator.index(seed)
     except TypeError:
         value = -1
     if value < 0 or isinstance(seed, bool):
-        raise DataError(problem("the seed must be an integer of at least 0", got=repr(seed), remedy="give --seed 0"))
+        raise UsageError(
+            problem(
+                "the seed must be an integer of at least 0", got=shown(seed), remedy="leave it out for 0", where="seed"
+            )
+        )
     return value
 
 
 def check_fraction(fraction: float) -> float:
-    """Return `fraction` if it lies in (0, 0.5]; anything else raises DataError."""
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 0.5:
-        raise DataError(
+    """Return `fraction` if it lies in (0, 0.5]; anything else raises UsageError."""
+    if not is_number(fraction) or not 0 < fraction <= 0.5:
+        raise UsageError(
             problem(
                 "the validation fraction must lie in (0, 0.5]",
-                got=repr(fraction),
+                got=shown(fraction),
                 remedy="hold out a tenth of the training images with 0.1",
                 where="--validation",
             )
@@ -119,21 +124,26 @@ def keep_per_class(labels: _Rows, rows: _Rows, *, count: int, seed: int, classes
         The kept rows, ascending.
 
     Raises:
-        DataError: `count` is below 1, or a class has fewer than `count` images.
+        UsageError: `count` is below 1, or a class has fewer than `count` images.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise DataError(
-            problem("images per class must be an integer of at least 1", got=repr(count), remedy="give per_class=100")
+    if not is_whole(count) or count < 1:
+        raise UsageError(
+            problem(
+                "images per class must be an integer of at least 1",
+                got=shown(count),
+                remedy="give 100, or leave it out for all",
+                where="--per-class",
+            )
         )
     sizes = np.bincount(labels[rows], minlength=len(classes))
     few = [f"{classes[k]} ({sizes[k]})" for k in np.flatnonzero(sizes < count)]
     if few:
-        raise DataError(
+        raise UsageError(
             problem(
-                f"every class must have the {count} training images that per_class asks for",
+                f"every class must have the {count} training images that are asked for",
                 got=f"fewer in {_listed(few)}",
-                remedy=f"give per_class={int(sizes.min())} or less",
-                where="training split",
+                remedy=f"ask for {int(sizes.min())} or fewer, or leave it out for all",
+                where="--per-class",
             )
         )
     groups = _by_class(labels, rows, seed=seed, purpose=Purpose.SUBSET, classes=len(classes))

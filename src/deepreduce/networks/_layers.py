@@ -24,7 +24,12 @@ def scaled(channels: int, width: float) -> int:
     """
     if not 0 < width < math.inf:
         raise UsageError(
-            problem("the width is above 0", got=width, remedy="use 1 for the published network", where="alpha or width")
+            problem(
+                "the width is above 0",
+                got=width,
+                remedy="use 1 for the published network",
+                where="--alpha or --width",
+            )
         )
     return max(1, int(channels * width + 1e-9))
 
@@ -42,7 +47,7 @@ def stem_stride(rho: float) -> int:
                 "rho is 1, 0.5, 0.25 or 0.125, because it becomes a stride of 1/rho",
                 got=rho,
                 remedy="use 0.5, as the paper does",
-                where="rho",
+                where="--rho",
             )
         )
     return stride

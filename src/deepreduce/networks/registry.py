@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ..errors import NetworkError, UsageError, missing_extra, near_misses, problem
+from .._arguments import check_type, shown
+from ..errors import MissingExtraError, NetworkError, UsageError, near_misses, problem
 from .mobilenet_v1 import mobilenet_v1
 from .resnet import resnet18, resnet34
 from .spec import NetworkSpec
@@ -42,7 +43,19 @@ def build(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> nn.Modu
     Raises:
         UsageError: if no network has this name, or alpha, rho or a width is asked of a network that does not take one.
         NetworkError: if the user's function fails or does not return a module.
+        MissingExtraError: for a model of timm, if that is not installed.
     """
+    if not isinstance(spec, NetworkSpec):
+        raise UsageError(
+            problem(
+                "a network is built from a NetworkSpec, which says what images and classes it is for",
+                got=shown(spec),
+                remedy="pass one, such as deepreduce.NetworkSpec('resnet18', (3, 32, 32), 100)",
+                where="spec",
+            )
+        )
+    check_type("alpha", alpha, float, where="--alpha")
+    check_type("rho", rho, float, where="--rho")
     if spec.name in REFERENCE:
         return REFERENCE[spec.name](input=spec.input, classes=spec.classes, alpha=alpha * spec.width, rho=rho)
     if alpha != 1 or rho != 1 or spec.width != 1:
@@ -51,6 +64,7 @@ def build(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> nn.Modu
                 "only reference networks are built at another width or resolution",
                 got=f"{spec.name} with width {spec.width:g}, alpha {alpha:g}, rho {rho:g}",
                 remedy="build it at full size; deepreduce scales its channels and resolution afterwards",
+                where="NETWORK",
             )
         )
     if spec.name.startswith("timm:"):
@@ -72,7 +86,14 @@ def _from_timm(spec: NetworkSpec) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise missing_extra("timm", "zoo", purpose=f"the network {spec.name!r}") from error
+        raise MissingExtraError(
+            problem(
+                "a name that begins with timm: needs the package timm",
+                got=f"{spec.name!r}, and timm is not installed",
+                remedy="pip install 'deepreduce[zoo]'",
+                where="NETWORK",
+            )
+        ) from error
     name = spec.name.removeprefix("timm:")
     known = timm.list_models()
     if name not in known:
@@ -127,7 +148,7 @@ def _from_function(spec: NetworkSpec) -> nn.Module:
         ]
         raise UsageError(
             problem(
-                f"{module_name} must have a function {function_name!r} that returns the network",
+                f"the module {module_name!r} must have a function {function_name!r} that returns the network",
                 got=f"{'no' if function is None else 'not a'} function{near_misses(function_name, names)}",
                 remedy="name a function that returns your network",
                 where=module.__file__,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .._arguments import check_type, is_number, is_whole, shown
 from .._json import json_field, json_list
 from ..errors import UsageError, problem
 
@@ -29,35 +31,28 @@ class NetworkSpec:
     exchange_activations: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers; the name is checked when the network is built.
+        """Check the types and the numbers; whether there is such a network is found out when it is built.
 
         Raises:
-            UsageError: if a number is out of range.
+            UsageError: if something is of another type, or a number is out of range.
         """
-        object.__setattr__(self, "input", tuple(self.input))
-        if len(self.input) != 3 or not all(_whole(n) and 1 <= n <= 4096 for n in self.input):
-            raise UsageError(
-                problem(
-                    "the input is channels x height x width, each from 1 to 4096",
-                    got="x".join(map(str, self.input)),
-                    remedy="write it like 3x32x32",
-                    where="--input",
-                )
-            )
-        if not _whole(self.classes) or not 2 <= self.classes <= 1_000_000:
+        check_type("the network's name", self.name, str, where="NETWORK")
+        check_type("exchange_activations", self.exchange_activations, bool, where="--exchange-activations")
+        object.__setattr__(self, "input", size_of(self.input))
+        if not is_whole(self.classes) or not 2 <= self.classes <= 1_000_000:
             raise UsageError(
                 problem(
                     "a classifier has from 2 to 1,000,000 classes",
-                    got=self.classes,
+                    got=shown(self.classes),
                     remedy="give the number of classes of the data",
                     where="--classes",
                 )
             )
-        if not isinstance(self.width, (int, float)) or not 0 < self.width <= 16:
+        if not is_number(self.width) or not 0 < self.width <= 16:
             raise UsageError(
                 problem(
-                    "the width multiplier is above 0 and at most 16",
-                    got=self.width,
+                    "the width multiplier is a number above 0 and at most 16",
+                    got=shown(self.width),
                     remedy="leave it at 1 for the published network",
                     where="--width",
                 )
@@ -86,5 +81,21 @@ class NetworkSpec:
         )
 
 
-def _whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
+def size_of(input: object) -> tuple[int, int, int]:
+    """Return the size of an image as three whole numbers.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    sizes = () if isinstance(input, str) or not isinstance(input, Iterable) else tuple(input)
+    if len(sizes) != 3 or not all(is_whole(n) and 1 <= n <= 4096 for n in sizes):
+        raise UsageError(
+            problem(
+                "the input is channels x height x width, each a whole number from 1 to 4096",
+                got=shown(input),
+                remedy="write it like 3x32x32, from Python (3, 32, 32)",
+                where="--input",
+            )
+        )
+    channels, height, width = sizes
+    return channels, height, width

@@ -6,8 +6,10 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, TypeVar
 
+from .._arguments import check_type, is_number, is_whole, listed, shown
 from .._json import json_field, json_list
 from ..census import Stage
 from ..errors import UsageError, problem
@@ -15,16 +17,27 @@ from .masks import Masks
 
 _LARGEST_TRIM = 1024
 _RHO = (1.0, 0.5, 0.25, 0.125)
+_LISTS = {
+    "keep": ("--keep", "['S2', 'S3']"),
+    "drop": ("drop", "['layer1.0.relu1']"),
+    "beta": ("--beta", "0.5 or [0.5, 0.25]"),
+    "trim": ("--trim", "1 or [1, 0]"),
+}
+"""Where a list is given, and one that could be."""
+
 Number = TypeVar("Number", int, float)
 
 _STAGE = re.compile(r"S[1-9][0-9]{0,3}")
 
 
-def for_each(values: Number | Sequence[Number], keep: Sequence[str]) -> tuple[Number, ...]:
-    """Return one value for each stage from one for all of them, alone or in a list; several are taken as they are."""
-    if isinstance(values, (int, float)):
-        values = (values,)
-    return tuple(values) * len(keep) if len(values) == 1 else tuple(values)
+def for_each(name: str, values: Number | Sequence[Number], keep: Sequence[str]) -> tuple[Number, ...]:
+    """Return one value for each stage from one for all of them, alone or in a list; several are taken as they are.
+
+    Raises:
+        UsageError: if `values`, which a caller knows by `name`, is neither a number nor a list.
+    """
+    several = (values,) if isinstance(values, (int, float)) else _listed(name, values)
+    return several * len(keep) if len(several) == 1 else several
 
 
 @dataclass(frozen=True)
@@ -67,61 +80,73 @@ class Candidate:
         """Check the ranges; whether the stages and call sites exist is checked against a network.
 
         Raises:
-            UsageError: if alpha, beta, trim or rho is out of range, a stage has no stage's name, a stage or call site
-                stands twice, or masks are combined with what changes the shapes that they are for.
+            UsageError: if something is of another type, alpha, beta, trim or rho is out of range, a stage has no
+                stage's name, a stage or call site stands twice, or masks are combined with what changes the shapes that
+                they are for.
         """
-        object.__setattr__(self, "keep", tuple(self.keep))
-        object.__setattr__(self, "drop", tuple(self.drop))
+        for name in _LISTS:
+            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+        for name in ("thin", "bypass", "collapse", "average_pooling"):
+            check_type(name, getattr(self, name), bool, where=f"--{name.replace('_', '-')}")
+        check_type("masks", self.masks, Masks, NoneType)
         self._check_names()
         self._check_scales()
-        object.__setattr__(self, "beta", () if all(scale == 1 for scale in self.beta) else tuple(self.beta))
-        object.__setattr__(self, "trim", () if all(trim == 0 for trim in self.trim) else tuple(self.trim))
+        object.__setattr__(self, "beta", () if all(scale == 1 for scale in self.beta) else self.beta)
+        object.__setattr__(self, "trim", () if all(trim == 0 for trim in self.trim) else self.trim)
         self._check_combination()
 
     def _check_names(self) -> None:
         for name in self.keep:
-            if not _STAGE.fullmatch(name):
+            if not isinstance(name, str) or not _STAGE.fullmatch(name):
                 raise UsageError(
                     problem(
                         "stages are called S1, S2, and so on",
-                        got=repr(name),
-                        remedy="give a list of them",
-                        where="keep",
+                        got=shown(name),
+                        remedy="give them like S2,S3, from Python ['S2', 'S3']",
+                        where="--keep",
                     )
                 )
-        if len(set(self.keep)) != len(self.keep) or len(set(self.drop)) != len(self.drop):
-            raise UsageError(
-                problem(
-                    "every stage and call site is named once",
-                    got=", ".join(self.keep + self.drop),
-                    remedy="remove the repetition",
-                    where="keep",
+        for name in self.drop:
+            check_type("a call site", name, str, where="drop")
+        for where, names in (("--keep", self.keep), ("drop", self.drop)):
+            if len(set(names)) != len(names):
+                raise UsageError(
+                    problem(
+                        "every stage and call site is named once",
+                        got=", ".join(names),
+                        remedy="remove the repetition",
+                        where=where,
+                    )
                 )
-            )
 
     def _check_scales(self) -> None:
         for name, scale in (("alpha", self.alpha), *(("beta", scale) for scale in self.beta)):
-            if not isinstance(scale, (int, float)) or not 0 < scale <= 1:
+            if not is_number(scale) or not 0 < scale <= 1:
                 raise UsageError(
-                    problem(f"{name} is above 0 and at most 1", got=scale, remedy="use 0.5, for example", where=name)
+                    problem(
+                        f"{name} is a number above 0 and at most 1",
+                        got=shown(scale),
+                        remedy="use 0.5, for example",
+                        where=f"--{name}",
+                    )
                 )
         for trim in self.trim:
-            if not isinstance(trim, int) or isinstance(trim, bool) or not 0 <= trim <= _LARGEST_TRIM:
+            if not is_whole(trim) or not 0 <= trim <= _LARGEST_TRIM:
                 raise UsageError(
                     problem(
                         f"trim is a number of positions from 0 to {_LARGEST_TRIM:,}",
-                        got=repr(trim),
+                        got=shown(trim),
                         remedy="use 1, for example",
-                        where="trim",
+                        where="--trim",
                     )
                 )
-        if self.rho not in _RHO:
+        if not is_number(self.rho) or self.rho not in _RHO:
             raise UsageError(
                 problem(
                     "rho is 1, 0.5, 0.25 or 0.125, because it becomes a stride of 1/rho",
-                    got=self.rho,
+                    got=shown(self.rho),
                     remedy="use 0.5, as the paper does",
-                    where="rho",
+                    where="--rho",
                 )
             )
 
@@ -133,7 +158,7 @@ class Candidate:
                         f"{what} has one number for each stage that is kept",
                         got=f"{len(values)} for {', '.join(self.keep) or 'no stage'}",
                         remedy="give as many as stages, in their order",
-                        where=what,
+                        where=f"--{what}",
                     )
                 )
         shaped = self.thin or self.alpha != 1 or self.beta or self.trim or self.bypass or self.collapse
@@ -253,6 +278,11 @@ class Candidate:
             collapse=json_field(value, "collapse", bool) if "collapse" in value else False,
             average_pooling=json_field(value, "average_pooling", bool) if "average_pooling" in value else False,
         )
+
+
+def _listed(name: str, values: Any) -> tuple[Any, ...]:
+    where, example = _LISTS[name]
+    return listed(name, values, example=example, where=where)
 
 
 def thinned_layers(stage: Stage) -> tuple[str, ...]:

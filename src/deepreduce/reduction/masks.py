@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from .._arguments import is_whole, shown
 from .._json import json_field, json_list
 from ..errors import UsageError, problem
 
@@ -120,17 +121,54 @@ class Masks:
         """
         object.__setattr__(self, "layers", tuple(sorted(self.layers, key=lambda layer: layer.name)))
         names = [layer.name for layer in self.layers]
-        for name, fine, allowed, got in (
-            ("method", bool(_METHOD.fullmatch(self.method)), "a short name in small letters", repr(self.method)),
-            ("granularity", self.granularity in GRANULARITIES, " or ".join(GRANULARITIES), repr(self.granularity)),
-            ("budget", self.budget >= 1, "at least 1", self.budget),
-            ("most_layers", self.most_layers is None or self.most_layers >= 1, "at least 1", self.most_layers),
-            ("layers", len(set(names)) == len(names), "one mask for each call site", ", ".join(names[:8])),
-            ("layers", sum(layer.size for layer in self.layers) <= MOST_ELEMENTS, "fewer elements", "too many"),
+        elements = sum(layer.size for layer in self.layers)
+        for name, fine, allowed, got, remedy in (
+            (
+                "method",
+                isinstance(self.method, str) and bool(_METHOD.fullmatch(self.method)),
+                "a short name in small letters",
+                shown(self.method),
+                "name the method that found them, such as snl",
+            ),
+            (
+                "granularity",
+                self.granularity in GRANULARITIES,
+                " or ".join(GRANULARITIES),
+                shown(self.granularity),
+                f"use {GRANULARITIES[0]}, for example",
+            ),
+            (
+                "budget",
+                is_whole(self.budget) and self.budget >= 1,
+                "a whole number of at least 1",
+                shown(self.budget),
+                "give the ReLUs that they were found for",
+            ),
+            (
+                "most_layers",
+                self.most_layers is None or (is_whole(self.most_layers) and self.most_layers >= 1),
+                "a whole number of at least 1",
+                shown(self.most_layers),
+                "leave it out where the layers were not limited",
+            ),
+            (
+                "layers",
+                len(set(names)) == len(names),
+                "one for each call site",
+                ", ".join(names[:8]),
+                "join the masks of one call site",
+            ),
+            (
+                "layers",
+                elements <= MOST_ELEMENTS,
+                f"of at most {MOST_ELEMENTS:,} elements",
+                f"{elements:,}",
+                "find masks for smaller images, or by layer: these need none",
+            ),
         ):
             if not fine:
                 raise UsageError(
-                    problem(f"the {name} of masks must be {allowed}", got=got, remedy="correct it", where="masks")
+                    problem(f"the {name} of masks must be {allowed}", got=got, remedy=remedy, where="masks")
                 )
 
     @property

@@ -43,7 +43,7 @@ def kept_layers(base: Base, candidate: Candidate) -> set[str]:
                     "every stage to keep must be a stage of the network",
                     got=f"{name!r}{near_misses(name, list(stages))}",
                     remedy=f"the stages of {base.spec.name} are {', '.join(stages)}",
-                    where="keep",
+                    where="--keep",
                 )
             )
     names = {layer.name for layer in base.census.layers}
@@ -66,7 +66,7 @@ def kept_layers(base: Base, candidate: Candidate) -> set[str]:
                     "thinning must remove ReLU layers",
                     got=f"{', '.join(candidate.keep)} with one ReLU layer each",
                     remedy="leave out thinning, or keep a stage with more layers",
-                    where="thin",
+                    where="--thin",
                 )
             )
         kept = thinned

@@ -6,9 +6,20 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .._arguments import check_fields, is_number, is_whole
 from ..errors import UsageError, near_misses, problem
 
 _LONGEST_FADE = 0.9
+_MOST_EPOCHS = 100_000
+_ABOVE_0, _BELOW_1 = "a number above 0 and finite", "a number from 0 to below 1"
+
+_PLACES = {
+    "flip": "--no-flip",
+    "warm_start": "--no-warm-start",
+    "epochs_before": "epochs_before",
+    "epochs_after": "epochs_after",
+}
+"""Where a setting is set that has no option of its name."""
 
 
 @dataclass(frozen=True)
@@ -61,37 +72,42 @@ class TrainingConfig:
         Raises:
             UsageError: naming the first setting that is out of range.
         """
-        ranges: dict[str, tuple[bool, str]] = {
-            "epochs": (_whole(self.epochs) and 1 <= self.epochs <= 100_000, "a whole number from 1 to 100,000"),
-            "batch_size": (
-                _whole(self.batch_size) and 2 <= self.batch_size <= 1_000_000,
+        check_fields(
+            self,
+            ("epochs", is_whole(self.epochs) and 1 <= self.epochs <= _MOST_EPOCHS, "a whole number from 1 to 100,000"),
+            (
+                "batch_size",
+                is_whole(self.batch_size) and 2 <= self.batch_size <= 1_000_000,
                 "a whole number from 2 to 1,000,000",
             ),
-            "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),
-            "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
-            "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
-            "weight_decay": (0 <= self.weight_decay < 1, "from 0 to below 1"),
-            "crop": (self.crop is None or (_whole(self.crop) and 0 <= self.crop <= 64), "a whole number from 0 to 64"),
-            "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
-            "temperature": (0 < self.temperature < math.inf, "above 0 and finite"),
-            "fade": (0 <= self.fade <= _LONGEST_FADE, f"from 0 to {_LONGEST_FADE}"),
-            **{
-                name: (_whole(value) and 0 <= value <= 100_000, "a whole number from 0 to 100,000")
+            ("learning_rate", is_number(self.learning_rate) and 0 < self.learning_rate < math.inf, _ABOVE_0),
+            ("warmup", is_number(self.warmup) and 0 <= self.warmup < 1, _BELOW_1),
+            ("momentum", is_number(self.momentum) and 0 <= self.momentum < 1, _BELOW_1),
+            ("weight_decay", is_number(self.weight_decay) and 0 <= self.weight_decay < 1, _BELOW_1),
+            (
+                "crop",
+                self.crop is None or (is_whole(self.crop) and 0 <= self.crop <= 64),
+                "a whole number from 0 to 64",
+            ),
+            ("distillation", is_number(self.distillation) and 0 <= self.distillation <= 1, "a number from 0 to 1"),
+            ("temperature", is_number(self.temperature) and 0 < self.temperature < math.inf, _ABOVE_0),
+            (
+                "fade",
+                is_number(self.fade) and 0 <= self.fade <= _LONGEST_FADE,
+                f"a number from 0 to {_LONGEST_FADE}",
+            ),
+            *(
+                (name, is_whole(value) and 0 <= value <= _MOST_EPOCHS, "a whole number from 0 to 100,000")
                 for name, value in (("epochs_before", self.epochs_before), ("epochs_after", self.epochs_after))
-            },
-            "precision": (self.precision in ("auto", "no", "bf16", "fp16"), "auto, no, bf16 or fp16"),
-            "compile": (self.compile in ("auto", "on", "off"), "auto, on or off"),
-        }
-        for name, (fine, allowed) in ranges.items():
-            if not fine:
-                raise UsageError(
-                    problem(
-                        f"{name} must be {allowed}",
-                        got=getattr(self, name),
-                        remedy="correct the option",
-                        where=f"--{name.replace('_', '-')}",
-                    )
-                )
+            ),
+            *(
+                (name, isinstance(value, bool), "True or False")
+                for name, value in (("flip", self.flip), ("warm_start", self.warm_start))
+            ),
+            ("precision", self.precision in ("auto", "no", "bf16", "fp16"), "auto, no, bf16 or fp16"),
+            ("compile", self.compile in ("auto", "on", "off"), "auto, on or off"),
+            places=_PLACES,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by name; a schedule that is the job's own goes without saying."""
@@ -136,7 +152,3 @@ def _of_schedule(config: TrainingConfig, progress: float) -> float:
     """Return the fraction of the whole schedule that is done when a fraction of the job is."""
     total = config.epochs_before + config.epochs + config.epochs_after
     return (config.epochs_before + progress * config.epochs) / total
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import fx, nn
 
+from .._arguments import check_type
 from .._files import check_format, read_json
 from ..census import Census
 from ..errors import RunError, UsageError, problem
@@ -38,14 +41,25 @@ class Front:
         """Read the front of a finished run.
 
         Raises:
+            UsageError: if `folder` is no path.
             RunError: if there is none yet, or it is damaged or of another release.
         """
+        check_type("folder", folder, str, Path)
         path = Path(folder) / "front.json"
+        if not path.parent.exists():
+            raise RunError(
+                problem(
+                    "the run folder must exist",
+                    got="no such folder",
+                    remedy="check the path; deepreduce reduce --out makes one",
+                    where=folder,
+                )
+            )
         if not path.exists():
             raise RunError(
                 problem(
                     "a run folder has a front once deepreduce reduce has come to its end",
-                    got="no front.json" if path.parent.exists() else "no such folder",
+                    got="no front.json",
                     remedy="run the same deepreduce reduce again; it continues where it stopped",
                     where=folder,
                 )
@@ -90,9 +104,17 @@ class Front:
         Raises:
             UsageError: nothing is asked for, no network is within it, or the run says nothing of seconds.
         """
+        check_type("relus", relus, Real, NoneType, where="--relus")
+        check_type("seconds", seconds, Real, NoneType, where="--seconds")
+        check_type("link", link, str, where="--link")
         if relus is None and seconds is None:
             raise UsageError(
-                problem("a network is chosen within a budget", got="none", remedy="give --relus or --seconds, or both")
+                problem(
+                    "a network is chosen within a budget",
+                    got="none",
+                    remedy="give --relus or --seconds, or both",
+                    where="--relus",
+                )
             )
         fitting = self.finished
         if seconds is not None:
@@ -162,8 +184,11 @@ class Front:
         """Load an entry's network; `network` is the full network where it is not one of ours.
 
         Raises:
+            UsageError: if an argument is of another type.
             RecipeError: see `deepreduce.load`.
         """
+        check_type("entry", entry, dict)
+        check_type("network", network, nn.Module, NoneType)
         return load_network(self.place(entry), network)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from .._arguments import check_fields, is_number, is_whole, listed
 from ..errors import UsageError, near_misses, problem
 from ..reduction import (
     DEFAULT_EXPONENT,
     GRANULARITIES,
+    REDUCERS,
     Base,
     MaskOrder,
     Reducer,
@@ -25,6 +28,15 @@ SEARCH_SHARE = 0.4
 
 DEFAULT_MASK_BUDGETS = (4, 8, 16, 32)
 """Masks are found for the network's ReLUs divided by these, where no budget is given."""
+
+_PLACES = {
+    "training": "training",
+    "budgets": "--budget",
+    "criticality_plain": "--distilled-only",
+    "test_all": "test_all",
+    "private": "--no-private",
+}
+"""Where a setting is set that has no option of its name."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +97,11 @@ class SearchSettings:
         Raises:
             UsageError: naming what is out of range.
         """
-        reducer = find_reducer(self.method)
+        budgets = listed("budgets", self.budgets, example="(50_000, 12_000)", where=_PLACES["budgets"])
+        object.__setattr__(self, "budgets", budgets)
+        self._check_types()
+        reducer = _find_reducer(self.method)
         check_granularity(self.resolved_granularity())
-        object.__setattr__(self, "budgets", tuple(self.budgets))
         self._check_ranking(reducer)
         self.criticality_config()
         self.search_config()
@@ -102,6 +116,25 @@ class SearchSettings:
         )
         self._check_budgets(reducer)
         self._check_masks(reducer)
+
+    def _check_types(self) -> None:
+        whole = "criticality_epochs", "most_layers", "rank_epochs", "finalists", "search_epochs", "budget"
+        flags = "criticality_plain", "collapse", "keep_max_pooling", "test_all"
+        _check(
+            self,
+            ("training", isinstance(self.training, TrainingConfig), "a TrainingConfig"),
+            ("method", isinstance(self.method, str), "the name of a method"),
+            ("granularity", isinstance(self.granularity, str | None), " or ".join(GRANULARITIES)),
+            ("seeds", is_whole(self.seeds), "a whole number"),
+            ("exponent", is_number(self.exponent), "a number"),
+            *((name, value is None or is_whole(value), "a whole number") for name, value in self._some(whole)),
+            ("budgets", all(map(is_whole, self.budgets)), "whole numbers"),
+            *((name, isinstance(value, bool), "True or False") for name, value in self._some(flags)),
+            ("trained", isinstance(self.trained, bool | None), "True or False"),
+        )
+
+    def _some(self, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+        return ((name, getattr(self, name)) for name in names)
 
     def _check_ranking(self, reducer: Reducer) -> None:
         if self.rank_epochs is not None and not reducer.needs_criticality:
@@ -304,6 +337,7 @@ class RunOptions:
         Raises:
             UsageError: naming what is out of range.
         """
+        _check(self, ("executor", isinstance(self.executor, str), "the name of an executor"))
         if self.executor not in EXECUTORS:
             _refuse(
                 "the executor must be local or ray",
@@ -313,21 +347,37 @@ class RunOptions:
             )
         _check(
             self,
-            ("workers", 1 <= self.workers <= 1024, "from 1 to 1024"),
-            ("threads", self.threads is None or 1 <= self.threads <= 1024, "from 1 to 1024"),
-            ("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0"),
+            ("workers", is_whole(self.workers) and 1 <= self.workers <= 1024, "a whole number from 1 to 1024"),
+            (
+                "threads",
+                self.threads is None or (is_whole(self.threads) and 1 <= self.threads <= 1024),
+                "a whole number from 1 to 1024",
+            ),
+            ("tracker", isinstance(self.tracker, str | None), "the name of a tracker"),
+            (
+                "checkpoint_seconds",
+                is_number(self.checkpoint_seconds) and self.checkpoint_seconds >= 0,
+                "a number of at least 0",
+            ),
+            ("private", isinstance(self.private, bool), "True or False"),
         )
 
 
+def _find_reducer(name: str) -> Reducer:
+    """Return a method; of a part of a name, such as `masks`, say which has it: it is far from the whole word."""
+    having = [known for known in REDUCERS if name and name in known]
+    if name not in REDUCERS and having:
+        _refuse(
+            "the method must be known",
+            got=f"{name!r} (did you mean {', '.join(having)}?)",
+            remedy=f"use one of {', '.join(REDUCERS)}",
+            where="--method",
+        )
+    return find_reducer(name)
+
+
 def _check(settings: object, *rules: tuple[str, bool, str]) -> None:
-    for name, fine, allowed in rules:
-        if not fine:
-            _refuse(
-                f"{name} must be {allowed}",
-                got=getattr(settings, name),
-                remedy="correct the option",
-                where=f"--{name.replace('_', '-')}",
-            )
+    check_fields(settings, *rules, places=_PLACES)
 
 
 def _refuse(must: str, *, got: object, remedy: str, where: str) -> NoReturn:
