@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from deepreduce.errors import DataError
+from deepreduce.errors import DataError, DeepReduceError, UsageError
 
 
 def encoded(pixels: np.ndarray, form: str = "PNG", mode: str | None = None) -> bytes:
@@ -73,11 +73,18 @@ def write_folders(folder: Path, splits: dict[str, int]) -> Path:
     return folder
 
 
-def refusal(call: Callable[[], object]) -> str:
-    """Return the message of the DataError that the call raises, after a look at its parts."""
-    with pytest.raises(DataError) as caught:
+def refusal(call: Callable[[], object], kind: type[DeepReduceError] = DataError) -> str:
+    """Return the message of the error that the call raises, after a look at its parts."""
+    with pytest.raises(kind) as caught:
         call()
     message = str(caught.value)
     assert ". Got: " in message
     assert ". Do: " in message
+    return message
+
+
+def misuse(call: Callable[[], object]) -> str:
+    """Return the message of the UsageError that the call raises: it names the option, too."""
+    message = refusal(call, UsageError)
+    assert ". Where: " in message
     return message

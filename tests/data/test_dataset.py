@@ -11,7 +11,7 @@ import torch
 
 from deepreduce.data import Dataset, from_arrays
 
-from .small import labels_of, noise, refusal
+from .small import labels_of, misuse, noise, refusal
 
 
 def make(**options: object) -> Dataset:
@@ -162,11 +162,7 @@ def test_plain_data_has_no_notes() -> None:
         ({"train_labels": [0, 1]}, ["60 images and 2 labels", "train split"]),
         ({"test_images": None}, ["only one of the two"]),
         ({"test_images": noise(9, shape=(6, 6, 3))}, ["[3, 4, 5] and [3, 6, 6]", "test split"]),
-        ({"mean": (0.5,)}, ["mean must be 3 numbers"]),
-        ({"mean": 0.5}, ["mean must be 3 numbers"]),
-        ({"mean": (125.3, 123.0, 113.9)}, ["divide values of the scale 0..255"]),
-        ({"std": (0.2, 0.0, 0.2)}, ["std must be 3 numbers", "(0, 1]"]),
-        ({"std": (0.2, float("nan"), 0.2)}, ["std must be 3 numbers"]),
+        ({"train_labels": 3}, ["60 images and 1 label."]),
         ({"train_images": np.full((60, 4, 5, 3), 7, np.uint8)}, ["must vary", "value 7 in channel 0"]),
         ({"train_labels": [0] * 60, "test_labels": [0] * 9}, ["at least two classes"]),
         ({"classes": ["a", "b", "c", "d", "e"]}, ["must have a training image", "none of d, e"]),
@@ -176,6 +172,24 @@ def test_plain_data_has_no_notes() -> None:
 )
 def test_wrong_arguments_are_refused(options: dict[str, object], words: list[str]) -> None:
     message = refusal(lambda: make(**options))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mean": (0.5,)}, ["mean must be 3 numbers"]),
+        ({"mean": 0.5}, ["mean must be 3 numbers"]),
+        ({"mean": (125.3, 123.0, 113.9)}, ["divide values of the scale 0..255"]),
+        ({"std": (0.2, 0.0, 0.2)}, ["std must be 3 numbers", "(0, 1]"]),
+        ({"std": (0.2, float("nan"), 0.2)}, ["std must be 3 numbers"]),
+        ({"std": "0.2"}, ["Got: '0.2'", "Where: --std"]),
+        ({"classes": "abc"}, ["must be a list", "Where: classes"]),
+    ],
+)
+def test_wrong_options_are_wrong_usage(options: dict[str, object], words: list[str]) -> None:
+    message = misuse(lambda: make(**options))
     for word in words:
         assert word in message
 

@@ -13,7 +13,7 @@ import torch
 
 from deepreduce.data import Dataset, load
 
-from .small import encoded, labels_of, noise, refusal, table, write_parquet
+from .small import encoded, labels_of, misuse, noise, refusal, table, write_parquet
 
 
 def single(folder: Path, made: pa.Table, name: str = "train-00000-of-00001.parquet") -> Path:
@@ -141,12 +141,12 @@ def test_subsets_enter_notes_and_fingerprint(source: Path) -> None:
 
 @pytest.mark.parametrize("count", [5, 1, 0, -1, True, 2.0])
 def test_more_or_fewer_classes_than_possible_are_refused(source: Path, count: int) -> None:
-    message = refusal(lambda: load(str(write_parquet(source)), classes=count))
-    assert "must lie in [2, 4]" in message
+    message = misuse(lambda: load(str(write_parquet(source)), classes=count))
+    assert "must lie in [2, 4]" in message and message.endswith("Where: --first-classes.")
 
 
 def test_more_images_per_class_than_there_are_is_refused(source: Path) -> None:
-    assert "per_class=10" in refusal(lambda: load(str(write_parquet(source)), per_class=11))
+    assert "ask for 10 or fewer" in misuse(lambda: load(str(write_parquet(source)), per_class=11))
 
 
 def test_columns_are_found_by_type_where_the_schema_is_silent(source: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from deepreduce.data import Dataset, load
 from deepreduce.errors import UsageError
 
-from .small import refusal, write_folders, write_parquet
+from .small import misuse, refusal, write_folders, write_parquet
 
 CIFAR = Path(__file__).parents[2] / ".." / "shared" / "data" / "cifar100"
 
@@ -80,12 +80,12 @@ def test_columns_for_a_source_without_columns_are_wrong_usage(source: Path) -> N
             load(name, label_column="label")
 
 
-@pytest.mark.parametrize("options", [{"validation": 0}, {"validation": 0.6}, {"seed": -1}])
+@pytest.mark.parametrize("options", [{"validation": 0}, {"validation": 0.6}, {"seed": -1}, {"cache": 3}])
 def test_wrong_options_are_refused_before_any_download(
     options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
-    refusal(lambda: load("owner/name", **options))  # type: ignore[arg-type]
+    misuse(lambda: load("owner/name", **options))  # type: ignore[arg-type]
 
 
 def test_an_empty_folder_is_refused(source: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deepreduce.data.splits import Purpose, chance, check_fraction, check_seed, hold_out, keep_per_class
 
-from .small import refusal
+from .small import misuse, refusal
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -99,25 +99,26 @@ def test_many_short_classes_are_counted() -> None:
 
 def test_more_per_class_than_there_are_is_refused() -> None:
     labels = np.repeat([0, 1], [5, 3])
-    message = refusal(lambda: keep_per_class(labels, np.arange(8), count=4, seed=0, classes=names(2)))
+    message = misuse(lambda: keep_per_class(labels, np.arange(8), count=4, seed=0, classes=names(2)))
     assert "class1 (3)" in message
-    assert "per_class=3" in message
+    assert "ask for 3 or fewer" in message and message.endswith("Where: --per-class.")
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.5])
 def test_a_senseless_count_per_class_is_refused(count: int) -> None:
     labels = np.array([0, 0, 1, 1])
-    refusal(lambda: keep_per_class(labels, np.arange(4), count=count, seed=0, classes=names(2)))
+    misuse(lambda: keep_per_class(labels, np.arange(4), count=count, seed=0, classes=names(2)))
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 0.51, 1, float("nan"), True, "0.1", None])
 def test_a_senseless_fraction_is_refused(fraction: float) -> None:
-    assert "(0, 0.5]" in refusal(lambda: check_fraction(fraction))
+    message = misuse(lambda: check_fraction(fraction))
+    assert "(0, 0.5]" in message and message.endswith("Where: --validation.")
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "0", None, True])
 def test_a_senseless_seed_is_refused(seed: int) -> None:
-    assert "at least 0" in refusal(lambda: check_seed(seed))
+    assert "at least 0" in misuse(lambda: check_seed(seed))
 
 
 def test_numpy_integers_are_seeds() -> None:
