@@ -79,6 +79,7 @@ from deepreduce.private.protocol import (
     setup_client,
     setup_server,
 )
+from deepreduce.private.protocol.codec import read_question, read_reply, write_question, write_reply
 from deepreduce.private.protocol.lookup import permute_client
 from deepreduce.private.protocol.multiplexer import (
     ClientPart,
@@ -89,9 +90,8 @@ from deepreduce.private.protocol.multiplexer import (
     outputs,
     reply,
 )
-from deepreduce.private.protocol.online import read_question, read_reply, write_question, write_reply
 from deepreduce.private.protocol.packing import pack, unpack, word_type
-from deepreduce.private.protocol.units import WORD_BITS, Unit
+from deepreduce.private.protocol.units import WORD_BITS, LookupUnit
 from deepreduce.private.ring import ExactConvolution, default_backend, random_words, reduce
 from deepreduce.private.store import BundleName, BundleStore
 
@@ -262,7 +262,7 @@ def lookups(repeats: int) -> Measured:
     op = Circuit("relu", WIDTH, RING - WIDTH, tested=TESTED)
     step = Step(op, (0,), 1, "relu")
     places = np.arange(INSTANCES, dtype=np.int32)
-    unit = Unit(0, step, None, RING, places[:, None], places)
+    unit = LookupUnit(0, step, RING, places[:, None], places)
     length, words, upper = unit.index_bits, unit.pad_words, unit.upper_bits
     multiple, rng = chosen_multiple(WORD_BITS, words), np.random.default_rng(0)
     names = ("offer", "choose", "permute", "ask", "reply", "output")

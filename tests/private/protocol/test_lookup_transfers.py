@@ -11,10 +11,19 @@ import pytest
 from deepreduce.private.garbling import new_start
 from deepreduce.private.program import Circuit, Step, rectified
 from deepreduce.private.program.settings import MOST_TABLE_BITS
-from deepreduce.private.protocol import offline, online
+from deepreduce.private.protocol import offline
+from deepreduce.private.protocol.codec import read_question, read_reply, write_question, write_reply
 from deepreduce.private.protocol.multiplexer import ask, outputs, reply
+from deepreduce.private.protocol.sections import (
+    Sections,
+    client_part,
+    client_sections,
+    server_masks,
+    server_offsets,
+    server_sections,
+)
 from deepreduce.private.protocol.session import ClientSession, ServerSession
-from deepreduce.private.protocol.units import PORTION, Unit
+from deepreduce.private.protocol.units import PORTION, LookupUnit
 from deepreduce.private.ring import random_words, reduce
 from deepreduce.private.transfer import Corrections, choose_setup, finish_setup, new_delta, offer_setup, plant_setup
 
@@ -28,7 +37,7 @@ SIZES = [
 class Kept:
     """A bundle that insists on the types and shapes that were announced, each section once."""
 
-    def __init__(self, sections: offline.Sections) -> None:
+    def __init__(self, sections: Sections) -> None:
         self.sections, self.data = sections, dict[str, np.ndarray]()
 
     def write(self, section: str, offset: int, data: Any) -> None:
@@ -56,7 +65,7 @@ def sessions() -> tuple[ClientSession, ServerSession]:
     )
 
 
-def sections(unit: Unit, find: Any) -> offline.Sections:
+def sections(unit: LookupUnit, find: Any) -> Sections:
     form = SimpleNamespace(size=1, ring_bits=8, shape=(1,))
     public = SimpleNamespace(tensors={0: form}, logits=0, input=form)
     found = find(SimpleNamespace(units=(unit,), jobs=(), public=public))
@@ -64,52 +73,49 @@ def sections(unit: Unit, find: Any) -> offline.Sections:
 
 
 def play(
-    client: ClientSession, server: ServerSession, unit: Unit, x_s: np.ndarray, x_c: np.ndarray, monkeypatch: Any
+    client: ClientSession, server: ServerSession, unit: LookupUnit, x_s: np.ndarray, x_c: np.ndarray
 ) -> np.ndarray:
     """Both phases of one unit; return the output, both shares together."""
-    at_client, at_server = (Kept(sections(unit, find)) for find in (offline.client_sections, offline.server_sections))
+    at_client, at_server = (Kept(sections(unit, find)) for find in (client_sections, server_sections))
     number = client.numbers.take()
     mine, theirs = (
-        offline._Task(client.start, client.reverse_start, number, unit, sink) for sink in (at_client, at_server)
+        offline._Task(offline._Bundle(client.start, client.reverse_start, number, sink), unit)
+        for sink in (at_client, at_server)
     )
-    masks, message = random_words((unit.instances,), unit.bits), bytearray()
-    channel = SimpleNamespace(receive=lambda kind, size: message if len(message) == size else pytest.fail("size"))
-    monkeypatch.setattr(offline, "dropped_share", lambda *arguments: x_c)
-    corrections, collect = offline._begin(channel, mine, client, None, {1: masks}, np.empty(0, np.uint8))
+    masks = random_words((unit.instances,), unit.bits)
+    corrections, at_work = offline._choose_products(mine, client, x_c, masks)
     assert len(corrections) == unit.corrections_bytes
     server.transfers, zeros = offline.extend_sender(
         server.transfers, Corrections.decode(bytes(corrections)), unit.transfers
     )
-    answer, finish = offline._look_up_server(theirs, server, zeros)
-    message[:] = answer
-    permuting = collect()()
-    assert permuting is not None and len(permuting) == unit.permuting_bytes
-    finish(bytearray(permuting))
+    answer, waiting = offline._look_up_server(theirs, server, zeros)
+    assert len(answer) == unit.answer_bytes
+    permuting = at_work.finish(np.frombuffer(answer, np.uint8))
+    assert len(permuting) == unit.permuting_bytes
+    waiting.finish(bytearray(permuting))
     assert set(at_client.data) == set(at_client.sections) and set(at_server.data) == set(at_server.sections)
-    question, asked = ask(unit.op, x_s, online._server_masks(unit, at_server), unit.bits)
-    raw = np.concatenate(online.write_question(unit, question))
+    question, asked = ask(unit.op, x_s, server_masks(unit, at_server), unit.bits)
+    raw = np.concatenate(write_question(unit, question))
     assert raw.size == unit.labels_bytes
-    part = online._client_part(unit, at_client)
-    raw = np.concatenate(online.write_reply(unit, reply(unit.op, online.read_question(unit, raw), part, unit.bits)))
+    answered = reply(unit.op, read_question(unit, raw), client_part(unit, at_client), unit.bits)
+    raw = np.concatenate(write_reply(unit, answered))
     assert raw.size == unit.words_bytes
-    kept = online._server_offsets(unit, at_server)
-    return reduce(outputs(unit.op, online.read_reply(unit, raw), asked, kept, unit.bits) + masks, unit.bits)
+    own = server_offsets(unit, at_server)
+    return reduce(outputs(unit.op, read_reply(unit, raw), asked, own, unit.bits) + masks, unit.bits)
 
 
 @pytest.mark.parametrize(("width", "tested", "bits"), SIZES)
 @pytest.mark.parametrize("count", [1, 63, 65, 300])
-def test_what_comes_out_is_what_is_defined(
-    sessions: Any, width: int, tested: int, bits: int, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_comes_out_is_what_is_defined(sessions: Any, width: int, tested: int, bits: int, count: int) -> None:
     op, places = Circuit("relu", width, 0, tested=tested), np.arange(count, dtype=np.int32)
-    unit = Unit(0, Step(op, (0,), 1, "relu"), None, bits, places[:, None], places)
+    unit = LookupUnit(0, Step(op, (0,), 1, "relu"), bits, places[:, None], places)
     x_s, x_c = (random_words((count,), width) for _ in range(2))
     highest = 1 << (width - 1)
     edges = np.array([0, 1, 2 * highest - 1, highest, highest - 1, (highest + 1) % (2 * highest)], np.uint64)
     pairs = np.stack(np.meshgrid(edges, edges)).reshape(2, -1)[:, :count]
     x_s[: pairs.shape[1]], x_c[: pairs.shape[1]] = pairs
     expected = reduce(rectified(op, x_s, x_c).astype(np.uint64), bits)
-    assert np.array_equal(play(*sessions, unit, x_s, x_c, monkeypatch), expected)
+    assert np.array_equal(play(*sessions, unit, x_s, x_c), expected)
 
 
 def test_larger_tables_come_in_smaller_units() -> None:

@@ -24,7 +24,7 @@ from deepreduce.private.homomorphic import server as homomorphic_server
 from deepreduce.private.homomorphic.scheme import Scheme, scheme
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
 from deepreduce.private.program import Program
-from deepreduce.private.protocol import Material, offline
+from deepreduce.private.protocol import Material, linear, offline
 from deepreduce.private.transfer.messages import HEADER_BYTES
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Kind
@@ -89,7 +89,8 @@ def fixed_masks(patch: pytest.MonkeyPatch, value: int) -> None:
     def constant(shape: tuple[int, ...], bits: int) -> np.ndarray:
         return np.full(shape, value & ((1 << bits) - 1), np.uint64)
 
-    patch.setattr(offline, "random_words", constant)
+    for module in (linear, offline):
+        patch.setattr(module, "random_words", constant)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from deepreduce.private.protocol import (
     setup_client,
     setup_server,
 )
+from deepreduce.private.protocol.codec import read_question, read_reply
 from deepreduce.private.protocol.multiplexer import Question, Reply
 from deepreduce.private.protocol.packing import unpack
 from deepreduce.private.ring import Words
@@ -101,7 +102,7 @@ class View:
         """What the client sees of the ReLUs' inputs, by image."""
         (unit,) = self.layout.rounds[0].units
         return [
-            online.read_question(unit, np.frombuffer(body, np.uint8))
+            read_question(unit, np.frombuffer(body, np.uint8))
             for body in self.seen_by("client", Kind.LABELS)[: len(self.client)]
         ]
 
@@ -110,7 +111,7 @@ class View:
         (unit,) = self.layout.rounds[0].units
         (message,) = self.seen_by("server", Kind.WORDS)
         bodies = np.frombuffer(message, np.uint8).reshape(len(self.client), -1)
-        return [online.read_reply(unit, body) for body in bodies]
+        return [read_reply(unit, body) for body in bodies]
 
 
 def record(program: Program, values: Words, *, same_bundle: bool = False, online_too: bool = True) -> View:

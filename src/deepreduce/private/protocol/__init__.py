@@ -5,24 +5,31 @@
     units.py        ReLUs and circuits in portions, and the rounds that carry them
     layout.py       who does what in which order, and every size, from the public program alone
     session.py      the set-up of a connection: base transfers, offsets, keys
+    sections.py     what each party keeps of a bundle, by name
     offline.py      prepare_client, prepare_server: one bundle at each party
+    linear.py       the encrypted part of that: shares of the linear layers
     online.py       infer_client, infer_server: images to labels, a bundle per image
     memory.py       what the server holds of a batch online, and the pieces in which it works on it
+    codec.py        questions and replies of lookups as bytes
     packing.py      ring elements as bytes
 
-Nothing here knows of files, sockets or clocks beyond a `wire.Channel`, and a place to which bundles are written.
+Nothing here knows of files and sockets beyond a `wire.Channel`, and a place to which bundles are written. Of clocks
+`online` alone knows, which tells where its seconds went.
 """
 
 from .layout import Job, Layout, make_layout
-from .offline import Sections, Sink, client_sections, prepare_client, prepare_server, server_sections
-from .online import Material, Result, Reveal, Seconds, Source, infer_client, infer_server
+from .offline import prepare_client, prepare_server
+from .online import Material, Result, Reveal, Seconds, infer_client, infer_server
+from .sections import Sections, Sink, Source, client_sections, server_sections
 from .session import ClientSession, ServerSession, setup_client, setup_server
-from .units import OnlineRound, Unit
+from .units import GarbledUnit, LookupUnit, OnlineRound, Unit
 
 __all__ = [
     "ClientSession",
+    "GarbledUnit",
     "Job",
     "Layout",
+    "LookupUnit",
     "Material",
     "OnlineRound",
     "Result",

@@ -21,7 +21,7 @@ from ..homomorphic import Parameters, StepPlan, answer_size, check_total, choose
 from ..program import Convolution, Matrix, PublicProgram, Step, is_argmax
 from .memory import ServerMemory, server_memory
 from .packing import packed_bytes
-from .units import PORTION, OnlineRound, Unit, cut_units
+from .units import PORTION, GarbledUnit, OnlineRound, Unit, cut_units, ending_unit
 
 _SMALL_RING = 39
 """Rings up to this share one set of parameters with primes of 56 bits; larger ones share another."""
@@ -64,7 +64,7 @@ class Layout:
         jobs: in the order of `schedule`.
         rounds: without the arg-max: `tail` and `ending` follow them.
         tail: linear steps after the last round.
-        ending: the units of the arg-max: one.
+        ending: the unit of the arg-max.
         parameters: the different sets of `jobs`; the client draws one pair of keys for each.
     """
 
@@ -74,7 +74,7 @@ class Layout:
     jobs: tuple[Job, ...]
     rounds: tuple[OnlineRound, ...]
     tail: tuple[Step, ...]
-    ending: Unit
+    ending: GarbledUnit
     parameters: tuple[Parameters, ...]
 
     @functools.cached_property
@@ -151,7 +151,7 @@ def make_layout(public: PublicProgram, *, weight_bits: int) -> Layout:
             units += cut_units(public, step, number + len(units))
         number += len(units)
         rounds.append(OnlineRound(one.linear, steps, tuple(units)))
-    (ending,) = cut_units(public, public.steps[-1], number)
+    ending = ending_unit(public, number)
     if number >= MAX_LAYERS:
         raise NetworkError(
             problem(

@@ -9,10 +9,9 @@
                                                         or, of lookups, CORRECTIONS  of its own transfers
     TABLES  of lookups: what permutes them           →
 
-Requests go in the order of `Layout.jobs`, the others in that of `Layout.units`. The client works one message ahead: it
-encrypts the next request while the server answers the one before, and sends it when that answer is there. Likewise it
-sends the corrections of a unit before what permutes the tables of the unit before, and the server answers when both are
-there. So neither party ever writes while the other one does.
+Requests go in the order of `Layout.jobs` (`linear`), the others in that of `Layout.units`. The client works one message
+ahead: it sends the corrections of a unit before what permutes the tables of the unit before, and the server answers
+when both are there. So neither party ever writes while the other one does.
 
 What a party learns: the server sees encryptions, corrections and masked halves of tables, which look random without the
 client's keys, seeds and pads; the client sees blinded answers (`homomorphic.noise`), garbled tables and corrections.
@@ -20,9 +19,9 @@ client's keys, seeds and pads; the client sees blinded answers (`homomorphic.noi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,78 +29,46 @@ from numpy.typing import NDArray
 from ..circuits import chosen_multiple, input_bits
 from ..garbling import Tweak, evaluate, garble, receiver_to_labels, sender_to_zero_labels
 from ..garbling.types import LABEL_BYTES
-from ..homomorphic import Answer, Pool, PreparedWeights, Request, receive, request, respond
-from ..program import LinearEvaluator, Step
+from ..homomorphic import Pool, PreparedWeights
+from ..program import Step
 from ..ring import Words, drop_client, random_words, reduce
 from ..transfer import Corrections, extend_receiver, extend_sender
 from ..wire import Channel, Kind
-from .layout import Job, Layout
+from .layout import Layout
+from .linear import answer_layers, draw_shares
 from .lookup import permute_client, permute_server
 from .multiplexer import client_carries, client_highest
-from .packing import word_type
+from .sections import (
+    CHOICES,
+    COINS,
+    CONSTANTS,
+    DECODING,
+    DELTA,
+    FACTORS,
+    INPUT,
+    LABELS,
+    LOGITS,
+    MASKS,
+    OFFSETS,
+    PADS,
+    PRODUCTS,
+    SEED,
+    TABLE,
+    TABLES,
+    UPPER_FACTORS,
+    UPPER_OFFSETS,
+    VALUES,
+    WRAPS,
+    Sink,
+    numbered,
+    write_words,
+)
+from .sections import client_sections as client_sections
+from .sections import server_sections as server_sections
 from .session import ClientSession, ServerSession
-from .units import WORD_BITS, Unit
+from .units import WORD_BITS, GarbledUnit, LookupUnit
 
-Sections = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-
-
-class Sink(Protocol):
-    """Where the parts of a bundle go."""
-
-    def write(self, section: str, offset: int, data: Any) -> None:
-        """Write bytes of a section from a byte offset on."""
-
-
-def client_sections(layout: Layout) -> Sections:
-    """Return names, types and shapes of what the client keeps of a bundle."""
-    public, byte = layout.public, np.dtype(np.uint8)
-    logits = public.tensors[public.logits]
-    found: Sections = {
-        "input": (word_type(public.input.ring_bits), public.input.shape),
-        "logits": (word_type(logits.ring_bits), (logits.size,)),
-    }
-    for unit in layout.units:
-        n, number, circuit = unit.instances, unit.number, unit.circuit
-        if unit.bits:
-            found[f"masks.{number}"] = (unit.word_type, (n,))
-        if circuit is not None:
-            found[f"labels.{number}"] = (byte, (n, circuit.wires_of("evaluator"), LABEL_BYTES))
-            found[f"tables.{number}"] = (byte, (unit.answer_bytes,))
-            continue
-        found[f"table.{number}"] = (np.dtype(np.uint64), (n, unit.table_words))
-        found[f"values.{number}"] = (word_type(unit.op.width), (n,))
-        found[f"coins.{number}"] = (byte, (n,))
-        found[f"products.{number}"] = (unit.word_type, (n,))
-        found[f"pads.{number}"] = (unit.word_type, (2, n))
-        if unit.upper_bits:
-            found[f"wraps.{number}"] = (word_type(unit.upper_bits), (2, n))
-    return found
-
-
-def server_sections(layout: Layout) -> Sections:
-    """Return names, types and shapes of what the server keeps of a bundle."""
-    byte = np.dtype(np.uint8)
-    found: Sections = {"delta": (byte, (LABEL_BYTES,))}
-    for job in layout.jobs:
-        form = layout.public.tensors[job.step.output]
-        found[f"share.{job.step.output}"] = (word_type(form.ring_bits), form.shape)
-    for unit in layout.units:
-        n, number, circuit = unit.instances, unit.number, unit.circuit
-        if circuit is not None:
-            found[f"seed.{number}"] = (byte, (LABEL_BYTES,))
-            if unit.bits:
-                found[f"offsets.{number}"] = (unit.word_type, (n,))
-            if circuit.output_bits:
-                found[f"decoding.{number}"] = (byte, (n, circuit.output_bits))
-            continue
-        found[f"table.{number}"] = (np.dtype(np.uint64), (n, unit.table_words))
-        found[f"choices.{number}"] = (word_type(unit.index_bits + 1), (n,))
-        for name in ("factors", "offsets", "constants"):
-            found[f"{name}.{number}"] = (unit.word_type, (n,))
-        if unit.upper_bits:
-            found[f"upper_factors.{number}"] = (word_type(unit.upper_bits), (2, n))
-            found[f"upper_offsets.{number}"] = (word_type(unit.upper_bits), (n,))
-    return found
+_AnyUnit = TypeVar("_AnyUnit", GarbledUnit, LookupUnit)
 
 
 def prepare_client(
@@ -124,11 +91,12 @@ def prepare_client(
     Raises:
         DeepReduceError: the server does not follow the protocol, or a worker died. The session is then unusable.
     """
-    shares = _linear_client(channel, layout, session, pool)
-    _write(sink, "input", shares[0][0], layout.public.input.ring_bits)
+    shares = draw_shares(channel, layout, session, pool)
+    write_words(sink, INPUT, shares[0][0], layout.public.input.ring_bits)
     logits = layout.public.logits
-    _write(sink, "logits", shares[logits], layout.public.tensors[logits].ring_bits)
-    _units_client(channel, layout, session, number, shares, sink)
+    write_words(sink, LOGITS, shares[logits], layout.public.tensors[logits].ring_bits)
+    bundle = _Bundle(session.start, session.reverse_start, number, sink)
+    _units_client(channel, layout, session, bundle, shares)
     return shares
 
 
@@ -153,91 +121,125 @@ def prepare_server(
         weights: by tensor that the layer makes, from `prepare_weights`.
         sink: takes the sections that `server_sections` lists.
         pool: workers for the homomorphic work.
-        threads: for garbling.
+        threads: for garbling, and for hashing the transfers of lookups.
 
     Raises:
         DeepReduceError: the client does not follow the protocol, or a worker died. The session is then unusable.
     """
-    sink.write("delta", 0, session.delta)
-    for job in layout.jobs:
-        message = channel.receive(Kind.REQUEST, job.request_bytes)
-        asked = Request.from_bytes(job.parameters, job.plan.plan, bytes(message))
-        response = respond(weights[job.step.output], session.keys[job.parameters], asked, pool=pool)
-        channel.send(Kind.ANSWER, response.answer.to_bytes())
-        bits = layout.public.tensors[job.step.output].ring_bits
-        _write(sink, f"share.{job.step.output}", reduce(job.plan.fit_output(response.share), bits), bits)
-    finish: Callable[[bytearray], None] | None = None
-    permuting_bytes = 0
-    for unit in layout.units:
-        message = channel.receive(Kind.CORRECTIONS, unit.corrections_bytes)
-        session.transfers, zeros = extend_sender(session.transfers, Corrections.decode(message), unit.transfers)
-        task = _Task(session.start, session.reverse_start, number, unit, sink, threads)
-        after: Callable[[bytearray], None] | None = None
-        if unit.circuit is not None:
-            kind, answer = Kind.TABLES, _garble(task, session.delta, zeros).data
-        else:
-            kind = Kind.CORRECTIONS
-            answer, after = _look_up_server(task, session, zeros)
-        permuting = None if finish is None else channel.receive(Kind.TABLES, permuting_bytes)
-        channel.send(kind, answer)
-        if finish is not None and permuting is not None:
-            finish(permuting)
-        finish, permuting_bytes = after, unit.permuting_bytes
-    assert finish is None  # the arg-max, which is garbled, comes last
+    sink.write(DELTA, 0, session.delta)
+    answer_layers(channel, layout, session, weights, sink, pool)
+    bundle = _Bundle(session.start, session.reverse_start, number, sink, threads)
+    _units_server(channel, layout, session, bundle)
 
 
 @dataclass(frozen=True)
-class _Task:
-    """A unit of a bundle: what its names and places are.
+class _Bundle:
+    """What units of a bundle have in common.
 
     Attributes:
         start, reverse_start: of the session's tweaks.
         number: of the bundle.
-        unit: that is prepared.
         sink: of its sections.
-        threads: for garbling.
+        threads: for garbling and hashing.
     """
 
     start: bytes
     reverse_start: bytes
     number: int
-    unit: Unit
     sink: Sink
     threads: int = 1
 
+
+@dataclass(frozen=True)
+class _Task(Generic[_AnyUnit]):
+    """A unit that is prepared, of a bundle."""
+
+    bundle: _Bundle
+    unit: _AnyUnit
+
     def tweak(self, *, reverse: bool = False) -> Tweak:
         """Return the tweak of the unit's hashes."""
-        return Tweak(self.reverse_start if reverse else self.start, self.number, self.unit.number)
+        bundle = self.bundle
+        return Tweak(bundle.reverse_start if reverse else bundle.start, bundle.number, self.unit.number)
 
     def write(self, section: str, values: NDArray[Any], bits: int) -> None:
         """Write a section of the unit's: values modulo 2^bits, or whole words."""
         kept = values if bits == WORD_BITS else reduce(values, bits)
-        _write(self.sink, f"{section}.{self.unit.number}", kept, bits)
+        write_words(self.bundle.sink, numbered(section, self.unit.number), kept, bits)
+
+    def write_bytes(self, section: str, values: NDArray[np.uint8]) -> None:
+        """Write a section of the unit's as it is."""
+        self.bundle.sink.write(numbered(section, self.unit.number), 0, values)
 
 
-def _garble(task: _Task, delta: NDArray[np.uint8], zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _units_server(channel: Channel, layout: Layout, session: ServerSession, bundle: _Bundle) -> None:
+    """Prepare circuits and lookups at the server."""
+    pending: PendingTables | None = None
+    for unit in layout.units:
+        message = channel.receive(Kind.CORRECTIONS, unit.corrections_bytes)
+        session.transfers, zeros = extend_sender(session.transfers, Corrections.decode(message), unit.transfers)
+        following: PendingTables | None = None
+        if isinstance(unit, GarbledUnit):
+            kind, answer = Kind.TABLES, _garble(_Task(bundle, unit), session.delta, zeros).data
+        else:
+            kind = Kind.CORRECTIONS
+            answer, following = _look_up_server(_Task(bundle, unit), session, zeros)
+        permuting = None if pending is None else pending.receive(channel)
+        channel.send(kind, answer)
+        if pending is not None and permuting is not None:
+            pending.finish(permuting)
+        pending = following
+    assert pending is None  # the arg-max, which is garbled, comes last
+
+
+def _garble(task: _Task[GarbledUnit], delta: NDArray[np.uint8], zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Garble a unit at the server, write its sections and return the tables."""
-    unit, number = task.unit, task.unit.number
+    unit = task.unit
     made = garble(
-        unit.garbled,
+        unit.circuit,
         instances=unit.instances,
         delta=delta,
         tweak=task.tweak(),
         evaluator_zero_labels=sender_to_zero_labels(zeros.reshape(unit.instances, -1, LABEL_BYTES)),
-        threads=task.threads,
+        threads=task.bundle.threads,
     )
-    task.sink.write(f"seed.{number}", 0, np.frombuffer(made.seed, np.uint8))
+    task.write_bytes(SEED, np.frombuffer(made.seed, np.uint8))
     if unit.bits:
-        task.write("offsets", made.offsets[:, 0], unit.bits)
-    if unit.garbled.output_bits:
-        task.sink.write(f"decoding.{number}", 0, made.decoding)
+        task.write(OFFSETS, made.offsets[:, 0], unit.bits)
+    if unit.circuit.output_bits:
+        task.write_bytes(DECODING, made.decoding)
     return made.tables
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class PendingTables:
+    """Lookups at the server, of which the client's message that permutes the tables is still to come.
+
+    Attributes:
+        task: the unit.
+        indices: a, [n].
+        pads: those that the server chose for the bits of a, [L, n, words].
+    """
+
+    task: _Task[LookupUnit]
+    indices: Words
+    pads: Words
+
+    def receive(self, channel: Channel) -> bytearray:
+        """Receive that message."""
+        return channel.receive(Kind.TABLES, self.task.unit.permuting_bytes)
+
+    def finish(self, permuting: bytearray) -> None:
+        """Permute and write the server's shares of the tables."""
+        received = np.frombuffer(permuting, "<u8").astype(np.uint64).reshape(self.pads.shape)
+        tables = permute_server(self.indices, self.pads, received, self.task.unit.index_bits)
+        self.task.write(TABLE, tables, WORD_BITS)
+
+
 def _look_up_server(
-    task: _Task, session: ServerSession, zeros: NDArray[np.uint8]
-) -> tuple[memoryview, Callable[[bytearray], None]]:
-    """Prepare lookups at the server: return its corrections, and what is to be done with what permutes the tables."""
+    task: _Task[LookupUnit], session: ServerSession, zeros: NDArray[np.uint8]
+) -> tuple[memoryview, PendingTables]:
+    """Prepare lookups at the server: return its corrections, and what is still to come."""
     unit = task.unit
     n, length = unit.instances, unit.index_bits
     offsets, factors = _offered(task, session.delta, zeros, unit.chosen_products, 1)
@@ -249,58 +251,22 @@ def _look_up_server(
     constants = pads[length, :, 0]
     if unit.upper_bits:
         constants = constants - (offsets[1, :, 0] << np.uint64(unit.op.width))
-        task.write("upper_factors", factors[1:, :, 0], unit.upper_bits)
-        task.write("upper_offsets", offsets[2, :, 0], unit.upper_bits)
-    task.write("constants", constants, unit.bits)
-    task.write("factors", factors[0, :, 0], unit.bits)
-    task.write("offsets", offsets[0, :, 0], unit.bits)
-    task.write("choices", indices | coins << np.uint64(length), length + 1)
-
-    def finish(permuting: bytearray) -> None:
-        received = np.frombuffer(permuting, "<u8").astype(np.uint64).reshape(length, n, unit.pad_words)
-        task.write("table", permute_server(indices, pads[:length], received, length), WORD_BITS)
-
-    return corrections.encode(), finish
-
-
-def _look_up_client(
-    task: _Task,
-    session: ClientSession,
-    share: Words,
-    masks: Words,
-    products: Words,
-    coins: Words,
-    corrections: Corrections,
-) -> bytes:
-    """Prepare lookups at the client, and return what permutes the server's tables.
-
-    Args:
-        task: the unit.
-        session: of this connection.
-        share: the client's of what is looked up, [n] mod 2^width.
-        masks: r, [n].
-        products: what it got in the transfers in which it chooses, [1 or 3, n].
-        coins: what it chose at random there.
-        corrections: of the server's.
-    """
-    unit, length = task.unit, task.unit.index_bits
-    session.reverse, zeros = extend_sender(session.reverse, corrections, unit.choices)
-    lower, factors = _offered(task, session.reverse.delta, zeros, length + 1, unit.pad_words, reverse=True)
-    upper = lower + factors
-    table, sent = permute_client(client_carries(unit.op, share), lower[:length], upper[:length])
-    task.write("table", table, WORD_BITS)
-    task.write("values", share, unit.op.width)
-    task.write("coins", coins, 2)
-    task.write("pads", np.stack([lower[length, :, 0], upper[length, :, 0]]), unit.bits)
-    task.write("products", products[0], unit.bits)
-    if unit.upper_bits:
-        task.write("wraps", products[1:], unit.upper_bits)
-    task.write("masks", masks, unit.bits)
-    return sent.astype("<u8").tobytes()
+        task.write(UPPER_FACTORS, factors[1:, :, 0], unit.upper_bits)
+        task.write(UPPER_OFFSETS, offsets[2, :, 0], unit.upper_bits)
+    task.write(CONSTANTS, constants, unit.bits)
+    task.write(FACTORS, factors[0, :, 0], unit.bits)
+    task.write(OFFSETS, offsets[0, :, 0], unit.bits)
+    task.write(CHOICES, indices | coins << np.uint64(length), length + 1)
+    return corrections.encode(), PendingTables(task, indices, pads[:length])
 
 
 def _chosen(
-    task: _Task, choices: NDArray[np.uint8], labels: NDArray[np.uint8], words: int, *, reverse: bool = False
+    task: _Task[LookupUnit],
+    choices: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    words: int,
+    *,
+    reverse: bool = False,
 ) -> Words:
     """Hash what a party chose: [lines, n, words] for choices [lines, n] and labels [lines n, 16]."""
     found = evaluate(
@@ -310,13 +276,13 @@ def _chosen(
         garbler_labels=np.zeros((choices.size, 0, LABEL_BYTES), np.uint8),
         evaluator_labels=receiver_to_labels(labels[:, None], choices.reshape(-1, 1)),
         tweak=task.tweak(reverse=reverse),
-        threads=task.threads,
+        threads=task.bundle.threads,
     )
     return found.words.reshape(*choices.shape, words)
 
 
 def _offered(
-    task: _Task,
+    task: _Task[LookupUnit],
     delta: bytes | NDArray[np.uint8],
     zeros: NDArray[np.uint8],
     lines: int,
@@ -331,141 +297,131 @@ def _offered(
         delta=delta,
         tweak=task.tweak(reverse=reverse),
         evaluator_zero_labels=sender_to_zero_labels(zeros[:, None]),
-        threads=task.threads,
+        threads=task.bundle.threads,
     )
     shape = (lines, -1, words)
     return made.offsets.reshape(shape), made.factors.reshape(shape)
 
 
-def _linear_client(channel: Channel, layout: Layout, session: ClientSession, pool: Pool | None) -> dict[int, Words]:
-    """Draw and compute the client's shares of all tensors; the homomorphic part of the offline phase."""
-    public = layout.public
-    linear = LinearEvaluator(public)
-    jobs = {job.step.output: job for job in layout.jobs}
-    shares: dict[int, Words] = {0: random_words((1, *public.input.shape), public.input.ring_bits)}
-    waiting: Job | None = None
-
-    def collect(job: Job, message: bytearray) -> None:
-        answer = Answer.from_bytes(job.parameters, job.plan.plan, bytes(message))
-        share = job.plan.fit_output(receive(session.keys[job.parameters], answer, pool=pool))
-        shares[job.step.output] = reduce(share, public.tensors[job.step.output].ring_bits)[None]
-
-    for step in layout.schedule:
-        if waiting is not None and any(tensor not in shares for tensor in step.inputs):
-            collect(waiting, channel.receive(Kind.ANSWER, waiting.answer_bytes))
-            waiting = None
-        if step.circuit is not None:
-            shares[step.output] = _circuit_share(layout, step, shares)
-        elif not step.weighted:
-            shares[step.output] = linear(step, [shares[tensor] for tensor in step.inputs], side="client")
-        else:
-            job = jobs[step.output]
-            share = _lifted(shares[step.inputs[0]][0], public.tensors[step.output].ring_bits, job)
-            message = request(session.keys[job.parameters], job.plan.plan, share, pool=pool).to_bytes()
-            answer = None if waiting is None else channel.receive(Kind.ANSWER, waiting.answer_bytes)
-            channel.send(Kind.REQUEST, message)
-            if waiting is not None and answer is not None:
-                collect(waiting, answer)
-            waiting = job
-    if waiting is not None:
-        collect(waiting, channel.receive(Kind.ANSWER, waiting.answer_bytes))
-    return shares
-
-
-def _lifted(share: Words, bits: int, job: Job) -> Words:
-    """Return the layer's input in the ring of the encryption, with random bits above its own ring.
-
-    They change the answer by multiples of 2^bits, which the parties drop, and keep the plaintext uniform, as
-    `homomorphic.noise` wants it.
-    """
-    own = reduce(share, bits)
-    more = job.parameters.ring_bits - bits
-    if more:
-        own = own | (random_words(own.shape, more) << np.uint64(bits))
-    return job.plan.fit_input(own)
-
-
-def _circuit_share(layout: Layout, step: Step, shares: Mapping[int, Words]) -> Words:
-    """Return the client's share of a circuit's output: fresh, but where the parties keep the shares that they have."""
-    op, form = step.circuit, layout.public.tensors[step.output]
-    assert op is not None
-    fresh = random_words((1, form.size), form.ring_bits)
-    if op.kept is not None and not op.rest_in_circuit:
-        before = layout.public.tensors[step.inputs[0]].ring_bits
-        own = reduce(drop_client(shares[step.inputs[0]], before, op.dropped), form.ring_bits).reshape(1, -1)
-        own[:, op.kept] = fresh[:, op.kept]
-        fresh = own
-    return fresh.reshape(1, *form.shape)
-
-
 def _units_client(
-    channel: Channel, layout: Layout, session: ClientSession, number: int, shares: Mapping[int, Words], sink: Sink
+    channel: Channel, layout: Layout, session: ClientSession, bundle: _Bundle, shares: Mapping[int, Words]
 ) -> None:
     """Prepare circuits and lookups at the client."""
-    tables = np.empty(max(unit.answer_bytes for unit in layout.units), np.uint8)
-    collect: Callable[[], Callable[[], bytes | None]] | None = None
+    room = np.empty(max(unit.answer_bytes for unit in layout.units), np.uint8)
+    pending: PendingCircuit | PendingLookup | None = None
     for unit in layout.units:
-        task = _Task(session.start, session.reverse_start, number, unit, sink)
-        corrections, following = _begin(channel, task, session, layout, shares, tables)
-        keep = None if collect is None else collect()
+        share = dropped_share(layout, unit.step, shares)
+        masks = shares[unit.step.output].reshape(-1)[unit.writes] if unit.bits else np.zeros(0, np.uint64)
+        following: PendingCircuit | PendingLookup
+        if isinstance(unit, GarbledUnit):
+            corrections, following = _choose_inputs(_Task(bundle, unit), session, share, masks)
+        else:
+            corrections, following = _choose_products(_Task(bundle, unit), session, unit.entering(share), masks)
+        answer = None if pending is None else pending.receive(channel, room)
         channel.send(Kind.CORRECTIONS, corrections)
-        permuting = None if keep is None else keep()
-        if permuting is not None:
-            channel.send(Kind.TABLES, permuting)
-        collect = following
-    assert collect is not None  # the arg-max is always there, and garbled
-    collect()()
+        if pending is not None and answer is not None:
+            permuting = pending.finish(answer)
+            if permuting is not None:
+                channel.send(Kind.TABLES, permuting)
+        pending = following
+    assert isinstance(pending, PendingCircuit)  # the arg-max is always there, and garbled
+    pending.finish(pending.receive(channel, room))
 
 
-def _begin(
-    channel: Channel,
-    task: _Task,
-    session: ClientSession,
-    layout: Layout,
-    shares: Mapping[int, Words],
-    tables: NDArray[np.uint8],
-) -> tuple[memoryview, Callable[[], Callable[[], bytes | None]]]:
-    """Choose in the transfers of a unit.
+@dataclass(frozen=True, eq=False, repr=False)
+class PendingCircuit:
+    """A unit of circuits at the client, of which the tables are still to come.
 
-    Returns:
-        The corrections to send; and what receives the server's answer, which returns what is then left to do: that
-        returns what is to be sent, or None.
+    Attributes:
+        task: the unit.
+        labels: of the client's input bits, [n, wires, 16].
+        masks: r, [n]; nothing for the arg-max.
     """
+
+    task: _Task[GarbledUnit]
+    labels: NDArray[np.uint8]
+    masks: Words
+
+    def receive(self, channel: Channel, room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Receive the tables, into a part of `room`."""
+        tables = room[: self.task.unit.answer_bytes]
+        channel.receive_into(Kind.TABLES, tables)
+        return tables
+
+    def finish(self, tables: NDArray[np.uint8]) -> None:
+        """Write the unit's sections. There is nothing to send."""
+        self.task.write_bytes(LABELS, self.labels)
+        self.task.write_bytes(TABLES, tables)
+        if self.task.unit.bits:
+            self.task.write(MASKS, self.masks, self.task.unit.bits)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PendingLookup:
+    """A unit of lookups at the client, of which the server's corrections are still to come.
+
+    Attributes:
+        task: the unit.
+        session: of this connection.
+        share: the client's of what is looked up, [n] mod 2^width.
+        masks: r, [n].
+        products: what it got in the transfers in which it chooses, [1 or 3, n].
+        coins: what it chose at random there.
+    """
+
+    task: _Task[LookupUnit]
+    session: ClientSession
+    share: Words
+    masks: Words
+    products: Words
+    coins: Words
+
+    def receive(self, channel: Channel, room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Receive the corrections, into a part of `room`."""
+        corrections = room[: self.task.unit.answer_bytes]
+        channel.receive_into(Kind.CORRECTIONS, corrections)
+        return corrections
+
+    def finish(self, corrections: NDArray[np.uint8]) -> bytes:
+        """Write the unit's sections, and return what permutes the server's tables."""
+        task, session = self.task, self.session
+        unit, length = task.unit, task.unit.index_bits
+        session.reverse, zeros = extend_sender(session.reverse, Corrections.decode(corrections.data), unit.choices)
+        lower, factors = _offered(task, session.reverse.delta, zeros, length + 1, unit.pad_words, reverse=True)
+        upper = lower + factors
+        table, sent = permute_client(client_carries(unit.op, self.share), lower[:length], upper[:length])
+        task.write(TABLE, table, WORD_BITS)
+        task.write(VALUES, self.share, unit.op.width)
+        task.write(COINS, self.coins, 2)
+        task.write(PADS, np.stack([lower[length, :, 0], upper[length, :, 0]]), unit.bits)
+        task.write(PRODUCTS, self.products[0], unit.bits)
+        if unit.upper_bits:
+            task.write(WRAPS, self.products[1:], unit.upper_bits)
+        task.write(MASKS, self.masks, unit.bits)
+        return sent.astype("<u8").tobytes()
+
+
+def _choose_inputs(
+    task: _Task[GarbledUnit], session: ClientSession, share: Words, masks: Words
+) -> tuple[memoryview, PendingCircuit]:
+    """Choose the labels of a unit's inputs, by the client's share [elements]: return the corrections to send."""
+    bits = input_bits(task.unit.circuit, "evaluator", task.unit.evaluator_values(share))
+    session.transfers, corrections, labels = extend_receiver(session.transfers, bits.reshape(-1))
+    own = receiver_to_labels(labels.reshape(*bits.shape, LABEL_BYTES), bits)
+    return corrections.encode(), PendingCircuit(task, own, masks)
+
+
+def _choose_products(
+    task: _Task[LookupUnit], session: ClientSession, share: Words, masks: Words
+) -> tuple[memoryview, PendingLookup]:
+    """Choose in the products of a unit, by the client's share [n]: return the corrections to send."""
     unit = task.unit
-    share = dropped_share(layout, unit.step, shares)
-    masks = shares[unit.step.output].reshape(-1)[unit.writes] if unit.bits else None
-    if unit.circuit is not None:
-        bits = input_bits(unit.circuit, "evaluator", unit.evaluator_values(share))
-        session.transfers, corrections, labels = extend_receiver(session.transfers, bits.reshape(-1))
-        own = receiver_to_labels(labels.reshape(*bits.shape, LABEL_BYTES), bits)
-
-        def collect() -> Callable[[], bytes | None]:
-            answer = tables[: unit.answer_bytes]
-            channel.receive_into(Kind.TABLES, answer)
-
-            def keep() -> None:
-                task.sink.write(f"labels.{unit.number}", 0, own)
-                task.sink.write(f"tables.{unit.number}", 0, answer)
-                if masks is not None:
-                    task.write("masks", masks, unit.bits)
-
-            return keep
-
-        return corrections.encode(), collect
-
-    assert masks is not None
-    entering = share[unit.reads[:, 0]]
     coins = random_words((unit.instances,), 2)
-    lines = [coins & np.uint64(1), client_highest(unit.op, entering), coins >> np.uint64(1)]
+    lines = [coins & np.uint64(1), client_highest(unit.op, share), coins >> np.uint64(1)]
     choices = np.stack(lines[: unit.chosen_products]).astype(np.uint8)
     session.transfers, corrections, labels = extend_receiver(session.transfers, choices.reshape(-1))
     products = _chosen(task, choices, labels, 1)[..., 0]
-
-    def collect_corrections() -> Callable[[], bytes | None]:
-        theirs = Corrections.decode(channel.receive(Kind.CORRECTIONS, unit.answer_bytes))
-        return lambda: _look_up_client(task, session, entering, masks, products, coins, theirs)
-
-    return corrections.encode(), collect_corrections
+    return corrections.encode(), PendingLookup(task, session, share, masks, products, coins)
 
 
 def dropped_share(layout: Layout, step: Step, shares: Mapping[int, Words]) -> Words:
@@ -474,7 +430,3 @@ def dropped_share(layout: Layout, step: Step, shares: Mapping[int, Words]) -> Wo
     assert op is not None
     bits = layout.public.tensors[step.inputs[0]].ring_bits
     return reduce(drop_client(shares[step.inputs[0]], bits, op.dropped), op.width).reshape(-1)
-
-
-def _write(sink: Sink, section: str, values: Words, bits: int) -> None:
-    sink.write(section, 0, np.ascontiguousarray(values, dtype=word_type(bits)))

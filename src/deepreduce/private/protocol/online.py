@@ -19,11 +19,11 @@ those of the bundle, used this once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby, pairwise
-from typing import Any, Literal, Protocol
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,20 +35,32 @@ from ..garbling.types import LABEL_BYTES
 from ..program import LinearEvaluator, Step
 from ..ring import Words, decode, drop_server, reconstruct, reduce, split
 from ..wire import Channel, Kind
+from .codec import read_question, read_reply, write_question, write_reply
 from .layout import Layout
 from .memory import KEPT_BYTES, RoundMemory, give_back, hold
-from .multiplexer import Asked, ClientPart, Question, Reply, ServerMasks, ServerOffsets, ask, outputs, reply
-from .packing import pack, unpack, unpack_narrow, word_type
-from .units import OnlineRound, Unit
+from .multiplexer import Asked, ask, outputs, reply
+from .packing import pack, unpack, word_type
+from .sections import (
+    DECODING,
+    DELTA,
+    INPUT,
+    LABELS,
+    LOGITS,
+    MASKS,
+    OFFSETS,
+    SEED,
+    SHARE,
+    TABLES,
+    Source,
+    client_part,
+    numbered,
+    server_masks,
+    server_offsets,
+)
+from .units import GarbledUnit, LookupUnit, OnlineRound, Unit
 
+Octets = NDArray[np.uint8]
 Reveal = Literal["label", "logits"]
-
-
-class Source(Protocol):
-    """A bundle that was taken: it exists nowhere else any more."""
-
-    def array(self, section: str) -> NDArray[Any]:
-        """Return a section."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,10 @@ class Material:
     def tweak(self, unit: Unit) -> Tweak:
         """Return the tweak of a unit."""
         return Tweak(self.start, self.number, unit.number)
+
+    def array(self, section: str, unit: Unit) -> NDArray[Any]:
+        """Return a section of a unit."""
+        return self.source.array(numbered(section, unit.number))
 
 
 @dataclass
@@ -126,21 +142,21 @@ def infer_client(
         materials: one bundle per image.
         values: encoded images, [images, *shape], elements of the input's ring.
         reveal: what both parties agreed on.
-        threads: for evaluation.
+        threads: for evaluating circuits: of the arg-max, and of ReLUs where they are garbled.
 
     Raises:
         DeepReduceError: the server does not follow the protocol. The bundles are spent nevertheless.
     """
     seconds, public = Seconds(), layout.public
     bits = public.input.ring_bits
-    masks = np.stack([material.source.array("input") for material in materials]).astype(np.uint64)
+    masks = np.stack([material.source.array(INPUT) for material in materials]).astype(np.uint64)
     with seconds.on("channel"):
         channel.send(Kind.INPUT, pack(split(values, masks, bits), bits))
     for one in layout.rounds:
-        replies: list[NDArray[np.uint8]] = []
+        replies: list[Octets] = []
         for material in materials:
             for unit in one.units:
-                replies += _evaluate(channel, material, unit, seconds, threads)
+                replies += _answer(channel, material, unit, seconds, threads)
         with seconds.on("channel"):
             channel.send(Kind.WORDS, *replies)
     count = len(materials)
@@ -148,11 +164,11 @@ def infer_client(
         form = public.tensors[public.logits]
         with seconds.on("channel"):
             message = channel.receive(Kind.RESULT, count * layout.logits_bytes)
-        own = np.stack([material.source.array("logits") for material in materials]).astype(np.uint64)
+        own = np.stack([material.source.array(LOGITS) for material in materials]).astype(np.uint64)
         total = reconstruct(unpack(message, (count, form.size), form.ring_bits), own, form.ring_bits)
         logits = decode(total, fraction_bits=form.fraction_bits, bits=form.ring_bits)
         return Result(logits.argmax(axis=1).astype(np.int64), logits, seconds)
-    colours = np.concatenate([_evaluate(channel, m, layout.ending, seconds, threads)[0] for m in materials])
+    colours = np.concatenate([_answer(channel, m, layout.ending, seconds, threads)[0] for m in materials])
     with seconds.on("channel"):
         message = channel.receive(Kind.RESULT, colours.size)
     decoding = np.frombuffer(message, np.uint8).reshape(colours.shape)
@@ -202,102 +218,33 @@ def infer_server(
     return batch.seconds
 
 
-def _evaluate(
-    channel: Channel, material: Material, unit: Unit, seconds: Seconds, threads: int
-) -> list[NDArray[np.uint8]]:
-    """Evaluate one unit; return what goes back, or the colours of the arg-max."""
+def _answer(channel: Channel, material: Material, unit: Unit, seconds: Seconds, threads: int) -> list[Octets]:
+    """Receive one image's labels or questions for a unit, and return what goes back; of the arg-max the colours."""
     message = np.empty(unit.labels_bytes, np.uint8)
     with seconds.on("channel"):
         channel.receive_into(Kind.LABELS, message)
-    source, number = material.source, unit.number
     with seconds.on("circuits"):
-        if unit.circuit is None:
-            question = read_question(unit, message)
-            return write_reply(unit, reply(unit.op, question, _client_part(unit, source), unit.bits))
-        got = evaluate(
-            unit.circuit,
-            instances=unit.instances,
-            tables=source.array(f"tables.{number}"),
-            garbler_labels=message.reshape(unit.instances, -1, LABEL_BYTES),
-            evaluator_labels=source.array(f"labels.{number}"),
-            tweak=material.tweak(unit),
-            threads=threads,
-        )
-        if not unit.bits:
-            return [got.colours]
-        masks = source.array(f"masks.{number}").astype(np.uint64)
-        return [pack(mask_words(got.words, masks[:, None], unit.circuit), unit.bits)]
+        if isinstance(unit, GarbledUnit):
+            return [_evaluate(material, unit, message, threads)]
+        question, own = read_question(unit, message), client_part(unit, material.source)
+        return write_reply(unit, reply(unit.op, question, own, unit.bits))
 
 
-def _outputs(material: Material, unit: Unit, data: NDArray[np.uint8], asked: Asked | None) -> Words:
-    """Return the server's shares of a unit's outputs, from the client's words."""
-    if unit.circuit is not None:
-        offsets = material.source.array(f"offsets.{unit.number}").astype(np.uint64)
-        words = unpack(data, (unit.instances, 1), unit.bits)
-        return decode_words(words, offsets[:, None], unit.circuit)[:, 0]
-    assert asked is not None
-    return outputs(unit.op, read_reply(unit, data), asked, _server_offsets(unit, material.source), unit.bits)
-
-
-def _parts(data: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Cut bytes into parts of the given sizes."""
-    ends = list(accumulate(sizes, initial=0))
-    return [data[start:end] for start, end in pairwise(ends)]
-
-
-def write_question(unit: Unit, question: Question) -> list[NDArray[np.uint8]]:
-    """Write a question, as `Unit.question_parts` says."""
-    wraps = [pack(line, unit.upper_bits) for line in question.wraps]
-    return [pack(question.places, unit.index_bits + 1), pack(question.product, unit.bits), *wraps]
-
-
-def read_question(unit: Unit, data: NDArray[np.uint8]) -> Question:
-    """Read what `write_question` wrote."""
-    n = unit.instances
-    places, product, *wraps = _parts(data, unit.question_parts)
-    lines = [unpack_narrow(line, (n,), unit.upper_bits) for line in wraps] if unit.upper_bits else []
-    return Question(
-        unpack_narrow(places, (n,), unit.index_bits + 1),
-        unpack_narrow(product, (n,), unit.bits),
-        np.stack(lines) if lines else np.zeros((0, n), np.uint64),
+def _evaluate(material: Material, unit: GarbledUnit, labels: Octets, threads: int) -> Octets:
+    """Evaluate a unit: return its words less the next masks, or the colours of the arg-max."""
+    got = evaluate(
+        unit.circuit,
+        instances=unit.instances,
+        tables=material.array(TABLES, unit),
+        garbler_labels=labels.reshape(unit.instances, -1, LABEL_BYTES),
+        evaluator_labels=material.array(LABELS, unit),
+        tweak=material.tweak(unit),
+        threads=threads,
     )
-
-
-def write_reply(unit: Unit, answer: Reply) -> list[NDArray[np.uint8]]:
-    """Write a reply, as `Unit.reply_parts` says."""
-    flips = [np.packbits(line.astype(np.uint8)) for line in answer.flips]
-    return [*flips, *(pack(words, unit.bits) for words in answer.words)]
-
-
-def read_reply(unit: Unit, data: NDArray[np.uint8]) -> Reply:
-    """Read what `write_reply` wrote."""
-    *flips, z, t = _parts(data, unit.reply_parts)
-    lines = [np.unpackbits(line, count=unit.instances) for line in flips]
-    return Reply(np.stack(lines), np.stack([unpack_narrow(each, (unit.instances,), unit.bits) for each in (z, t)]))
-
-
-def _client_part(unit: Unit, source: Source) -> ClientPart:
-    read = _reader(unit, source)
-    table, values, coins, products = (read(name) for name in ("table", "values", "coins", "products"))
-    wraps = read("wraps") if unit.upper_bits else np.zeros((0, unit.instances), np.uint64)
-    return ClientPart(table, values, coins, products, wraps, read("pads"), read("masks"))
-
-
-def _server_masks(unit: Unit, source: Source) -> ServerMasks:
-    read = _reader(unit, source)
-    wraps = read("upper_factors") if unit.upper_bits else np.zeros((0, unit.instances), np.uint64)
-    return ServerMasks(read("table"), read("choices"), read("factors"), wraps)
-
-
-def _server_offsets(unit: Unit, source: Source) -> ServerOffsets:
-    read = _reader(unit, source)
-    wraps = read("upper_offsets") if unit.upper_bits else np.zeros(0, np.uint64)
-    return ServerOffsets(read("constants"), read("offsets"), wraps)
-
-
-def _reader(unit: Unit, source: Source) -> Callable[[str], Words]:
-    """Return what reads sections of a lookup."""
-    return lambda name: source.array(f"{name}.{unit.number}")
+    if not unit.bits:
+        return got.colours
+    masks = material.array(MASKS, unit).astype(np.uint64)
+    return pack(mask_words(got.words, masks[:, None], unit.circuit), unit.bits)
 
 
 class _Batch:
@@ -343,26 +290,35 @@ class _Batch:
         message = self._receive(Kind.WORDS, sum(unit.words_bytes for unit in one.units))
         with self.seconds.on("circuits"):
             held = {step.output: self._hold(step.output) for step in one.circuits}
-            for index, (material, data) in enumerate(zip(self._materials, message, strict=True)):
+            for index, data in enumerate(message):
                 place = 0
                 for unit in one.units:
                     end = place + unit.words_bytes
                     out = held[unit.step.output][index].reshape(-1)  # a view of what is held
-                    asked = self._remembered(unit, index) if unit.circuit is None else None
-                    out[unit.writes] = _outputs(material, unit, data[place:end], asked).astype(out.dtype)
+                    out[unit.writes] = self._outputs(index, unit, data[place:end]).astype(out.dtype)
                     place = end
         self._bits.clear()
 
-    def _remember(self, unit: Unit, index: int, asked: Asked) -> None:
+    def _outputs(self, index: int, unit: Unit, data: Octets) -> Words:
+        """Return the server's shares of a unit's outputs of one image, from the client's words."""
+        material = self._materials[index]
+        if isinstance(unit, GarbledUnit):
+            offsets = material.array(OFFSETS, unit).astype(np.uint64)
+            words = unpack(data, (unit.instances, 1), unit.bits)
+            return decode_words(words, offsets[:, None], unit.circuit)[:, 0]
+        asked, own = self._remembered(unit, index), server_offsets(unit, material.source)
+        return outputs(unit.op, read_reply(unit, data), asked, own, unit.bits)
+
+    def _remember(self, unit: LookupUnit, index: int, asked: Asked) -> None:
         """Keep what was asked until the reply: the product lies where the output will."""
         product, bits = self._asked_of(unit, index)
         product[unit.writes], bits[unit.writes] = asked.product.astype(product.dtype), asked.bits
 
-    def _remembered(self, unit: Unit, index: int) -> Asked:
+    def _remembered(self, unit: LookupUnit, index: int) -> Asked:
         product, bits = self._asked_of(unit, index)
         return Asked(product[unit.writes], bits[unit.writes])
 
-    def _asked_of(self, unit: Unit, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    def _asked_of(self, unit: LookupUnit, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         output = unit.step.output
         held = self._hold(output)
         if output not in self._bits:
@@ -372,7 +328,7 @@ class _Batch:
     def end(self, memory: RoundMemory, reveal: Reveal) -> None:
         """Compute the logits; send the labels of the arg-max and its decoding, or the server's share of the logits."""
         ending, public = self._layout.ending, self._layout.public
-        results: list[NDArray[np.uint8]] = []
+        results: list[Octets] = []
         for piece in memory.pieces(len(self._materials)):
             logits = self._compute(memory, piece)[public.logits]
             for index, share in enumerate(logits, piece.start):
@@ -380,7 +336,7 @@ class _Batch:
                     results.append(pack(share, self._tensors[public.logits].ring_bits))
                 else:
                     self._send(index, [ending], share)
-                    results.append(self._materials[index].source.array(f"decoding.{ending.number}"))
+                    results.append(self._materials[index].array(DECODING, ending))
             del logits, share
             self._freed(memory, piece)
         with self.seconds.on("channel"):
@@ -439,7 +395,7 @@ class _Batch:
     def _add_shares(self, step: Step, out: Words, piece: slice) -> None:
         """Add the bundles' shares to W x_S, in place."""
         for image, material in zip(out, self._materials[piece], strict=True):
-            image += material.source.array(f"share.{step.output}")
+            image += material.source.array(numbered(SHARE, step.output))
         out &= np.uint64((1 << self._tensors[step.output].ring_bits) - 1)
 
     def _keep_rest(self, step: Step, share: Words, piece: slice) -> None:
@@ -451,25 +407,25 @@ class _Batch:
 
     def _send(self, index: int, units: Sequence[Unit], share: Words) -> None:
         """Send one image's labels or questions for the units of a step; `share` is the server's of what it reads."""
-        step, material = units[0].step, self._materials[index]
+        step = units[0].step
         assert step.circuit is not None
         with self.seconds.on("circuits"):
             dropped = drop_server(share, self._tensors[step.inputs[0]].ring_bits, step.circuit.dropped)
             entering = reduce(dropped, step.circuit.width).reshape(-1)
         for unit in units:
             with self.seconds.on("circuits"):
-                if unit.circuit is None:
-                    own = _server_masks(unit, material.source)
-                    question, asked = ask(unit.op, entering[unit.reads[:, 0]], own, unit.bits)
-                    parts = write_question(unit, question)
-                    self._remember(unit, index, asked)
-                else:
-                    labels = garbler_labels(
-                        unit.circuit,
-                        unit.garbler_values(entering),
-                        seed=material.source.array(f"seed.{unit.number}").tobytes(),
-                        delta=material.source.array("delta").tobytes(),
-                    )
-                    parts = [labels.reshape(-1)]
+                parts = self._question(index, unit, entering)
             with self.seconds.on("channel"):
                 self._channel.send(Kind.LABELS, *parts)
+
+    def _question(self, index: int, unit: Unit, entering: Words) -> list[Octets]:
+        """Return the labels, or the question, of one image and unit, from what enters of the server's share."""
+        material = self._materials[index]
+        if isinstance(unit, GarbledUnit):
+            seed, delta = material.array(SEED, unit), material.source.array(DELTA)
+            values = unit.garbler_values(entering)
+            labels = garbler_labels(unit.circuit, values, seed=seed.tobytes(), delta=delta.tobytes())
+            return [labels.reshape(-1)]
+        question, asked = ask(unit.op, unit.entering(entering), server_masks(unit, material.source), unit.bits)
+        self._remember(unit, index, asked)
+        return write_question(unit, question)

@@ -1,12 +1,18 @@
-"""Ring elements on the wire and on disk: whole bytes, as few as the ring needs."""
+"""Ring elements on the wire and on disk: whole bytes, as few as the ring needs. And messages of several parts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DeepReduceError, problem
 from ..ring import Words
+
+_Data = TypeVar("_Data", bytes, NDArray[np.uint8])
 
 _WHOLE = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 
@@ -71,3 +77,8 @@ def unpack_narrow(
 def word_type(bits: int) -> np.dtype[np.unsignedinteger]:
     """Return the smallest unsigned type that holds a ring of `bits` bits."""
     return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if kind().itemsize * 8 >= bits))
+
+
+def cut(data: _Data, sizes: Sequence[int]) -> list[_Data]:
+    """Cut bytes into parts of the given sizes."""
+    return [data[start:end] for start, end in pairwise(accumulate(sizes, initial=0))]

@@ -18,9 +18,7 @@ and read twice would reveal input bits. Bundles carry what the online phase need
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +45,7 @@ from ..transfer import (
 )
 from ..wire import Channel, Kind
 from .layout import Layout
+from .packing import cut
 
 _CHOICES_PARTS = (base_choices_bytes(), LABEL_BYTES, base_offer_bytes())
 _SUMS_PARTS = (tree_sums_bytes(), base_choices_bytes(), LABEL_BYTES)
@@ -135,7 +134,7 @@ def setup_client(channel: Channel, layout: Layout, identifier: bytes) -> ClientS
     waiting, offer = offer_setup(identifier)
     channel.send(Kind.OFFER, offer.encode())
     answer = bytes(channel.receive(Kind.CHOICES, sum(_CHOICES_PARTS)))
-    choices, start, offered = _cut(answer, _CHOICES_PARTS)
+    choices, start, offered = cut(answer, _CHOICES_PARTS)
     transfers, sums = plant_setup(waiting, BaseChoices.decode(choices))
     choosing, own = choose_setup(_reversed(identifier), new_delta(), BaseOffer.decode(offered))
     reverse_start = new_start()
@@ -164,7 +163,7 @@ def setup_server(channel: Channel, layout: Layout, identifier: bytes) -> ServerS
     start = new_start()
     offering, own = offer_setup(_reversed(identifier))
     channel.send(Kind.CHOICES, choices.encode(), start, own.encode())
-    sums, chosen, reverse_start = _cut(bytes(channel.receive(Kind.SUMS, sum(_SUMS_PARTS))), _SUMS_PARTS)
+    sums, chosen, reverse_start = cut(bytes(channel.receive(Kind.SUMS, sum(_SUMS_PARTS))), _SUMS_PARTS)
     transfers = finish_setup(waiting, TreeSums.decode(sums))
     reverse, planted = plant_setup(offering, BaseChoices.decode(chosen))
     channel.send(Kind.SUMS, planted.encode())
@@ -173,12 +172,6 @@ def setup_server(channel: Channel, layout: Layout, identifier: bytes) -> ServerS
         message = channel.receive(Kind.KEY, key_size(parameters))
         keys[parameters] = PublicKey.from_bytes(parameters, bytes(message))
     return ServerSession(identifier, start, transfers, reverse, reverse_start, keys)
-
-
-def _cut(message: bytes, sizes: Sequence[int]) -> list[bytes]:
-    """Cut a message into parts of the given sizes."""
-    ends = list(accumulate(sizes, initial=0))
-    return [message[start:end] for start, end in pairwise(ends)]
 
 
 def _reversed(identifier: bytes) -> bytes:
