@@ -30,7 +30,7 @@ from deepreduce.cli._console import Watcher
 from deepreduce.data import Dataset
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig
 from deepreduce.training.batches import DeviceSplit, Normalisation
-from deepreduce.training.loop import count_correct, make_accelerator
+from deepreduce.training.loop import count_correct
 
 WIDTHS = (16, 32, 64, 128)
 GROUPS = 4
@@ -169,7 +169,7 @@ class Run:
             own = _load(copy.deepcopy(network), folder)
             normalisation = Normalisation(self.data.mean, self.data.std)
             split = DeviceSplit.of(self.data.test, normalisation, torch.device("cpu"))
-            kept.write_text(json.dumps(count_correct(own, split, make_accelerator(self.settings.training))))
+            kept.write_text(json.dumps(count_correct(own, split)))
         right = json.loads(kept.read_text()) / len(self.data.test)
         return {"what": what, "relus": None, "validation": outcome.accuracy, "test": right}
 

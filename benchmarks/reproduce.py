@@ -36,8 +36,8 @@ from throughput import OurLoop, PlainLoop
 import deepreduce
 from deepreduce._files import read_json, write_json
 from deepreduce.cli._console import Watcher
-from deepreduce.errors import DeepReduceError, Interrupted, UsageError, problem
-from deepreduce.reduction import REDUCERS, Candidate, Reducer, census_of, make_base
+from deepreduce.errors import DeepReduceError, Interrupted, TrainingError, UsageError, problem
+from deepreduce.reduction import REDUCERS, Candidate, Criticality, Reducer, census_of, make_base
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig, make_accelerator
 from deepreduce.training.batches import DeviceSplit, Normalisation
 
@@ -151,7 +151,10 @@ def run(options: argparse.Namespace) -> int:
                 print_plan(network, data, options, published)
                 continue
             if not options.no_times and data.input[0] == 3:  # the plain loop is one for colour images
-                epoch_times(network, data, options)
+                try:
+                    epoch_times(network, data, options)
+                except (RuntimeError, OSError) as error:  # the networks do not wait for this
+                    print(f"{network}: no times of an epoch: {error}", file=sys.stderr, flush=True)
             with Watcher() as watcher:
                 train_all(network, data, options, published, watcher, failures)
     except (Interrupted, KeyboardInterrupt):
@@ -160,7 +163,7 @@ def run(options: argparse.Namespace) -> int:
             return 1
     finally:
         limit.cancel()
-    if not options.dry_run and list(options.runs.glob("fronts/*.json")):
+    if not options.dry_run and any(list(options.runs.glob(f"{kind}/*.json")) for kind in ("fronts", "times")):
         options.runs = [options.runs]
         table_of(options)
     return 1 if failures else 0
@@ -217,19 +220,28 @@ def train_all(
         limit += "-max" if settings.keep_max_pooling else ""
         finished = options.runs / "fronts" / f"{network}-{name}{limit}.json"
         partial = finished.with_suffix(".part.json")  # an earlier front of fewer seeds stays until all are trained
+        failed: set[int] = set()  # budgets whose network cannot be trained here
+        whole, before = True, set[int]()
         for part in parts_of(settings, options.workers, networks_of(network, data, options, settings)):
+            asked = tuple(budget for budget in part.budgets if budget not in failed)
+            if part.budgets and not asked:
+                continue
+            own = replace(part, budget=max(asked), budgets=asked) if part.budgets else part
+            new, before = set(part.budgets) - before, set(part.budgets)
             try:
-                front = deepreduce.reduce(network, data, settings=part, **more)
+                front = deepreduce.reduce(network, data, settings=own, **more)
             except Interrupted:
                 raise
             except DeepReduceError as error:
                 failures.append(name)
                 print(f"{network}: {name} failed: {error}", file=sys.stderr, flush=True)
-                break
+                whole = False
+                failed |= new if isinstance(error, TrainingError) else set()
+                continue
             write_json(partial, front.content)
             with contextlib.suppress(OSError, DeepReduceError):  # all is written again at the end, and told then
                 save_results(options)
-        else:
+        if whole:
             partial.replace(finished)
 
 
@@ -252,16 +264,29 @@ def parts_of(settings: SearchSettings, workers: int, networks: Sequence[int] = (
 def networks_of(
     network: str, data: deepreduce.Dataset, options: argparse.Namespace, settings: SearchSettings
 ) -> list[int]:
-    """Return the ReLUs of what a method proposes without being asked for budgets, where that is known beforehand."""
+    """Return the ReLUs of what a method proposes without being asked for budgets.
+
+    Where criticality decides, which is measured later, those of every stage as the most critical one; the smallest of
+    them are left out, so that within each there is a network, whichever stage it will be.
+    """
     reducer = settings.reducer()
-    if settings.budgets or reducer.propose is None or reducer.needs_criticality:
+    if settings.budgets or reducer.propose is None:
         return []
-    spec = deepreduce.NetworkSpec(network, data.input, len(data.classes), options.width)
-    base, relus = make_base(spec), []
-    for candidate in reducer.propose(base.census, (), ()):
-        with contextlib.suppress(DeepReduceError):  # the run itself says why it cannot be built
-            relus.append(census_of(base, candidate).relus)
-    return relus
+    base = make_base(deepreduce.NetworkSpec(network, data.input, len(data.classes), options.width))
+    stages = base.census.stages
+    orders = [
+        tuple(Criticality(stage.name, stage.relus, 0.0, None, float(stage.name == first.name)) for stage in stages)
+        for first in stages
+    ]
+    proposed = []
+    for order in orders if reducer.needs_criticality else [()]:
+        relus = []
+        for candidate in reducer.propose(base.census, order, ()):
+            with contextlib.suppress(DeepReduceError):  # the run itself says why it cannot be built
+                relus.append(census_of(base, candidate).relus)
+        proposed.append(relus)
+    smallest = max((min(relus) for relus in proposed if relus), default=0)
+    return [size for relus in proposed for size in relus if size >= smallest]
 
 
 def print_plan(network: str, data: deepreduce.Dataset, options: argparse.Namespace, published: dict[str, Any]) -> None:
@@ -313,13 +338,12 @@ def settings_of(
     )
     teaching = replace(settings, training=replace(training, epochs=options.teacher_epochs or options.epochs))
     released = published_candidates(published, network, data.name, options)
-    found = {name: settings_for(name, network, relus, settings, options, released) for name in options.methods}
+    found = {name: settings_for(name, relus, settings, options, released) for name in options.methods}
     return teaching, {name: own for name, own in found.items() if own is not None}
 
 
 def settings_for(
     name: str,
-    network: str,
     relus: int,
     settings: SearchSettings,
     options: argparse.Namespace,
@@ -329,7 +353,6 @@ def settings_for(
 
     Args:
         name: of the method.
-        network: its name.
         relus: of the full network.
         settings: what all methods share.
         options: of the command.
@@ -371,15 +394,23 @@ def published_candidates(
 
 
 def epoch_times(
-    network: str, data: deepreduce.Dataset, options: argparse.Namespace, *, turns: int = 3, seconds: float = 5.0
+    network: str, data: deepreduce.Dataset, options: argparse.Namespace, *, turns: int = 3, seconds: float | None = None
 ) -> None:
     """Measure an epoch of our loop and of a plain PyTorch loop, in turns, on the same network and images; once.
 
     Both train the full network on labels. Beside that stands our loop with a teacher, as reduced networks train.
+
+    Args:
+        network: its name.
+        data: its images.
+        options: of the command.
+        turns: of either loop.
+        seconds: of one turn; by default 5, on a GPU 2.
     """
     path = options.runs / "times" / f"{network}.json"
     if path.exists():
         return
+    seconds = seconds or (2.0 if torch.cuda.is_available() else 5.0)
     config = TrainingConfig(
         epochs=100_000, batch_size=options.batch_size, precision=options.precision, compile=options.compile
     )
@@ -410,6 +441,10 @@ def epoch_times(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "processor",
             "measured_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },
+    )
+    taught_seconds = images / with_teacher
+    print(
+        f"{network}: an epoch takes {fast:.2f} s, {taught_seconds:.2f} s with a teacher, {slow:.2f} s in a plain loop"
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,9 @@ from throughput import OurLoop
 
 import deepreduce
 from deepreduce import Front
-from deepreduce.errors import Interrupted, RunError
+from deepreduce.errors import Interrupted, RunError, TrainingError, UsageError
 from deepreduce.networks import NetworkSpec
-from deepreduce.reduction import REDUCERS, Candidate, census_of
+from deepreduce.reduction import REDUCERS, Candidate, Criticality, census_of, find_reducer, make_base
 from deepreduce.reduction.base import make_reference_base
 from deepreduce.training import SearchSettings, TrainingConfig
 from deepreduce.training.batches import DeviceSplit, Normalisation
@@ -280,6 +282,45 @@ def test_what_is_finished_of_a_method_is_written_though_the_rest_fails(
     assert [path.name for path in (tmp_path / "runs" / "fronts").iterdir()] == ["resnet18-deepreduce-narrow.json"]
 
 
+def test_a_network_that_cannot_be_trained_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is passed over, and not tried again with every other one."""
+    command = [
+        "run", "--data", "digits", "--runs", str(tmp_path / "runs"), "--width", "0.125", "--budgets", "200,400,800",
+        "--methods", "deepreduce-narrow", "--epochs", "1", "--batch-size", "32", "--threads", "1", "--no-times",
+    ]  # fmt: skip
+    honest, asked = deepreduce.reduce, []
+
+    def reduce(*arguments: Any, settings: SearchSettings, **more: Any) -> Front:
+        asked.append(settings.budgets)
+        if 200 in settings.budgets:
+            raise TrainingError("none of the 1 candidates could be trained")
+        return honest(*arguments, settings=settings, **more)
+
+    monkeypatch.setattr(deepreduce, "reduce", reduce)
+    assert reproduce.main(command) == 1
+    assert [sorted(budgets) for budgets in asked] == [[200], [400], [400, 800]]
+    (kept,) = (tmp_path / "runs" / "fronts").iterdir()
+    assert kept.name.endswith(".part.json") and len(json.loads(kept.read_text())["candidates"]) == 2
+
+
+def test_networks_that_hang_on_criticality_are_written_one_by_one_too(tmp_path: Path) -> None:
+    """Within each of the sizes there is a network, whichever stage will be the most critical one."""
+    data = deepreduce.load_data("digits")
+    options = SimpleNamespace(width=0.125)
+    sizes = reproduce.networks_of("resnet18", data, options, SearchSettings(method="deepreduce"))
+    base = make_base(deepreduce.NetworkSpec("resnet18", data.input, 10, 0.125))
+    stages = [(stage.name, stage.relus) for stage in base.census.stages]
+    assert len(set(sizes)) > 3
+    for first, _ in stages:
+        order = tuple(Criticality(name, relus, 0.0, None, float(name == first)) for name, relus in stages)
+        propose, found = find_reducer("deepreduce").propose, []
+        assert propose is not None
+        for candidate in propose(base.census, order, ()):
+            with contextlib.suppress(UsageError):
+                found.append(census_of(base, candidate).relus)
+        assert min(found) <= min(sizes)
+
+
 def test_the_papers_own_networks_are_written_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SearchSettings(method="deepreduce")
     assert [part.budget for part in reproduce.parts_of(settings, 1, [300, 100, 200, 200])] == [100, 200, None]
@@ -478,7 +519,7 @@ def test_a_limit_of_layers_goes_to_the_method_that_keeps_to_it(
     assert "add deepreduce-masks to --methods" in capsys.readouterr().err and not (tmp_path / "runs").exists()
     options = argparse.Namespace(budgets=(200,), width=1.0, granularity=None, most_layers=3, epochs=5, search_share=0.4)
     for name, limit in (("deepreduce-masks", 3), ("snl", None)):
-        found = reproduce.settings_for(name, "resnet18", 1000, SearchSettings(), options, ())
+        found = reproduce.settings_for(name, 1000, SearchSettings(), options, ())
         assert found is not None and found.most_layers == limit
 
 

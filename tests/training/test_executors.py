@@ -28,6 +28,16 @@ def test_example_a_job_in_this_process(context: Context, config: TrainingConfig)
     assert (context.folder / "teacher" / "seed0" / "metrics.json").exists()
 
 
+def test_jobs_of_all_phases_train_in_one_thread(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(executors, "run_job", lambda *_: str(seen.append(threading.get_ident())))
+    for _ in range(3):
+        executor = make_executor("local", context, 1)
+        executor.submit(Job("teacher", None, 0, False, TrainingConfig())).result()
+        executor.close()
+    assert len(seen) == 3 and len(set(seen)) == 1 and threading.get_ident() not in seen
+
+
 def test_stopping_ends_the_running_job_and_drops_the_waiting_ones(context: Context, config: TrainingConfig) -> None:
     executor = make_executor("local", context, 1)
     endless = TrainingConfig(epochs=100_000, batch_size=32, flip=False)

@@ -14,7 +14,7 @@ from deepreduce.census import trace
 from deepreduce.errors import Interrupted, MissingExtraError, RunError, TrainingError, UsageError
 from deepreduce.reduction import Candidate, make_base
 from deepreduce.reduction.recipe import load_network
-from deepreduce.training import Context, Job, TrainingConfig, jobs, require_tracker, run_job
+from deepreduce.training import Context, Job, TrainingConfig, dispatch, jobs, require_tracker, run_job
 
 FULL = Candidate(keep=("S1", "S2"))
 S2 = Candidate(keep=("S2",))
@@ -141,6 +141,21 @@ def test_a_runtime_error_of_pytorch_is_the_jobs_own(context: Context, teacher: J
 
     monkeypatch.setattr(jobs, "train", no_memory)
     with pytest.raises(TrainingError, match=r"fit into memory.*99 bytes\..*--batch-size"):
+        run_job(teacher, context)
+
+
+def test_a_gpu_that_failed_ends_the_run(context: Context, teacher: Job, monkeypatch: Any) -> None:
+    """Every later network would fail in this process as well, whatever it is."""
+
+    class AcceleratorError(RuntimeError):
+        pass
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(dispatch, "_BROKEN", (AcceleratorError,))
+    monkeypatch.setattr(jobs, "train", broken)
+    with pytest.raises(RunError, match=r"GPU must go on.*illegal memory access.*Do: run the same command again"):
         run_job(teacher, context)
 
 

@@ -13,8 +13,9 @@ import torch
 
 from deepreduce.data import Dataset
 from deepreduce.errors import RunError
-from deepreduce.reduction import make_base
+from deepreduce.reduction import Candidate, make_base
 from deepreduce.training import Context, Job, TrainingConfig, run_job
+from deepreduce.training.jobs import settings_that_count
 from deepreduce.training.run_folder import RunFolder, weights_hash
 
 
@@ -105,11 +106,22 @@ def test_other_settings_are_refused_except_of_the_teacher(context: Context, job:
     (context.folder / job.place).rename(place)
     metrics = json.loads((place / "metrics.json").read_text())
     (place / "metrics.json").write_text(json.dumps({**metrics, "kind": "candidate", "id": "S2"}))
-    from deepreduce.reduction import Candidate
-
     candidate = Job("candidate", Candidate(keep=("S2",)), 0, True, other.config)
     with RunFolder(context.folder) as folder, pytest.raises(RunError, match="epochs 2 there, 9 here"):
         folder.metrics(candidate)
+
+
+def test_compiled_or_not_networks_are_trained_alike(context: Context, job: Job) -> None:
+    """Compilation that fails, or takes too long, can be left out in the middle of a run."""
+    place = context.folder / "candidate" / "S2" / "seed0"
+    place.parent.mkdir(parents=True)
+    (context.folder / job.place).rename(place)
+    metrics = json.loads((place / "metrics.json").read_text())
+    (place / "metrics.json").write_text(json.dumps({**metrics, "kind": "candidate", "id": "S2"}))
+    candidate = Job("candidate", Candidate(keep=("S2",)), 0, True, replace(job.config, compile="off"))
+    with RunFolder(context.folder) as folder:
+        assert folder.metrics(candidate) is not None
+    assert settings_that_count(candidate) == settings_that_count(replace(candidate, config=job.config))
 
 
 def test_one_command_at_a_time(context: Context) -> None:

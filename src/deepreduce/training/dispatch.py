@@ -14,11 +14,14 @@ from .mask_jobs import run_mask_job
 
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 
+_BROKEN: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
+"""After these nothing more can be done on the device in this process: a kernel that read beyond its memory."""
+
 
 def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda: False) -> str:
     """Train one network (or find masks) and write its folder: history, weights, recipe, and last of all its metrics.
 
-    The random state and the thread count of the caller stay as they are.
+    The thread count of the caller and its random state on the processor stay as they are.
 
     Args:
         job: what to train.
@@ -31,7 +34,7 @@ def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda
     Raises:
         TrainingError, NetworkError: if this network cannot be trained; others are not touched.
         Interrupted: if `should_stop` said so.
-        RunError: if a file cannot be written.
+        RunError: if a file cannot be written, or the GPU failed, so that this process can use it no more.
     """
     if should_stop():  # a job that waited in a queue when the others were stopped
         raise Interrupted("stopped on request; run the same command again to continue")
@@ -54,6 +57,15 @@ def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda
             # PyTorch reports everything by RuntimeError: no memory, a kernel that cannot take this shape.
             if process_count() > 1:
                 raise  # the other processes wait for this one: let torchrun end them
+            if isinstance(error, _BROKEN) and not isinstance(error, torch.OutOfMemoryError):
+                raise RunError(
+                    problem(
+                        "the GPU must go on",
+                        got=f"{type(error).__name__}: {_first_words(str(error))}",
+                        remedy="run the same command again, in a new process; what was finished is kept",
+                        where=context.folder / job.place,
+                    )
+                ) from error
             compiling = type(error).__module__.startswith(_COMPILERS)
             remedy = (
                 "leave compilation out (--compile off)"

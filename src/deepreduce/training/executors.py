@@ -6,6 +6,7 @@ All three have the shape of `concurrent.futures`: `submit` a job, get a future o
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -42,26 +44,35 @@ class JobExecutor(Protocol):
         """Wait for all jobs and give the workers back."""
 
 
+@functools.cache
+def _one_thread(_: int) -> ThreadPoolExecutor:
+    """Return the thread in which this process trains: what cuDNN finds out about kernels it keeps by thread."""
+    return ThreadPoolExecutor(max_workers=1)
+
+
 class InProcess:
     """Runs one job after another in a thread of this process, so that the main thread can show progress."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._jobs: list[Future[str]] = []
 
     def submit(self, job: Job) -> Future[str]:
         """See `JobExecutor`."""
-        return self._pool.submit(run_job, job, self._context, self._stop.is_set)
+        self._jobs.append(_one_thread(os.getpid()).submit(run_job, job, self._context, self._stop.is_set))
+        return self._jobs[-1]
 
     def stop(self) -> None:
         """See `JobExecutor`."""
         self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for job in self._jobs:
+            job.cancel()
+        self.close()
 
     def close(self) -> None:
         """See `JobExecutor`."""
-        self._pool.shutdown(wait=True)
+        wait_for(self._jobs)
 
 
 _worker: tuple[Context, Callable[[], bool]] | None = None

@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from ..reduction.surgery.lines import LINE_PREFIX
 from .batches import DeviceSplit, Normalisation
 from .checkpoint import Checkpoint
 from .config import TrainingConfig
-from .loop import Epoch, count_correct, make_accelerator, train
+from .loop import Epoch, count_correct, make_accelerator, precision_of, train
 
 METRICS_FORMAT, METRICS_VERSION = "deepreduce.metrics", 1
 
@@ -168,7 +168,7 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
     census = base.census if job.candidate is None else census_of(base, job.candidate)
     network, teacher = _networks(job, base, context)
     checkpoint = Checkpoint(
-        folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds, job.config.to_json()
+        folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds, settings_that_count(job)
     )
     with job_accelerator(job, context) as accelerator:
         validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
@@ -196,7 +196,7 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
                 on_epoch=note,
                 should_stop=should_stop,
             )
-        correct = count_correct(network, validation, accelerator)
+        correct = count_correct(network, validation)
         if accelerator.is_main_process:
             _write_result(job, context, network.cpu(), census, correct, history)
             checkpoint.path.unlink(missing_ok=True)
@@ -257,8 +257,13 @@ def identity(job: Job, context: Context) -> str:
     """Say in a hash what the state of a job belongs to: the job, and the teacher that it learns from."""
     teacher = None if job.kind == "teacher" else sha256_of(teacher_place(context.folder) / "weights.safetensors")
     start = sha256_of(context.folder / job.start / "weights.safetensors") if job.start else None
-    text = json.dumps([job.place, job.config.to_json(), teacher, *([start] if start else [])], sort_keys=True)
+    text = json.dumps([job.place, settings_that_count(job), teacher, *([start] if start else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_that_count(job: Job) -> dict[str, Any]:
+    """Return the settings that decide what a network becomes: compiled or not, it is trained alike."""
+    return replace(job.config, compile="auto").to_json()
 
 
 @contextlib.contextmanager
@@ -354,6 +359,8 @@ def write_metrics(
             "images_per_second": images_per_second,
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "processor",
+            "precision": precision_of(job.config),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
             **{f"{name.partition('.')[0]}_sha256": sha256_of(folder / name) for name in job.files},
         },

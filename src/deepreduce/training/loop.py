@@ -30,6 +30,7 @@ from .distributed import on_processors
 Network = TypeVar("Network", bound=nn.Module)
 
 _CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
+_COMPILED_STEPS = 20_000  # compiling takes half a minute and saves about a millisecond a step, as far as is known
 _EVALUATION_BATCH = 512
 _LOOKS = 10
 
@@ -174,13 +175,13 @@ def train(
         teacher = laid_out(teacher, device, torch.channels_last).eval().requires_grad_(False)
     forward, optimizer = prepare(network, optimizer, accelerator)
     ask_teacher: Callable[[Tensor], Tensor] | None = teacher
-    if is_compiled(config, device):
+    steps = data.steps(config.batch_size, world)
+    total = config.epochs * steps
+    if is_compiled(config, device, total):
         torch.compiler.reset()  # what was compiled for the last network of this process only fills the memory
         forward = torch.compile(forward)
         ask_teacher = None if teacher is None else torch.compile(teacher)
 
-    steps = data.steps(config.batch_size, world)
-    total = config.epochs * steps
     for epoch in range(len(history), config.epochs):
         torch.manual_seed(seed * 1_000_003 + epoch)  # dropout; resuming gives the same masks
         begun = time.monotonic()
@@ -231,7 +232,7 @@ def train(
         average = mean_loss(losses, accelerator, epoch, steps - 1)
         seconds = time.monotonic() - begun
         last = epoch == config.epochs - 1
-        measured = accuracy(network, validation, accelerator) if last or _look_at(epoch, config.epochs) else None
+        measured = accuracy(network, validation) if last or _look_at(epoch, config.epochs) else None
         network.train()
         finished = Epoch(
             epoch=epoch + 1,
@@ -286,17 +287,22 @@ def continued(
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, split: DeviceSplit, accelerator: Accelerator) -> float:
+def accuracy(network: nn.Module, split: DeviceSplit) -> float:
     """Return the share of images whose largest logit is the true class, in [0, 1]."""
-    return count_correct(network, split, accelerator) / len(split)
+    return count_correct(network, split) / len(split)
 
 
 @torch.no_grad()
-def count_correct(network: nn.Module, split: DeviceSplit, accelerator: Accelerator) -> int:
-    """Return the number of images whose largest logit is the true class."""
+def count_correct(network: nn.Module, split: DeviceSplit) -> int:
+    """Return the number of images whose largest logit is the true class.
+
+    In single precision, whatever the network was trained in, because that is the network that is saved and exported: in
+    bf16 the two largest of a hundred logits are equal for one or two images in a hundred.
+    """
     network = network.to(split.images.device).eval()
     correct = torch.zeros((), dtype=torch.int64, device=split.images.device)
-    with accelerator.autocast():
+    # Each size of a batch comes a few times: searching for the fastest kernel would take longer than it saves.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
         for images, labels in split.in_order(_EVALUATION_BATCH):
             correct += (network(images).argmax(1) == labels).sum()
     return int(correct)
@@ -307,9 +313,15 @@ def looks(epochs: int) -> int:
     return sum(epoch == epochs - 1 or _look_at(epoch, epochs) for epoch in range(epochs))
 
 
-def is_compiled(config: TrainingConfig, device: torch.device) -> bool:
-    """Tell whether networks are compiled for their training on a device."""
-    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+def is_compiled(config: TrainingConfig, device: torch.device, steps: int) -> bool:
+    """Tell whether networks are compiled for their training on a device: by itself on a GPU, if it is long enough.
+
+    Args:
+        config: says `on`, `off`, or `auto`.
+        device: where it trains.
+        steps: of the optimiser in all.
+    """
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and steps >= _COMPILED_STEPS)
 
 
 def laid_out(network: Network, device: torch.device, layout: torch.memory_format) -> Network:

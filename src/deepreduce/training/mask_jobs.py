@@ -18,7 +18,7 @@ from ..reduction import Base, Candidate, Mask, MaskOrder, Masks, SlopedReLU, is_
 from ..reduction.surgery.lines import LINE_PREFIX, absorb_line, line_sites
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
-from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, write_metrics
+from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, settings_that_count, write_metrics
 from .loop import count_correct
 from .mask_search import MaskSearch
 
@@ -57,7 +57,7 @@ def _search(
         folder / "checkpoint.safetensors",
         f"{identity(job, context)}-{VERSION}",
         context.checkpoint_seconds,
-        job.config.to_json(),
+        settings_that_count(job),
     )
     history: list[dict[str, Any]] = []
     if accelerator.is_main_process:
@@ -118,7 +118,7 @@ def _weights(
 
 def _correct(network: nn.Module, context: Context, accelerator: Accelerator) -> int:
     split = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
-    return count_correct(network, split, accelerator)
+    return count_correct(network, split)
 
 
 def _write_masks(job: Job, context: Context, candidate: Candidate) -> None:

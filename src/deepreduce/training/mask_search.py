@@ -115,7 +115,7 @@ class MaskSearch:
         network, slopes = sloped[:2]
         steps = data.steps(config.batch_size, accelerator.num_processes)
         finder = finder_type(slopes, self.order, steps=steps, epochs=config.epochs)
-        search = self._begin(sloped, finder, checkpoint)
+        search = self._begin(sloped, finder, checkpoint, config.epochs * steps)
         for line in search.history:
             on_epoch(line)
         for epoch in range(len(search.history), config.epochs):
@@ -130,8 +130,8 @@ class MaskSearch:
         network = laid_out(network, torch.device("cpu"), torch.contiguous_format)
         return masks, network.eval().requires_grad_(False)
 
-    def _begin(self, sloped: _Sloped, finder: MaskFinder, checkpoint: Checkpoint | None) -> _Search:
-        """Set a search up, or take it over from its checkpoint."""
+    def _begin(self, sloped: _Sloped, finder: MaskFinder, checkpoint: Checkpoint | None, steps: int) -> _Search:
+        """Set a search of so many steps up, or take it over from its checkpoint."""
         network, slopes, teacher, _ = sloped
         peak = 1.0 if finder.one_schedule else _RATE
         optimizer = make_optimizer(self._groups(network, finder), self.config, peak=peak)
@@ -142,7 +142,7 @@ class MaskSearch:
         masks = kept(slopes) if finder.is_finished() else None
         forward, optimizer = prepare(network, optimizer, self.accelerator)
         ask_teacher: Callable[[Tensor], Tensor] = teacher
-        if is_compiled(self.config, self.accelerator.device) and not finder.matches_teacher:
+        if is_compiled(self.config, self.accelerator.device, steps) and not finder.matches_teacher:
             torch.compiler.reset()  # see `loop.train`
             forward, ask_teacher = torch.compile(forward), torch.compile(teacher)
         return _Search(sloped, finder, optimizer, forward, ask_teacher, peak, history, masks)

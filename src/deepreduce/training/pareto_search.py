@@ -116,7 +116,11 @@ def search(
         _require_candidates(jobs, proposals, settings)
         outcomes = outcomes_of(run.carry_out(jobs), {p.candidate.id: p for p in proposals})
         if all(outcome.failure is not None for outcome in outcomes):
-            raise TrainingError(f"none of the {len(outcomes)} candidates could be trained. {outcomes[0].failure}")
+            raise _failed(
+                "a candidate must be trained to its end",
+                got=f"none of the {len(outcomes)} candidates could be trained; the first: {outcomes[0].failure}",
+                where=outcomes[0].job.place,
+            )
         front = _front(teacher, outcomes)
         everything = (teacher, *outcomes)
         prices = {} if pricer is None else agree(lambda: price_all(run, everything, pricer))
@@ -176,14 +180,28 @@ def _found(run: Phases, searched: Sequence[Result]) -> tuple[Proposal, ...]:
             candidates.append(read_masks(run.context.folder / job.place, job.masks))
             searches.append((job.place, metrics))
     if searched and not candidates:
-        raise TrainingError(f"none of the {len(searched)} searches for masks came to an end. {proposals[0].reason}")
+        raise _failed(
+            "a search for masks must come to its end",
+            got=f"none of the {len(searched)} searches did; the first: {proposals[0].reason}",
+            where=searched[0][0].place,
+        )
     weighed = zip(weigh(run.base, candidates), searches, strict=True)
     return (*(replace(proposal, search=metrics, start=place) for proposal, (place, metrics) in weighed), *proposals)
 
 
 def _require(outcome: Outcome) -> None:
     if outcome.failure is not None:
-        raise TrainingError(f"{outcome.job.label}: this network is needed and could not be trained. {outcome.failure}")
+        raise _failed(
+            f"the {outcome.job.kind} network must be trained, for others need it",
+            got=f"{outcome.job.label} could not be: {outcome.failure}",
+            where=outcome.job.place,
+        )
+
+
+def _failed(must: str, *, got: str, where: str) -> TrainingError:
+    """Return the error for jobs that failed, each for the reason that ends what came; `where` is in the run folder."""
+    remedy = "mend what it failed for, and run the same command again: what was finished is kept"
+    return TrainingError(problem(must, got=got.rstrip("."), remedy=remedy, where=where))
 
 
 def _warn_of_guessing(teacher: Outcome, run: Phases) -> None:
@@ -269,7 +287,7 @@ def _look_at_test(run: Phases, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         split = DeviceSplit.of(context.data.test, context.normalisation, accelerator.device)
         network, _ = load_network(context.folder / place, context.full_network())
         reads[place] = {
-            "correct": count_correct(network, split, accelerator),
+            "correct": count_correct(network, split),
             "n": len(split),
             "weights_sha256": metrics["weights_sha256"],
             "at": time.strftime("%Y-%m-%dT%H:%M:%S"),

@@ -153,8 +153,9 @@ class RunFolder:
 
     def _check_settings(self, job: Job, metrics: dict[str, Any], folder: Path) -> None:
         mine, theirs = asdict(job.config), asdict(TrainingConfig.from_json(dict(metrics["config"])))
+        counting = [name for name in mine if name != "compile"]
         different = ", ".join(
-            f"{name} {theirs[name]} there, {mine[name]} here" for name in mine if theirs[name] != mine[name]
+            f"{name} {theirs[name]} there, {mine[name]} here" for name in counting if theirs[name] != mine[name]
         )
         if not different or job.given:
             return

@@ -317,7 +317,7 @@ class RunOptions:
         workers: jobs side by side, from 1 to 1024. One runs in this process; more run in processes of their own, and
             a script that asks for more must guard its top level with `if __name__ == "__main__"`.
         threads: processor threads of each job; None shares the cores out evenly. Sums of floating-point numbers
-            depend on it: weights repeat bit for bit where it is the same.
+            depend on it: on a processor weights repeat bit for bit where it is the same.
         tracker: an experiment tracker that `accelerate` knows, such as `tensorboard`.
         checkpoint_seconds: how often the state of a running job is kept, at least 0 (after every epoch).
         private: whether each network is asked, at the end, what it costs privately; seconds for each, and without the
