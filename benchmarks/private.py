@@ -8,7 +8,8 @@ For every case a server (`deepreduce serve`) and a client are started; the clien
 and its labels and logits are held against the plain-integer twin. Offline and online are measured apart, by the
 client's clock: online from the first masked byte to the label, with connection, bundle and program in memory. Peak
 memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gbit/s, 1 ms round trip) and `wan` (100
-Mbit/s, 40 ms) pass through a relay of this benchmark that delays and paces every byte, TLS records included.
+Mbit/s, 40 ms) are lines of `link.py` with real TCP, for which it must run as root on Linux. There a connection begins
+slowly: beside the images that follow one another stand one after a pause, and the first ones of new connections.
 
 Weights are random and batch norms settled. What a network has learnt changes its formats, and its cost by some percent.
 With `--saved` trained networks are run instead, those of `reduce` or `reproduce.py`, all of one input size. Finished
@@ -35,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from garbling import measure, random_ands
-from link import Relay
+from link import SERVER, Line
 from machine import public, results_path, summary
 
 import deepreduce
@@ -83,6 +84,9 @@ thinned ones of the network that is usual for larger images. Every network has `
 LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
 """Bits per second and round trip in seconds."""
 
+_PAUSE_SECONDS, _PAUSED, _FRESH = 2.0, 2, 3
+"""Silence before an image, and how many images after it and on new connections."""
+
 _IMAGES = {"loopback": 7, "lan": 4, "wan": 3}
 """Single images per case and link; the first one is left out of the medians."""
 
@@ -107,6 +111,7 @@ def main() -> int:
     parser.add_argument("--client", type=Path, help=argparse.SUPPRESS)  # the benchmark starts itself as the client
     parser.add_argument("--connect", help=argparse.SUPPRESS)
     parser.add_argument("--images", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--pauses", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client is not None:
         return play_client(options)
@@ -138,7 +143,7 @@ def main() -> int:
         write(path, result)
     options.work.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (options.work / "cert.pem").exists():
-        self_signed(options.work, ["localhost", "127.0.0.1"])
+        self_signed(options.work, ["localhost", "127.0.0.1", SERVER])
     for name in names:
         for link in options.links.split(","):
             known = result["cases"].setdefault(name, {})
@@ -281,13 +286,14 @@ def pixels(count: int, size: tuple[int, ...], *, seed: int) -> np.ndarray:
 def run_case(options: argparse.Namespace, folder: Path, link: str) -> dict[str, Any]:
     """Run both parties over one link; return what the client measured and what the parties took."""
     with ExitStack() as stack:
-        server, port = stack.enter_context(serving(options, folder))
         limits = LINKS[link]
-        if limits is not None:
-            port = stack.enter_context(Relay(port, *limits)).port
-        typed = [sys.executable, __file__, "--client", str(folder), "--connect", f"127.0.0.1:{port}"]
+        line = None if limits is None else stack.enter_context(Line(*limits))
+        server, address = stack.enter_context(serving(options, folder, line))
+        typed = [sys.executable, __file__, "--client", str(folder), "--connect", address]
         typed += ["--images", str(_IMAGES[link]), "--threads", str(options.threads)]
         typed += ["--workers", str(options.workers), "--work", str(options.work)]
+        if line is not None:
+            typed = line.within("client", [*typed, "--pauses"])
         client = subprocess.run(typed, capture_output=True, text=True, check=False, timeout=3000)
         if client.returncode:
             raise SystemExit(f"the client failed:\n{client.stderr}")
@@ -311,26 +317,31 @@ def run_case(options: argparse.Namespace, folder: Path, link: str) -> dict[str, 
 
 
 @contextmanager
-def serving(options: argparse.Namespace, folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run the server; it is ended by its process id."""
+def serving(
+    options: argparse.Namespace, folder: Path, line: Line | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the server, on loopback or at one end of a line; it is ended by its process id. Give its address, too."""
+    host = "127.0.0.1" if line is None else SERVER
     log = (folder / "serve.log").open("w")
     typed = [sys.executable, "-m", "deepreduce.cli", "serve", str(folder / "server.safetensors")]
     typed += [
         "--listen",
-        "127.0.0.1:0",
+        f"{host}:0",
         "--cert",
         str(options.work / "cert.pem"),
         "--key",
         str(options.work / "key.pem"),
     ]
     typed += ["--reveal", "logits", "--workers", str(options.workers), "--threads", str(max(1, options.threads // 2))]
+    if line is not None:
+        typed = line.within("server", typed)
     with log, subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=log, text=True) as server:
         try:
             assert server.stdout is not None
             words = server.stdout.readline().rsplit(":", 1)
             if len(words) != 2:
                 raise SystemExit((folder / "serve.log").read_text())
-            yield server, int(words[1])
+            yield server, f"{host}:{int(words[1])}"
         finally:
             server.terminate()
 
@@ -344,11 +355,20 @@ def play_client(options: argparse.Namespace) -> int:
         store.take(name).close()  # what an interrupted run left
     images = pixels(options.images, model.public.input.shape, seed=2)
     context = client_context(options.work / "cert.pem")
-    with Client.connect(
-        options.connect, context, model, store, workers=options.workers, threads=options.threads, deadline_seconds=600
-    ) as client:
+
+    def connect(workers: int) -> Client:
+        return Client.connect(
+            options.connect, context, model, store, workers=workers, threads=options.threads, deadline_seconds=600
+        )
+
+    slow: dict[str, Any] = {}
+    with connect(options.workers) as client:
         offline = [client.prepare(1) for _ in images]
         online = [client.infer(image[None]) for image in images]
+        if options.pauses:
+            client.prepare(_PAUSED + _FRESH)
+            slow["online_after_a_pause_seconds"] = summary([after_a_pause(client, images[-1:]) for _ in range(_PAUSED)])
+            slow["online_first_seconds"] = summary([first_image(connect(0), images[-1:]) for _ in range(_FRESH)])
         client.prepare(1)
         revealed = client.infer(images[-1:], reveal="logits")
         peak = peak_bytes(os.getpid())
@@ -361,6 +381,7 @@ def play_client(options: argparse.Namespace) -> int:
                 "labels": [int(one.labels[0]) for one in online],
                 "logits": revealed.logits[0].tolist(),
                 "online_seconds": summary([one.seconds for one in online[1:]]),
+                **slow,
                 "online_sent_bytes": traffic.sent_bytes,
                 "online_received_bytes": traffic.received_bytes,
                 "online_bytes_per_relu": (traffic.sent_bytes + traffic.received_bytes) / max(1, relus),
@@ -380,6 +401,18 @@ def play_client(options: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def after_a_pause(client: Client, image: np.ndarray) -> float:
+    """Return the seconds of an image before which nothing was sent for a while."""
+    time.sleep(_PAUSE_SECONDS)
+    return client.infer(image).seconds
+
+
+def first_image(client: Client, image: np.ndarray) -> float:
+    """Return the seconds of the first image of a connection, and end it."""
+    with client:
+        return client.infer(image).seconds
 
 
 def peak_bytes(pid: int) -> dict[str, int]:
