@@ -1,4 +1,7 @@
-"""The same examples and the same weights in every run, whatever ran before and whatever else the machine does."""
+"""The same examples and the same weights in every run, whatever ran before and whatever else the machine does.
+
+One thread, too: small networks gain nothing from several, and on a busy machine lose much by waiting for each other.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,22 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def seeded_module() -> None:
+def fresh_module() -> None:
     """For what a file makes once: the file before it is another one in every run."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded(fresh_module: None) -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
-def seeded(seeded_module: None) -> None:
-    torch.manual_seed(0)
+def one_thread(fresh_module: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, and in those that a test starts."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,6 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu3(self.conv3(self.relu2(self.conv2(self.relu1(self.conv1(x))))))
         return self.fc(torch.flatten(self.pool(x), 1))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from threads, and on a busy machine lose much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

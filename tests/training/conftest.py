@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,10 @@ def images_of(count: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.n
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small networks gain nothing from threads, and on a busy machine lose much; nor does a plan that times them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a plan gain from more, which times small networks."""
     monkeypatch.setattr(executors, "available_cores", lambda: 1)
     monkeypatch.setattr(estimate, "_MEASURE_SECONDS", 0.05)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

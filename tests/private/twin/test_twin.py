@@ -275,7 +275,7 @@ def test_circuits_on_boundary_values() -> None:
     assert circuit_function(Circuit("argmax", 4, 0), np.array([[3, 7, 7]]))[0].tolist() == [1]
 
 
-def test_a_relu_at_the_edges_of_its_range(trained: Program) -> None:
+def test_a_relu_at_the_edges_of_its_range() -> None:
     """The largest and smallest value of the width come out right for every share of the client."""
     op = Circuit("relu", 5, 3)
     from deepreduce.private.program import PublicProgram, Reshape, Step, TensorFormat
