@@ -185,7 +185,18 @@ def test_env_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "more"], "Got: 'more'"),
         (["reduce", "resnet18", "--dta", "digits"], "'--dta' (did you mean --data"),
         (["--versoin"], "did you mean --version"),
-        (["profile"], "needs NETWORK and --input. Got: a call without them. Do: deepreduce profile --help"),
+        (["profile"], "needs NETWORK and --input. Got: a call without them. Do: give NETWORK and --input 3x32x32; "),
+        (["profile", "resnet18"], "Got: a call without it. Do: give --input 3x32x32; deepreduce profile --help says more. Where: --input."),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--trim", "3"], "Got: '--trim'. Do: deepreduce profile and estimate have --trim; "),
+        (["profile", "resnet18", "--input", "3x32x32", "--keep-max-pooling"], "deepreduce reduce has --keep-max-pooling; "),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "masks"], "did you mean deepreduce-masks"),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--validation", "0.9"], "Where: --validation."),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--per-class", "0"], "Where: --per-class."),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--per-class", "9999"], "or fewer, or leave it out for all. Where: --per-class."),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--first-classes", "11"], "Where: --first-classes."),
+        (["reduce", "resnet18", "--data", "digits", "--out", "run", "--mean", "125"], "Where: --mean."),
+        (["profile", "resnet18", "--input", "3x32x32", "--alpha", "2"], "Where: --alpha."),
+        (["profile", "resnet18", "--input", "3x32x32", "--keep", "S2", "--beta", "0.5,0.5"], "Where: --beta."),
         (["serve", "f", "--listen", "h:1", "--cert", "c", "--key", "k", "--store-limit", "-1"], "Where: --store-limit"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--fade", "1"], "--fade"),
         (["reduce", "resnet18", "--data", "digits", "--out", "run", "--method", "snl2"], "did you mean snl"),
@@ -225,7 +236,9 @@ def test_what_comes_behind_two_dashes_is_no_option(capsys: pytest.CaptureFixture
 
 def test_failure_ends_with_1(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 1
-    assert "no such folder" in capsys.readouterr().err
+    assert "must exist. Got: no such folder. Do: check the path" in capsys.readouterr().err
+    assert main(["export", "nowhere", "--relus", "9", "--out", "deploy"]) == 1
+    assert "must exist. Got: no such folder. Do: check the path" in capsys.readouterr().err
     hot = ["--learning-rate", "1e30", "--warmup", "0", "--epochs", "4"]
     assert main(["train", net, "--out", "hot", *QUICK, *hot]) == 1
     assert "finite" in capsys.readouterr().err

@@ -94,6 +94,7 @@ def _parse(typed: Sequence[str], wanted: str | None) -> argparse.Namespace:
                 f"the command must be one of {', '.join(_COMMANDS)}",
                 got=f"{wanted!r}{near_misses(wanted, list(_COMMANDS))}",
                 remedy="deepreduce --help says what each does",
+                where="COMMAND",
             )
         )
     asked = parser
@@ -113,11 +114,22 @@ def _parse(typed: Sequence[str], wanted: str | None) -> argparse.Namespace:
     before = itertools.takewhile(lambda word: word != "--", typed)  # what comes behind it is no option
     misspelt = [word for word in before if word.startswith("--") and word.split("=")[0] not in known]
     if misspelt:
-        asked.refuse(misspelt)
+        asked.refuse(misspelt, _having(misspelt[0].split("=")[0]) if wanted is not None else ())
     options, unknown = parser.parse_known_args(typed)
     if unknown:
         asked.refuse(unknown)
     return options
+
+
+def _having(option: str) -> list[str]:
+    """Return the commands that have an option."""
+    found = []
+    for name in _COMMANDS:
+        parser = Parser(add_help=False)
+        importlib.import_module(f".{name}", __name__).add_options(parser)
+        if option in parser.names():
+            found.append(name)
+    return found
 
 
 def _end_at_once() -> NoReturn:
