@@ -131,7 +131,7 @@ def test_damage_is_named_with_its_place(front, damage, where):
 
 @pytest.mark.parametrize("value", [None, [], "front", 3])
 def test_something_else_than_an_object_is_refused(value):
-    with pytest.raises(RunError, match="JSON object"):
+    with pytest.raises(RunError, match=r"JSON object.* Where: front\.json\.$"):
         check_front(value)
 
 

@@ -440,7 +440,7 @@ def test_a_failed_search_is_named(context: Context, settings: SearchSettings, mo
     failed = entries["snl by element, budget 300"]
     assert failed["status"] == "skipped" and "finite" in failed["reason"]
     other = replace(context, folder=context.folder.with_name("other"))
-    with pytest.raises(TrainingError, match="none of the 1 searches"):
+    with pytest.raises(TrainingError, match=r"Got: none of the 1 searches.* Do: .* Where: masks/.*seed0\.$"):
         search(other, ordered(settings, "snl", 300))
 
 

@@ -98,7 +98,7 @@ def test_a_ranking_that_fails_altogether_ends_the_run(
     front_of(replace(context, folder=context.folder.with_name("whole")), ranked)
     places = [f"ranking-1/{p.name}/seed0" for p in (context.folder.with_name("whole") / "ranking-1").iterdir()]
     poison(monkeypatch, *places)
-    with pytest.raises(TrainingError, match=r"could be ranked.*finite"):
+    with pytest.raises(TrainingError, match=r"could be ranked; the first: .*finite.* Where: ranking-1/.*seed0\.$"):
         search(context, ranked)
 
 

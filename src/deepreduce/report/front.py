@@ -53,7 +53,7 @@ def check_front(front: object) -> None:
         RunError: with the place (`candidates[3].validation.accuracy`) of the first thing that is missing or wrong.
     """
     if not isinstance(front, dict):
-        raise _refusal("front.json must hold a JSON object", got=type(front).__name__, where="front.json")
+        raise _refusal("front.json must hold a JSON object", got=type(front).__name__)
     if front.get("format") != FORMAT:
         raise _refusal(f"'format' must be {FORMAT!r}", got=repr(front.get("format")), where="format")
     if type(front.get("version")) is not int or front["version"] != VERSION:
@@ -141,13 +141,13 @@ def _need(found: object, keys: dict[str, Any], where: str) -> Json:
     return found
 
 
-def _refusal(must: str, *, got: object, where: str) -> RunError:
+def _refusal(must: str, *, got: object, where: str = "") -> RunError:
     return RunError(
         problem(
             must,
             got=got,
             remedy="write the file again with 'deepreduce reduce' on the same run",
-            where=f"front.json, {where}",
+            where=f"front.json, {where}" if where else "front.json",
         )
     )
 

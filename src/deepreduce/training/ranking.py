@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import TrainingError
+from ..errors import TrainingError, problem
 from .jobs import Job
 from .outcome import Result, outcomes_of
 from .proposals import Proposal
@@ -69,7 +69,15 @@ def rank(
     outcomes = outcomes_of(results, {p.candidate.id: p for p in proposals})
     failures = {o.job.id: o.failure for o in outcomes if o.failure is not None}
     if outcomes and len(failures) == len(outcomes):
-        raise TrainingError(f"none of the {len(outcomes)} candidates could be ranked. {outcomes[0].failure}")
+        first = str(outcomes[0].failure).rstrip(".")
+        raise TrainingError(
+            problem(
+                "a candidate must come through the short training that ranks",
+                got=f"none of the {len(outcomes)} candidates could be ranked; the first: {first}",
+                remedy="mend what it failed for, and run the same command again: what was finished is kept",
+                where=outcomes[0].job.place,
+            )
+        )
     if not outcomes:
         return proposals, ()
     measured = {o.job.id: o for o in outcomes if o.failure is None}

@@ -8,6 +8,18 @@ from ...errors import UsageError, problem
 from ..protocol import Reveal
 from .messages import MAX_IMAGES
 
+_PLACES = {
+    "clients": "--clients",
+    "bundles": "--bundles",
+    "bundles_per_day": "--bundles-per-day",
+    "images": "--images",
+    "batch_bytes": "--batch-memory",
+    "deadline_seconds": "--deadline",
+    "slowest_bytes_per_second": "slowest_bytes_per_second",
+    "handshake_seconds": "handshake_seconds",
+}
+"""The option of each limit, or its name where it has none."""
+
 
 @dataclass(frozen=True)
 class ServerLimits:
@@ -59,14 +71,21 @@ class ServerLimits:
             if value is not None and not low <= value <= high:
                 raise UsageError(
                     problem(
-                        f"{name} lies between {low} and {high}",
-                        got=value,
-                        remedy="choose another",
-                        where="the limits of the server",
+                        f"{name} lies between {low:,} and {high:,}",
+                        got=repr(value),
+                        remedy="give a number in this range, or leave it out",
+                        where=_PLACES[name],
                     )
                 )
         if not self.reveal or not set(self.reveal) <= {"label", "logits"}:
-            raise UsageError(problem("a server reveals label or logits", got=self.reveal, remedy="name one of them"))
+            raise UsageError(
+                problem(
+                    "a server reveals the label, or logits too",
+                    got=self.reveal,
+                    remedy="name label or logits",
+                    where="--reveal",
+                )
+            )
 
     def patience_seconds(self, transferred: int) -> float:
         """Return how long the server waits in all for a client to send and take so many bytes."""

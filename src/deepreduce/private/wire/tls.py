@@ -316,7 +316,7 @@ def _check_pem(path: Path, block: str, what: str) -> None:
             problem(
                 f"the file with {what} must exist and be readable",
                 got=error.strerror or error,
-                remedy="correct the path, or make one with `deepreduce.private.wire.self_signed`",
+                remedy="correct the path; docs/run-privately.md, step 2, makes a certificate and its key with openssl",
                 where=path,
             )
         ) from error
