@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import inspect
 import re
@@ -89,6 +90,31 @@ REDUCTION = ("keep", "thin", "alpha", "rho", "beta", "trim", "bypass", "collapse
 def test_the_defaults_are_those_of_the_library(command: str, expected: dict[str, Any]) -> None:
     parser = parser_of(command)
     assert {name: parser.get_default(name) for name in expected} == expected
+
+
+def test_errors_name_options_that_exist() -> None:
+    """The settings check themselves, and say where their user sets them."""
+    from deepreduce.training import config, settings
+
+    for command, kinds, places in (
+        ("reduce", (deepreduce.TrainingConfig,), config._PLACES),
+        ("reduce", (SearchSettings, RunOptions), settings._PLACES),
+    ):
+        named = {places.get(name, f"--{name.replace('_', '-')}") for kind in kinds for name in fields_of(kind)}
+        assert {name for name in named if name.startswith("--")} <= options_of(command)
+    pytest.importorskip("seal")
+    from deepreduce.private.service import limits
+
+    assert set(limits._PLACES) == fields_of(limits.ServerLimits) - {"reveal"}
+    assert {name for name in limits._PLACES.values() if name.startswith("--")} <= options_of("serve")
+
+
+def fields_of(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def options_of(command: str) -> set[str]:
+    return {name for action in parser_of(command)._actions for name in action.option_strings}
 
 
 LATER = {"exponent": DEFAULT_EXPONENT, "classes": default(deepreduce.profile, "classes")}
