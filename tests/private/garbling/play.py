@@ -105,6 +105,12 @@ def play(
     return Played(garbled, theirs, own, evaluated)
 
 
+def garbler_zero_labels(circuit: Circuit, instances: int) -> np.ndarray:
+    """The garbler's labels of 0, one per wire, from `SEED`."""
+    zeros = {g.name: np.zeros((instances, g.count), int) for g in circuit.groups("garbler")}
+    return garbler_labels(circuit, zeros, seed=SEED, delta=DELTA)
+
+
 def random_inputs(circuit: Circuit, instances: int, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {g.name: rng.integers(0, 2**g.bits, (instances, g.count), dtype=np.uint64) for g in circuit.inputs}

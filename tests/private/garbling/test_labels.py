@@ -11,13 +11,12 @@ from deepreduce.private.garbling import (
     Tweak,
     garble,
     garbler_labels,
-    garbler_zero_labels,
     new_start,
     receiver_to_labels,
     sender_to_zero_labels,
 )
 
-from .play import DELTA, SEED, TWEAK, backends, transferred
+from .play import DELTA, SEED, TWEAK, backends, garbler_zero_labels, transferred
 
 
 def test_correlated_ot_becomes_labels() -> None:
@@ -35,7 +34,7 @@ def test_correlated_ot_becomes_labels() -> None:
 def test_the_garblers_labels_are_its_bits(backend: object) -> None:
     circuit = arg_max(3, 5)
     values = np.array([[1, -1, 7], [31, 0, 16]])
-    zero = garbler_zero_labels(circuit, instances=2, seed=SEED)
+    zero = garbler_zero_labels(circuit, 2)
     labels = garbler_labels(circuit, {"server_share": values}, seed=SEED, delta=DELTA, backend=backend)  # type: ignore[arg-type]
     for i, v, j in np.ndindex(2, 3, 5):
         offset = np.frombuffer(DELTA, np.uint8) if int(values[i, v]) >> j & 1 else np.uint8(0)
@@ -47,7 +46,7 @@ def test_several_groups_of_the_garbler() -> None:
     x, y = b.input("garbler", "x", 3), b.input("garbler", "y", 2)
     b.output("out", [b.and_(x[0], y[0])])
     circuit = b.build()
-    zero = garbler_zero_labels(circuit, instances=4, seed=SEED)
+    zero = garbler_zero_labels(circuit, 4)
     values = {"y": np.array([0, 1, 2, 3]), "x": np.array([7, 0, 5, 2])}
     difference = garbler_labels(circuit, values, seed=SEED, delta=DELTA) ^ zero
     expected = [

@@ -7,9 +7,9 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from deepreduce.private.circuits import TRUE, Builder
-from deepreduce.private.garbling import Backend, garbler_zero_labels
+from deepreduce.private.garbling import Backend
 
-from .play import DELTA, SEED, TWEAK, backends, play, transferred
+from .play import DELTA, TWEAK, backends, garbler_zero_labels, play, transferred
 
 BACKENDS = pytest.mark.parametrize("backend", backends(), ids=lambda b: b.name)
 OFFSET = int.from_bytes(DELTA, "little")
@@ -56,7 +56,7 @@ def test_half_gates(backend: Backend) -> None:
     b.output("out", [b.and_(x, y)])
     circuit = b.build()
     played = play(circuit, {"x": np.zeros(INSTANCES, int)}, backend=backend)
-    zero = garbler_zero_labels(circuit, instances=INSTANCES, seed=SEED)
+    zero = garbler_zero_labels(circuit, INSTANCES)
     generator, evaluator = entries(played.garbled.tables, 2, 16)
     for i, (a0, b0) in enumerate(zip(numbers(zero, 0), numbers(zero, 1), strict=True)):
         p_a, p_b = a0 & 1, b0 & 1
@@ -77,7 +77,7 @@ def test_the_evaluators_half_gate(backend: Backend) -> None:
     b.output("out", [b.and_(x, y)])
     circuit = b.build()
     played = play(circuit, {n: np.zeros(INSTANCES, int) for n in "xy"}, backend=backend)
-    zero = garbler_zero_labels(circuit, instances=INSTANCES, seed=SEED)
+    zero = garbler_zero_labels(circuit, INSTANCES)
     known, _ = transferred(np.zeros((INSTANCES, 1), np.uint8))
     (table,) = entries(played.garbled.tables, 1, 16)
     for i, (a0, b0) in enumerate(zip(numbers(zero, 0), numbers(known, 0), strict=True)):
@@ -94,7 +94,7 @@ def test_terms_of_a_word(backend: Backend) -> None:
     b.word("w", 30, [(x, TRUE, weight), (x, s, selected_weight)], 9)
     circuit = b.build()
     played = play(circuit, {"v": np.zeros(INSTANCES, int)}, backend=backend)
-    zero = garbler_zero_labels(circuit, instances=INSTANCES, seed=SEED)
+    zero = garbler_zero_labels(circuit, INSTANCES)
     table = entries(played.garbled.tables, 4, 4)
     for i, (x0, s0) in enumerate(zip(numbers(zero, 0), numbers(zero, 1), strict=True)):
         x_of = [x0 ^ ((x0 & 1) ^ colour) * OFFSET for colour in (0, 1)]  # the label of each colour
@@ -123,7 +123,7 @@ def test_a_factor_is_the_difference_of_two_pads(backend: Backend, inverted: int)
     circuit = b.build()
     values = np.arange(INSTANCES) % 2
     played = play(circuit, {"v": values}, backend=backend)
-    zero = garbler_zero_labels(circuit, instances=INSTANCES, seed=SEED)
+    zero = garbler_zero_labels(circuit, INSTANCES)
     assert played.garbled.tables.size == 0
     for i, x0 in enumerate(numbers(zero, 0)):
         false, true = (aes_hash(sigma(x0 ^ (inverted ^ value) * OFFSET), i, 0) for value in (0, 1))

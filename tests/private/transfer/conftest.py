@@ -25,7 +25,8 @@ from deepreduce.private.transfer import (
     plant_setup,
 )
 from deepreduce.private.transfer._errors import Bytes
-from deepreduce.private.transfer._randomness import SeededForTests
+
+from .seeded import Seeded
 
 
 @dataclass
@@ -47,8 +48,8 @@ class Pair:
 
 def set_up(seed: bytes = b"seed", field_bits: int = 4, backend: str | None = None, delta: Bytes | None = None) -> Pair:
     """Run a set-up whose randomness all comes from `seed`."""
-    client, server = SeededForTests(b"client" + seed), SeededForTests(b"server" + seed)
-    session = SeededForTests(b"session" + seed)(16)
+    client, server = Seeded(b"client" + seed), Seeded(b"server" + seed)
+    session = Seeded(b"session" + seed)(16)
     delta = new_delta(_random=server) if delta is None else delta
     at_client, offer = offer_setup(session, field_bits, _random=client)
     first = offer.encode()

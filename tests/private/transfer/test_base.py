@@ -18,8 +18,9 @@ from deepreduce.private.transfer import (
     new_session,
     offer_base,
 )
-from deepreduce.private.transfer._randomness import SeededForTests
 from deepreduce.private.transfer.base import check_point
+
+from .seeded import Seeded
 
 SESSION = bytes(range(16))
 
@@ -65,10 +66,10 @@ MULTIPLES, BAD = _MULTIPLES.split(), _BAD.split()
 
 def run(bits: np.ndarray, seed: bytes | None = None):
     """Run all four steps through encoded messages; return both keys, the chosen one, and the messages."""
-    sources = {} if seed is None else {"_random": SeededForTests(b"s" + seed)}
+    sources = {} if seed is None else {"_random": Seeded(b"s" + seed)}
     sender, offer = offer_base(SESSION, len(bits), **sources)
     if seed is not None:
-        sources = {"_random": SeededForTests(b"r" + seed)}
+        sources = {"_random": Seeded(b"r" + seed)}
     receiver, choices = choose_base(SESSION, bits, BaseOffer.decode(offer.encode()), **sources)
     keys = finish_base_sender(sender, BaseChoices.decode(choices.encode()))
     return keys, finish_base_receiver(receiver), offer, choices
@@ -98,7 +99,7 @@ def test_the_receiver_gets_exactly_the_chosen_key(count: int, pattern: str, rng:
 def test_keys_are_the_documented_hashes() -> None:
     bits = np.array([1, 0], dtype=np.uint8)
     keys, _, offer, choices = run(bits, seed=b"kdf")
-    scalar = rbcl.crypto_core_ristretto255_scalar_reduce(SeededForTests(b"skdf")(64))
+    scalar = rbcl.crypto_core_ristretto255_scalar_reduce(Seeded(b"skdf")(64))
     assert rbcl.crypto_scalarmult_ristretto255_base(scalar) == offer.point
     for index in range(2):
         point = choices.points[index].tobytes()
@@ -191,10 +192,10 @@ def test_fresh_randomness_by_default() -> None:
 
 def test_answers_do_not_depend_on_the_choice() -> None:
     """Given c, R - c A is b B for a fresh b; so with the same b the two answers differ by A, and both look uniform."""
-    _, offer = offer_base(SESSION, 64, _random=SeededForTests(b"offer"))
+    _, offer = offer_base(SESSION, 64, _random=Seeded(b"offer"))
     zeros, ones = np.zeros(64, dtype=np.uint8), np.ones(64, dtype=np.uint8)
-    _, for_zero = choose_base(SESSION, zeros, offer, _random=SeededForTests(b"b"))
-    _, for_one = choose_base(SESSION, ones, offer, _random=SeededForTests(b"b"))
+    _, for_zero = choose_base(SESSION, zeros, offer, _random=Seeded(b"b"))
+    _, for_one = choose_base(SESSION, ones, offer, _random=Seeded(b"b"))
     for zero, one in zip(for_zero.points, for_one.points, strict=True):
         assert rbcl.crypto_core_ristretto255_sub(one.tobytes(), zero.tobytes()) == offer.point
     for points in (for_zero.points, for_one.points):

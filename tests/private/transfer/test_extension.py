@@ -24,7 +24,8 @@ from deepreduce.private.transfer import (
     new_session,
     offer_setup,
 )
-from deepreduce.private.transfer._randomness import SeededForTests
+
+from .seeded import Seeded
 
 SIZES = [0, 1, 7, 127, 128, 129, 1024, 100_000]
 
@@ -138,7 +139,7 @@ def test_golden_bytes(set_up: Callable[..., Any]) -> None:
         digests[field_bits] = [hashlib.sha256(message).hexdigest()[:16] for message in messages]
         assert [len(message) for message in messages] == [72, 4136, 40 if field_bits == 1 else 3112, len(messages[3])]
         assert messages[3][:40] == b"OTC1" + bytes([field_bits, 0, 0, 0]) + bytes(8) + b"\x82" + bytes(7) + (
-            SeededForTests(b"sessiongolden")(16)
+            Seeded(b"sessiongolden")(16)
         )
     assert digests == GOLDEN
 
@@ -206,13 +207,12 @@ def test_a_set_up_ends(set_up: Callable[..., Any]) -> None:
     near = MAX_POSITION - 1
     client = ReceiverState(*shared, client._leaves, client._nonces, near)
     server = SenderState(*shared, server._leaves, server._nonces, near, pair.delta)
-    assert client.remaining == server.remaining == 128
     with pytest.raises(TransferError, match="new set-up"):
         extend_receiver(client, np.zeros(129, np.uint8))
     bits = np.ones(128, np.uint8)
     client, message, labels = extend_receiver(client, bits)
     server, zeros = extend_sender(server, Corrections.decode(message.encode()), 128)
     assert np.array_equal(labels, zeros ^ pair.delta)
-    assert client.remaining == 0
+    assert client.position == server.position == MAX_POSITION
     with pytest.raises(TransferError, match="new set-up"):
         extend_receiver(client, bits)

@@ -30,7 +30,6 @@ from deepreduce.private.transfer import (
     plant_setup,
 )
 from deepreduce.private.transfer._backends import get_backend
-from deepreduce.private.transfer._randomness import SeededForTests
 from deepreduce.private.transfer._state import SingleUse
 
 COUNT = 128 * 256
@@ -263,9 +262,6 @@ def test_errors_never_show_secrets(set_up: Callable[..., Any]) -> None:
     assert pair.delta.tobytes().hex() not in repr(pair.server)
 
 
-def test_the_test_source_is_reproducible_and_never_a_default() -> None:
-    assert SeededForTests(b"a")(40) == SeededForTests(b"a")(40) != SeededForTests(b"b")(40)
-    source = SeededForTests(b"a")
-    assert source(16) != source(16)
+def test_the_default_source_is_the_operating_system() -> None:
     for function in (offer_setup, choose_setup, new_delta, new_session):
         assert function.__kwdefaults__["_random"] is os.urandom

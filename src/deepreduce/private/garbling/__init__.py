@@ -46,7 +46,6 @@ from .backend import Backend, BackendError, describe, get_backend
 from .engine import decode_bits, decode_words, evaluate, garble, mask_words
 from .labels import (
     garbler_labels,
-    garbler_zero_labels,
     new_start,
     receiver_to_labels,
     sender_to_zero_labels,
@@ -68,7 +67,6 @@ __all__ = [
     "evaluate",
     "garble",
     "garbler_labels",
-    "garbler_zero_labels",
     "get_backend",
     "mask_words",
     "new_start",

@@ -73,7 +73,7 @@ def _garble_from_seed(
     """`garble` with the seed given: deterministic, for tests and golden bytes only."""
     program = compile_circuit(circuit)
     offset, seed = offset_of(delta), key_of(seed, "the seed")
-    _check_counts(instances, 0, threads)
+    _check_counts(instances, threads)
     shape = (instances, program.evaluator_wires, LABEL_BYTES)
     zero = array_of(evaluator_zero_labels, shape, "the evaluator's labels of 0")
     if bool((zero[..., 0] & 1).any()):
@@ -117,22 +117,20 @@ def evaluate(
     garbler_labels: Bytes,
     evaluator_labels: Bytes,
     tweak: Tweak,
-    first_instance: int = 0,
     threads: int = 1,
     backend: Backend | None = None,
 ) -> Evaluated:
-    """Evaluate garbled instances of a circuit, all of a layer or a part of it.
+    """Evaluate garbled instances of a circuit.
 
     Wrong labels or tables give wrong outputs, never a fault: against a garbler that cheats, half gates promise nothing.
 
     Args:
         circuit: the circuit that was garbled.
         instances: how many, at least 1.
-        tables: uint8 [instances * table bytes]; of a part: the garbler's, from `first_instance * table bytes` on.
+        tables: uint8 [instances * table bytes], received.
         garbler_labels: uint8 [instances, garbler's wires, 16], received.
         evaluator_labels: uint8 [instances, evaluator's wires, 16], from `receiver_to_labels`.
         tweak: the one of the garbling.
-        first_instance: number of the first instance of a part, a multiple of 64.
         threads: threads of this process to use, at least 1.
         backend: None takes the fastest. The results do not depend on it.
 
@@ -143,7 +141,7 @@ def evaluate(
         GarblingError: an array does not have the type or size that the circuit asks for.
     """
     program = compile_circuit(circuit)
-    _check_counts(instances, first_instance, threads)
+    _check_counts(instances, threads)
     tables = array_of(tables, (instances * program.table_bytes,), "the tables")
     theirs = array_of(garbler_labels, (instances, program.garbler_wires, LABEL_BYTES), "the garbler's labels")
     own = array_of(evaluator_labels, (instances, program.evaluator_wires, LABEL_BYTES), "the evaluator's labels")
@@ -155,7 +153,7 @@ def evaluate(
         chosen.evaluate(
             program,
             stop - start,
-            (first_instance + start) // BLOCK,
+            start // BLOCK,
             key,
             theirs[start:stop],
             own[start:stop],
@@ -247,14 +245,10 @@ def _ring_masks(circuit: Circuit, *arrays: Words) -> Words:
     return np.array([2**w.bits - 1 for w in circuit.words], np.uint64)
 
 
-def _check_counts(instances: int, first_instance: int, threads: int) -> None:
-    if instances < 1 or first_instance < 0 or first_instance % BLOCK or first_instance + instances > _MAX_INSTANCES:
+def _check_counts(instances: int, threads: int) -> None:
+    if not 1 <= instances <= _MAX_INSTANCES:
         raise GarblingError(
-            problem(
-                f"a layer has 1 to 2^38 instances, and a part of it begins at a multiple of {BLOCK}",
-                got=(instances, first_instance),
-                remedy="cut layers at multiples of 64 instances",
-            )
+            problem("a layer has 1 to 2^38 instances", got=instances, remedy="cut it into several layers")
         )
     if threads < 1:
         raise GarblingError(problem("at least one thread works", got=threads, remedy="pass threads=1"))

@@ -68,28 +68,12 @@ def receiver_to_labels(receiver: Bytes, bits: Bytes) -> Bytes:
     return receiver
 
 
-def garbler_zero_labels(circuit: Circuit, *, instances: int, seed: bytes, first_instance: int = 0) -> Bytes:
-    """Labels of 0 of the garbler's inputs, from its seed.
-
-    Args:
-        circuit: the circuit.
-        instances: how many.
-        seed: 16 secret bytes of one garbling.
-        first_instance: number of the first instance.
-
-    Returns:
-        uint8 [instances, garbler's wires, 16].
-    """
-    return _expand(circuit, instances, key_of(seed, "the seed"), first_instance, get_backend())
-
-
 def garbler_labels(
     circuit: Circuit,
     values: Mapping[str, NDArray[np.integer]],
     *,
     seed: bytes,
     delta: bytes | Bytes,
-    first_instance: int = 0,
     backend: Backend | None = None,
 ) -> Bytes:
     """The labels of the garbler's input values: what it sends online.
@@ -102,7 +86,6 @@ def garbler_labels(
         values: for each of the garbler's groups integers [instances] or [instances, count].
         seed: from `Garbled.seed`.
         delta: the garbler's offset, 16 bytes or uint8 [16].
-        first_instance: number of the first instance, when a layer goes out in parts.
         backend: None takes the fastest.
 
     Returns:
@@ -118,7 +101,8 @@ def garbler_labels(
     if not words:
         raise UsageError(problem("the garbler has inputs", got="none in this circuit", remedy="send nothing"))
     instances = len(next(iter(words.values())))
-    labels = _expand(circuit, instances, seed, first_instance, backend)
+    labels = np.empty((instances, circuit.wires_of("garbler"), LABEL_BYTES), np.uint8)
+    backend.keystream(seed, 0, labels.reshape(-1))
     at = 0
     for group in circuit.groups("garbler"):
         part = labels[:, at : at + group.wires]
@@ -127,13 +111,6 @@ def garbler_labels(
         if whole is not part and not np.shares_memory(whole, part):
             part[...] = whole
         at += group.wires
-    return labels
-
-
-def _expand(circuit: Circuit, instances: int, seed: bytes, first_instance: int, backend: Backend) -> Bytes:
-    wires = circuit.wires_of("garbler")
-    labels = np.empty((instances, wires, LABEL_BYTES), np.uint8)
-    backend.keystream(seed, first_instance * wires, labels.reshape(-1))
     return labels
 
 

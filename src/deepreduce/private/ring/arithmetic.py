@@ -38,7 +38,7 @@ UNIFORM_BITS = 30
 """Low bits of a truncated share that are uniform at least, where its ring has more; see `homomorphic/noise.py`."""
 
 
-def check_bits(bits: int, *, name: str = "ring bits") -> None:
+def check_bits(bits: int) -> None:
     """Check that 1 <= bits <= 62.
 
     Raises:
@@ -47,7 +47,7 @@ def check_bits(bits: int, *, name: str = "ring bits") -> None:
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_RING_BITS:
         raise UsageError(
             problem(
-                f"{name} are a whole number from 1 to {MAX_RING_BITS}",
+                f"ring bits are a whole number from 1 to {MAX_RING_BITS}",
                 got=bits,
                 remedy="use a smaller format, so that the ring fits a 64-bit word",
             )

@@ -31,15 +31,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 
 import numpy as np
 
 from deepreduce.errors import missing_extra, problem
 
 from ._errors import Bytes, TransferError, check_bits, check_count, check_session
-from ._randomness import Random
 from ._state import SingleUse
 from .messages import MAX_BASE, POINT_BYTES, SECURITY, BaseChoices, BaseOffer
+
+Random = Callable[[int], bytes]
+"""A source of random bytes: called with a length, it returns that many. Every function that draws takes one as
+`_random`: the operating system's, and nothing else outside the tests."""
 
 try:
     import rbcl  # type: ignore[import-untyped]

@@ -69,17 +69,17 @@ from deepreduce.errors import problem
 
 from ._backends import get_backend
 from ._errors import Bytes, TransferError, check_bits, check_block, check_count, check_field_bits, check_session
-from ._randomness import Random
 from ._state import SingleUse
 from .base import (
     BaseReceiverState,
     BaseSenderState,
+    Random,
     choose_base,
     finish_base_receiver,
     finish_base_sender,
     offer_base,
 )
-from .messages import MAX_POSITION, SECURITY, BaseChoices, BaseOffer, Corrections, TreeSums, blocks_of, check_position
+from .messages import SECURITY, BaseChoices, BaseOffer, Corrections, TreeSums, blocks_of, check_position
 from .trees import path_choices, plant, regrow, tree_nonces
 
 DEFAULT_FIELD_BITS = 4
@@ -137,11 +137,6 @@ class _Ready(SingleUse):
     def position(self) -> int:
         """Blocks of 128 transfers used so far."""
         return self._position
-
-    @property
-    def remaining(self) -> int:
-        """How many more transfers this set-up can serve, in whole blocks of 128."""
-        return SECURITY * (MAX_POSITION - self.position)
 
 
 class ReceiverState(_Ready):
