@@ -22,7 +22,6 @@ from machine import public, results_path
 
 import deepreduce
 from deepreduce.cli._console import Watcher
-from deepreduce.reduction import comparison_row
 from deepreduce.training import RunOptions, SearchSettings, TrainingConfig
 
 COLUMNS = ("method", "network", "baseline", "pruned", "change", "macs", "relus")
@@ -88,6 +87,32 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, Any]
         if fitting:
             rows.append(comparison_row(ours, max(fitting, key=lambda e: e["validation"]["accuracy"])))
     return rows
+
+
+def comparison_row(front: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of the paper's comparison of methods.
+
+    Args:
+        front: content of a `front.json`.
+        entry: one of its entries that was trained.
+
+    Returns:
+        `data`, `method`, `network`, `split` (whose images), `baseline`, `pruned`, `change` (accuracies, in percent and
+        points), `macs` and `relus`. The paper's column "FLOPs" counts multiply-accumulates, as `macs` does.
+    """
+    split = "test" if entry["test"] and front["teacher"]["test"] else "validation"
+    baseline, pruned = (100 * which[split]["accuracy"] for which in (front["teacher"], entry))
+    return {
+        "data": front["data"]["name"],
+        "method": front["settings"]["method"],
+        "network": entry["label"],
+        "split": split,
+        "baseline": baseline,
+        "pruned": pruned,
+        "change": pruned - baseline,
+        "macs": entry["macs"],
+        "relus": entry["relus"],
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from ..errors import Interrupted
 from ..reduction import Base, build_candidate, census_of, find_reducer, make_base, with_slopes
 from .batches import DeviceSplit, Normalisation
+from .dispatch import _own_state
 from .executors import threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
@@ -72,7 +74,6 @@ class Clock:
 
     def _measure(self, job: Job, batch: int, threads: int) -> tuple[float, float]:
         """Return the seconds of one step, and those of all that comes before the first."""
-        before = torch.get_num_threads()
         begun = time.monotonic()
         marks: list[float] = []
 
@@ -81,40 +82,30 @@ class Clock:
             spent = marks[-1] - marks[0]
             return len(marks) > 3 and spent > _MEASURE_SECONDS * (1 if len(marks) > 9 else 4)
 
-        try:
-            torch.set_num_threads(threads)
-            with torch.random.fork_rng(devices=[]):
-                # As a job does it, a network of its own and one to start from and to learn from.
-                base = make_base(self._context.spec, self._context.network)
-                taught = make_base(self._context.spec, self._context.network)
-                network = base.network if job.candidate is None else build_candidate(taught, job.candidate)
-                if job.masks is not None:
-                    kind = find_reducer(job.masks.method).finder
-                    assert kind is not None
-                    network, _ = with_slopes(network, base.census, job.masks.granularity, draws_lines=kind.draws_lines)
-                config = replace(job.config, epochs=100_000, compile="off", fade=0.0)
-                accelerator = make_accelerator(config)
-                few = DeviceSplit(
-                    self._context.data.train.images[:batch].to(accelerator.device),
-                    self._context.data.train.labels[:batch].to(accelerator.device),
-                    Normalisation(self._context.data.mean, self._context.data.std),
-                )
-                train(
-                    network,
-                    few,
-                    few,
-                    config,
-                    accelerator=accelerator,
-                    teacher=taught.network if job.teaches else None,
-                    should_stop=enough,
-                )
-        except Interrupted:
-            pass
-        finally:
-            torch.set_num_threads(before)
+        with _own_state(threads), suppress(Interrupted):
+            self._train(job, batch, enough)
         steps = sorted(later - earlier for earlier, later in itertools.pairwise(marks[1:]))
         # Other programs make some steps longer, nothing makes one shorter.
         return steps[len(steps) // 4], marks[0] - begun
+
+    def _train(self, job: Job, batch: int, should_stop: Callable[[], bool]) -> None:
+        """Train as a job does, on one batch: a network of its own, and one to start from and to learn from."""
+        base = make_base(self._context.spec, self._context.network)
+        taught = make_base(self._context.spec, self._context.network)
+        network = base.network if job.candidate is None else build_candidate(taught, job.candidate)
+        if job.masks is not None:
+            kind = find_reducer(job.masks.method).finder
+            assert kind is not None
+            network, _ = with_slopes(network, base.census, job.masks.granularity, draws_lines=kind.draws_lines)
+        config = replace(job.config, epochs=100_000, compile="off", fade=0.0)
+        accelerator = make_accelerator(config)
+        few = DeviceSplit(
+            self._context.data.train.images[:batch].to(accelerator.device),
+            self._context.data.train.labels[:batch].to(accelerator.device),
+            Normalisation(self._context.data.mean, self._context.data.std),
+        )
+        teacher = taught.network if job.teaches else None
+        train(network, few, few, config, accelerator=accelerator, teacher=teacher, should_stop=should_stop)
 
 
 def plan(

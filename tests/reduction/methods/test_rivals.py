@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from deepreduce.reduction import (
     Survey,
     channel_pruning,
     check_granularity,
-    comparison_row,
     find_reducer,
     with_slopes,
 )
@@ -186,6 +186,23 @@ def test_sensitivity_and_mismatch_see_what_linearising_changes(survey: Survey) -
     assert all(torch.equal(value, before[name]) for name, value in survey.teacher.state_dict().items())
 
 
+def test_a_measurement_leaves_a_network_as_it_was_even_if_it_fails(survey: Survey) -> None:
+    survey.network.train()
+    survey.network.get_submodule("bn2").eval()  # frozen by its owner
+
+    def failing() -> Iterable[tuple[Tensor, Tensor]]:
+        yield from survey.batches()
+        raise RuntimeError
+
+    for measure in (importance, mismatch):
+        measure(survey)
+        with pytest.raises(RuntimeError):
+            measure(replace(survey, batches=failing))
+        assert survey.network.training and not survey.network.get_submodule("bn2").training
+        for slope in (*survey.slopes.values(), *survey.teacher_slopes.values()):
+            assert not slope.watched and slope.before is None and slope.after is None
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 50)), min_size=1, max_size=6),
     st.floats(0, 0.999),
@@ -219,18 +236,6 @@ def test_methods_and_granularities_by_name() -> None:
 
 def test_channel_pruning_meets_its_budgets() -> None:
     census = take_census(trace(Net()), (1, 4, 4))
-    found = channel_pruning(census, [64, 40])
+    found = channel_pruning(census, budgets=[64, 40])
     assert [(c.alpha, c.keep, c.thin) for c in found] == [(0.5, ("S1",), False), (0.3125, ("S1",), False)]
     assert [c.alpha for c in channel_pruning(census)] == [0.75, 0.5, 0.25]
-
-
-def test_a_row_of_the_papers_comparison() -> None:
-    front = {
-        "data": {"name": "digits"},
-        "settings": {"method": "channel-pruning"},
-        "teacher": {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.75}},
-    }
-    entry = {"label": "S1", "validation": {"accuracy": 0.5}, "test": {"accuracy": 0.5}, "macs": 7, "relus": 3}
-    row = comparison_row(front, entry)
-    assert (row["baseline"], row["pruned"], row["change"], row["split"]) == (75.0, 50.0, -25.0, "test")
-    assert comparison_row(front, {**entry, "test": None})["split"] == "validation"

@@ -1,7 +1,7 @@
 """The methods behind `--method`: DeepReDuce step by step, two of ours, and the rivals."""
 
 from .algorithm import deepreduce
-from .channel_pruning import channel_pruning, comparison_row
+from .channel_pruning import channel_pruning
 from .criticality import (
     DEFAULT_EXPONENT,
     Criticality,
@@ -32,7 +32,6 @@ __all__ = [
     "channel_pruning",
     "check_granularity",
     "choose",
-    "comparison_row",
     "criticality_candidates",
     "cull",
     "deepreduce",

@@ -7,7 +7,8 @@ in `deepreduce.training.mask_search` trains the network, and asks the finder bef
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -169,6 +170,18 @@ def watch(slopes: Mapping[str, SlopedReLU], watched: bool) -> None:
         slope.watched = watched
         if not watched:
             slope.before = slope.after = None
+
+
+@contextmanager
+def watching(*slopes: Mapping[str, SlopedReLU]) -> Iterator[None]:
+    """Keep inputs and outputs of every slope for a while."""
+    for each in slopes:
+        watch(each, True)
+    try:
+        yield
+    finally:
+        for each in slopes:
+            watch(each, False)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,6 @@ Propose = Callable[[Census, tuple[Criticality, ...], Sequence[int]], tuple[Candi
 """From the census, the measured criticality and the budgets, if any, to candidates."""
 
 
-def prune_channels(
-    census: Census, criticality: tuple[Criticality, ...], budgets: Sequence[int] = ()
-) -> tuple[Candidate, ...]:
-    """Propose the networks of the baseline `channel_pruning`; criticality is not asked for."""
-    return channel_pruning(census, budgets)
-
-
 @dataclass(frozen=True)
 class Reducer:
     """A way to find candidates.
@@ -63,7 +56,7 @@ REDUCERS: dict[str, Reducer] = {
         Reducer("snl", "selective network linearisation (SNL)", finder=SNL),
         Reducer("senet", "sensitivity-budgeted masks (in the manner of SENet)", finder=SENet),
         Reducer("relupruner", "second-order importance (in the manner of ReLUPruner)", finder=ReLUPruner),
-        Reducer("channel-pruning", "channel pruning (torch-pruning)", propose=prune_channels),
+        Reducer("channel-pruning", "channel pruning (torch-pruning)", propose=channel_pruning),
     )
 }
 

@@ -22,7 +22,7 @@ and more important, and at a small size the reduced networks were 4 to 12 points
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor
 
-from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, kept, set_masks, watch
+from ...census import evaluating
+from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, kept, set_masks, watching
 from .selection import Array, choose
 
 _FADE = 0.8  # share of a round over which ReLUs turn into the identity
@@ -79,33 +80,34 @@ def importance(survey: Survey) -> dict[str, Array]:
 
     Elements without a ReLU have the importance that theirs would have.
     """
-    network, slopes = survey.network, list(survey.slopes.values())
-    was_training = network.training
-    network.eval()
-    watch(survey.slopes, True)
+    slopes = list(survey.slopes.values())
     sums: list[Tensor] = []
     count = 0
-    for images, labels in survey.batches():
-        with torch.no_grad():
-            answers = survey.teacher(images).float()
-        with torch.enable_grad():
-            logits = network(images.detach().requires_grad_()).float()  # so that a frozen network has gradients too
-            activations = [slope.after for slope in slopes if slope.after is not None]
-            softened = logits / survey.temperature
-            drawn = torch.multinomial(softened.detach().softmax(1), 1)[:, 0]
-            # Sums over the batch, so that each image's gradient is its own.
-            loss = survey.loss(logits, answers, labels) * len(images)
-            fisher = survey.temperature * F.cross_entropy(softened, drawn, reduction="sum")
-            g = torch.autograd.grad(loss, activations, retain_graph=True)
-            h = torch.autograd.grad(fisher, activations)
-        with torch.no_grad():
-            change = [_change(slope, g_k, h_k) for slope, g_k, h_k in zip(slopes, g, h, strict=True)]
+    with evaluating(survey.network), watching(survey.slopes):
+        for images, labels in survey.batches():
+            change = _changes(survey, slopes, images, labels)
             sums = [a + b for a, b in zip(sums, change, strict=True)] if sums else change
-        count += len(images)
-    watch(survey.slopes, False)
-    network.train(was_training)
+            count += len(images)
     means = [survey.mean(total / count).double().cpu().numpy() for total in sums]
     return dict(zip(survey.slopes, means, strict=True))
+
+
+def _changes(survey: Survey, slopes: Sequence[SlopedReLU], images: Tensor, labels: Tensor) -> list[Tensor]:
+    """Return the sums over a batch of delta, for every element of every layer."""
+    with torch.no_grad():
+        answers = survey.teacher(images).float()
+    with torch.enable_grad():
+        logits = survey.network(images.detach().requires_grad_()).float()  # so that a frozen one has gradients too
+        activations = [slope.after for slope in slopes if slope.after is not None]
+        softened = logits / survey.temperature
+        drawn = torch.multinomial(softened.detach().softmax(1), 1)[:, 0]
+        # Sums over the batch, so that each image's gradient is its own.
+        loss = survey.loss(logits, answers, labels) * len(images)
+        fisher = survey.temperature * F.cross_entropy(softened, drawn, reduction="sum")
+        g = torch.autograd.grad(loss, activations, retain_graph=True)
+        h = torch.autograd.grad(fisher, activations)
+    with torch.no_grad():
+        return [_change(slope, g_k, h_k) for slope, g_k, h_k in zip(slopes, g, h, strict=True)]
 
 
 def _change(slope: SlopedReLU, g: Tensor, h: Tensor) -> Tensor:

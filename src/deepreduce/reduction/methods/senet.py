@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, nn
 
-from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, kept, set_masks, watch
+from ...census import evaluating
+from .finding import MaskFinder, MaskOrder, SlopedReLU, Survey, kept, set_masks, watching
 from .selection import Array, choose
 
 _AT_REST = 0.01  # share of the kept ReLUs that change in an epoch
@@ -167,20 +168,14 @@ def mismatch(survey: Survey) -> dict[str, Array]:
     """Return the mean over images of |teacher's activation - student's pre-activation|, by call site."""
     sums: dict[str, Tensor] = {}
     images_seen = 0
-    was_training = survey.network.training
-    survey.network.eval()
-    for slopes in (survey.slopes, survey.teacher_slopes):
-        watch(slopes, True)
-    for images, _ in survey.batches():
-        survey.network(images)
-        survey.teacher(images)
-        images_seen += len(images)
-        for name, slope in survey.slopes.items():
-            teacher = survey.teacher_slopes[name].after
-            assert slope.before is not None and teacher is not None
-            missed = (teacher.float() - slope.before.float()).abs().sum(0)
-            sums[name] = missed if name not in sums else sums[name] + missed
-    for slopes in (survey.slopes, survey.teacher_slopes):
-        watch(slopes, False)
-    survey.network.train(was_training)
+    with evaluating(survey.network), watching(survey.slopes, survey.teacher_slopes):
+        for images, _ in survey.batches():
+            survey.network(images)
+            survey.teacher(images)
+            images_seen += len(images)
+            for name, slope in survey.slopes.items():
+                teacher = survey.teacher_slopes[name].after
+                assert slope.before is not None and teacher is not None
+                missed = (teacher.float() - slope.before.float()).abs().sum(0)
+                sums[name] = missed if name not in sums else sums[name] + missed
     return {name: survey.mean(value / images_seen).double().cpu().numpy() for name, value in sums.items()}
