@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._environment import environment
     from ._estimate import estimate
     from ._export import Exported, export
+    from ._time_budget import layers_within
     from .census import Census
     from .data import Dataset, from_arrays
     from .data import load as load_data
@@ -57,6 +58,7 @@ _HOMES = {
     "estimate": ("_estimate", "estimate"),
     "Exported": ("_export", "Exported"),
     "export": ("_export", "export"),
+    "layers_within": ("_time_budget", "layers_within"),
     "Census": ("census", "Census"),
     "Dataset": ("data", "Dataset"),
     "from_arrays": ("data", "from_arrays"),
@@ -128,6 +130,7 @@ __all__ = [
     "estimate",
     "export",
     "from_arrays",
+    "layers_within",
     "load",
     "load_data",
     "plan_reduce",

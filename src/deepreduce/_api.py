@@ -92,7 +92,7 @@ def profile(
     """
     check_type("network", network, str, nn.Module, where="NETWORK")
     asked = None if keep is None else listed("keep", keep, example="['S2', 'S3']", where="--keep")
-    spec, module = _network(network, input, classes, width, exchange_activations)
+    spec, module = network_of(network, input, classes, width, exchange_activations)
     base = make_base(spec, module)
     named = {"network": spec.name, "input": list(spec.input), "classes": spec.classes, "width": spec.width}
     stages = tuple(stage.name for stage in base.census.stages) if asked is None else asked
@@ -399,7 +399,7 @@ class _Order:
             check_name(self.network)
         images = load_data(self.data) if isinstance(self.data, str) else self.data
         classes = len(images.classes)
-        spec, module = _network(self.network, images.input, classes, self.width, self.exchange_activations)
+        spec, module = network_of(self.network, images.input, classes, self.width, self.exchange_activations)
         if self.weights is not None:
             module = build(spec) if module is None else copy.deepcopy(module)
             path = Path(self.weights)
@@ -429,7 +429,7 @@ def check_name(network: str) -> None:
         build(NetworkSpec(network, (3, 32, 32), 10))  # builds nothing: it knows the names, and says so
 
 
-def _network(
+def network_of(
     network: str | nn.Module, input: tuple[int, int, int], classes: int, width: float, exchange: bool
 ) -> tuple[NetworkSpec, nn.Module | None]:
     if isinstance(network, str):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ._arguments import check_type, is_whole, listed, shown
-from ._pricing import layout_of
+from ._pricing import CALIBRATION_IMAGES, SETTLE_IMAGES, layout_of, random_images, settle
 from .census import Census
 from .errors import RecipeError, UsageError, near_misses, problem
 from .networks import REFERENCE, NetworkSpec, is_reference
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from .private.deployment import ClientModel
     from .private.program import PublicProgram
     from .private.protocol import Layout
-
-_SETTLE, _CALIBRATE = 16, 4
-"""Random images for the statistics of batch norm, and for the ranges of the formats."""
 
 _RANDOM_IMAGES = "the ranges come from random images: deepreduce export takes real ones"
 
@@ -269,8 +266,8 @@ def _named(network: str | Path | nn.Module, reduction: _Reduction, program: bool
         return _Subject(label, counts, None)
     built = copy.deepcopy(base.network) if candidate is None else build_candidate(base, candidate)
     if own is None:
-        _settle(built, _images(_SETTLE, reduction.input))
-    layout, notes = layout_of(built, _images(_CALIBRATE, reduction.input), any_error=True)
+        settle(built, random_images(SETTLE_IMAGES, reduction.input))
+    layout, notes = layout_of(built, random_images(CALIBRATION_IMAGES, reduction.input), any_error=True)
     notes = (_RANDOM_IMAGES, *notes)
     if own is None:
         notes = ("the weights are random: trained ones may change formats, and bytes by some percent", *notes)
@@ -319,7 +316,7 @@ def _saved(path: Path, relus: int | None, full: nn.Module | None, program: bool)
     counts = _counts(census, graph)
     if not program:
         return _Subject(name, counts, None)
-    layout, notes = layout_of(graph, _images(_CALIBRATE, recipe.spec.input), any_error=True)
+    layout, notes = layout_of(graph, random_images(CALIBRATION_IMAGES, recipe.spec.input), any_error=True)
     return _Subject(name, counts, layout, (_RANDOM_IMAGES, *notes))
 
 
@@ -400,22 +397,3 @@ def _counts(census: Census, graph: fx.GraphModule) -> Counts:
             linear += node.target in _LINEAR_FUNCTIONS
     layers = sum(layer.relus > 0 for layer in census.layers)
     return Counts(relus=census.relus, relu_layers=layers, macs=census.macs, linear_layers=linear)
-
-
-def _images(count: int, size: tuple[int, int, int]) -> Tensor:
-    """Draw smooth images: as in photographs, neighbouring pixels are alike."""
-    channels, height, width = size
-    low = torch.randn(count, channels, max(1, height // 4), max(1, width // 4))
-    smooth = F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
-    return 1.2 * smooth + 0.2 * torch.randn(count, channels, height, width)
-
-
-def _settle(network: nn.Module, images: Tensor) -> None:
-    """Give batch norms the statistics of some images, as training would: without it values grow from layer to layer."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            module.momentum = None
-            module.reset_running_stats()
-    with torch.no_grad():
-        network.train()(images)
-    network.eval()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, fx, nn
 
 from ._version import __version__
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 CORES = 2
 """Cores of each party in the prices of a run."""
+
+SETTLE_IMAGES, CALIBRATION_IMAGES = 16, 4
+"""Random images for the statistics of batch norm, and for the ranges of the formats."""
 
 _ANY_ERROR = 1e9
 
@@ -153,3 +158,22 @@ def _too_large(program: Program) -> str | None:
 
 def _phase(phase: Phase) -> dict[str, Any]:
     return {"seconds": dict(phase.seconds), "bytes": phase.bytes, "round_trips": phase.round_trips}
+
+
+def random_images(count: int, size: tuple[int, int, int]) -> Tensor:
+    """Draw smooth images: as in photographs, neighbouring pixels are alike."""
+    channels, height, width = size
+    low = torch.randn(count, channels, max(1, height // 4), max(1, width // 4))
+    smooth = F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
+    return 1.2 * smooth + 0.2 * torch.randn(count, channels, height, width)
+
+
+def settle(network: nn.Module, images: Tensor) -> None:
+    """Give batch norms the statistics of some images, as training would: without it values grow from layer to layer."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        network.train()(images)
+    network.eval()

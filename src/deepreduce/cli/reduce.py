@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import _options
-from ._console import Watcher, console, print_json
+from ._console import Watcher, console, print_json, say
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..training import SearchSettings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +43,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="for deepreduce-masks by element: at most N layers keep a ReLU; in private each costs a round trip",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="in place of --most-layers: as many as let one private inference take S seconds, as estimated beforehand "
+        "for the largest --budget",
+    )
+    parser.add_argument(
+        "--link",
+        choices=("lan", "wan"),
+        default="lan",
+        help="of --seconds: 1 Gbit/s with 1 ms (default), or 100 Mbit/s with 40 ms",
     )
     parser.add_argument(
         "--search-epochs",
@@ -120,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
     weights = None if options.weights is None else _options.existing_file(options.weights)
     check_name(options.network)
     data = _options.load_data(options)
+    settings = _within(settings, options, data)
     asked = {
         "out": options.out,
         "settings": settings,
@@ -152,3 +172,36 @@ def run(options: argparse.Namespace) -> int:
         f"front: {options.out / 'front.json'}; deepreduce report {options.out} writes the page", soft_wrap=True
     )
     return 0
+
+
+def _within(settings: SearchSettings, options: argparse.Namespace, data: Dataset) -> SearchSettings:
+    """Return the settings with the number of layers that --seconds leaves."""
+    from .. import layers_within
+    from ..errors import UsageError, problem
+
+    if options.seconds is None:
+        return settings
+    if settings.budget is None or settings.most_layers is not None:
+        raise UsageError(
+            problem(
+                "a time goes with a budget of ReLUs, and in place of a number of layers",
+                got="--most-layers" if settings.budget is not None else "no --budget",
+                remedy="give --budget and leave out --most-layers",
+                where="--seconds",
+            )
+        )
+    replace(settings, most_layers=1)  # does the method keep to it? told before anything is estimated
+    layers = layers_within(
+        options.seconds,
+        options.network,
+        input=data.input,
+        budget=settings.budget,
+        link=options.link,
+        classes=len(data.classes),
+        width=options.width,
+        exchange_activations=options.exchange_activations,
+        keep_max_pooling=options.keep_max_pooling,
+    )
+    at_most = "all layers" if layers is None else f"at most {layers} layer{'s' if layers > 1 else ''}"
+    say(f"{at_most} may keep ReLUs, to answer within about {options.seconds:g} s ({options.link})")
+    return replace(settings, most_layers=layers)
