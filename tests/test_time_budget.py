@@ -34,7 +34,9 @@ def within(seconds: float, **more: Any) -> int | None:
     return deepreduce.layers_within(seconds, "resnet18", input=(1, 8, 8), budget=100, width=0.0625, **more)
 
 
-@pytest.mark.parametrize(("seconds", "layers"), [(0.13, 1), (0.20, 2), (0.379, 5), (0.381, 6), (0.92, 16), (0.94, None)])
+@pytest.mark.parametrize(
+    ("seconds", "layers"), [(0.13, 1), (0.20, 2), (0.379, 5), (0.381, 6), (0.92, 16), (0.94, None)]
+)
 def test_example_the_most_layers_that_fit(seconds: float, layers: int | None, priced: list[int]) -> None:
     assert within(seconds) == layers
     assert len(priced) <= 5
