@@ -14,8 +14,9 @@ from ..homomorphic import Answer, Pool, PreparedWeights, Request, receive, reque
 from ..program import LinearEvaluator, Step
 from ..ring import Words, drop_client, random_words, reduce
 from ..wire import Channel, Kind
+from . import sections
 from .layout import Job, Layout
-from .sections import SHARE, Sink, numbered, write_words
+from .sections import Sink, numbered, write_words
 from .session import ClientSession, ServerSession
 
 
@@ -35,7 +36,7 @@ def answer_layers(
         channel.send(Kind.ANSWER, response.answer.to_bytes())
         bits = layout.public.tensors[job.step.output].ring_bits
         share = reduce(job.plan.fit_output(response.share), bits)
-        write_words(sink, numbered(SHARE, job.step.output), share, bits)
+        write_words(sink, numbered(sections.SHARE, job.step.output), share, bits)
 
 
 def draw_shares(channel: Channel, layout: Layout, session: ClientSession, pool: Pool | None) -> dict[int, Words]:

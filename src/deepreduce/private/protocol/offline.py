@@ -34,36 +34,13 @@ from ..program import Step
 from ..ring import Words, drop_client, random_words, reduce
 from ..transfer import Corrections, extend_receiver, extend_sender
 from ..wire import Channel, Kind
+from . import sections
 from .layout import Layout
 from .linear import answer_layers, draw_shares
 from .lookup import permute_client, permute_server
 from .multiplexer import client_carries, client_highest
-from .sections import (
-    CHOICES,
-    COINS,
-    CONSTANTS,
-    DECODING,
-    DELTA,
-    FACTORS,
-    INPUT,
-    LABELS,
-    LOGITS,
-    MASKS,
-    OFFSETS,
-    PADS,
-    PRODUCTS,
-    SEED,
-    TABLE,
-    TABLES,
-    UPPER_FACTORS,
-    UPPER_OFFSETS,
-    VALUES,
-    WRAPS,
-    Sink,
-    numbered,
-    write_words,
-)
-from .sections import client_sections as client_sections
+from .sections import Sink, numbered, write_words
+from .sections import client_sections as client_sections  # the estimate finds them here
 from .sections import server_sections as server_sections
 from .session import ClientSession, ServerSession
 from .units import WORD_BITS, GarbledUnit, LookupUnit
@@ -92,9 +69,9 @@ def prepare_client(
         DeepReduceError: the server does not follow the protocol, or a worker died. The session is then unusable.
     """
     shares = draw_shares(channel, layout, session, pool)
-    write_words(sink, INPUT, shares[0][0], layout.public.input.ring_bits)
+    write_words(sink, sections.INPUT, shares[0][0], layout.public.input.ring_bits)
     logits = layout.public.logits
-    write_words(sink, LOGITS, shares[logits], layout.public.tensors[logits].ring_bits)
+    write_words(sink, sections.LOGITS, shares[logits], layout.public.tensors[logits].ring_bits)
     bundle = _Bundle(session.start, session.reverse_start, number, sink)
     _units_client(channel, layout, session, bundle, shares)
     return shares
@@ -126,7 +103,7 @@ def prepare_server(
     Raises:
         DeepReduceError: the client does not follow the protocol, or a worker died. The session is then unusable.
     """
-    sink.write(DELTA, 0, session.delta)
+    sink.write(sections.DELTA, 0, session.delta)
     answer_layers(channel, layout, session, weights, sink, pool)
     bundle = _Bundle(session.start, session.reverse_start, number, sink, threads)
     _units_server(channel, layout, session, bundle)
@@ -203,11 +180,11 @@ def _garble(task: _Task[GarbledUnit], delta: NDArray[np.uint8], zeros: NDArray[n
         evaluator_zero_labels=sender_to_zero_labels(zeros.reshape(unit.instances, -1, LABEL_BYTES)),
         threads=task.bundle.threads,
     )
-    task.write_bytes(SEED, np.frombuffer(made.seed, np.uint8))
+    task.write_bytes(sections.SEED, np.frombuffer(made.seed, np.uint8))
     if unit.bits:
-        task.write(OFFSETS, made.offsets[:, 0], unit.bits)
+        task.write(sections.OFFSETS, made.offsets[:, 0], unit.bits)
     if unit.circuit.output_bits:
-        task.write_bytes(DECODING, made.decoding)
+        task.write_bytes(sections.DECODING, made.decoding)
     return made.tables
 
 
@@ -233,7 +210,7 @@ class PendingTables:
         """Permute and write the server's shares of the tables."""
         received = np.frombuffer(permuting, "<u8").astype(np.uint64).reshape(self.pads.shape)
         tables = permute_server(self.indices, self.pads, received, self.task.unit.index_bits)
-        self.task.write(TABLE, tables, WORD_BITS)
+        self.task.write(sections.TABLE, tables, WORD_BITS)
 
 
 def _look_up_server(
@@ -251,12 +228,12 @@ def _look_up_server(
     constants = pads[length, :, 0]
     if unit.upper_bits:
         constants = constants - (offsets[1, :, 0] << np.uint64(unit.op.width))
-        task.write(UPPER_FACTORS, factors[1:, :, 0], unit.upper_bits)
-        task.write(UPPER_OFFSETS, offsets[2, :, 0], unit.upper_bits)
-    task.write(CONSTANTS, constants, unit.bits)
-    task.write(FACTORS, factors[0, :, 0], unit.bits)
-    task.write(OFFSETS, offsets[0, :, 0], unit.bits)
-    task.write(CHOICES, indices | coins << np.uint64(length), length + 1)
+        task.write(sections.UPPER_FACTORS, factors[1:, :, 0], unit.upper_bits)
+        task.write(sections.UPPER_OFFSETS, offsets[2, :, 0], unit.upper_bits)
+    task.write(sections.CONSTANTS, constants, unit.bits)
+    task.write(sections.FACTORS, factors[0, :, 0], unit.bits)
+    task.write(sections.OFFSETS, offsets[0, :, 0], unit.bits)
+    task.write(sections.CHOICES, indices | coins << np.uint64(length), length + 1)
     return corrections.encode(), PendingTables(task, indices, pads[:length])
 
 
@@ -350,10 +327,10 @@ class PendingCircuit:
 
     def finish(self, tables: NDArray[np.uint8]) -> None:
         """Write the unit's sections. There is nothing to send."""
-        self.task.write_bytes(LABELS, self.labels)
-        self.task.write_bytes(TABLES, tables)
+        self.task.write_bytes(sections.LABELS, self.labels)
+        self.task.write_bytes(sections.TABLES, tables)
         if self.task.unit.bits:
-            self.task.write(MASKS, self.masks, self.task.unit.bits)
+            self.task.write(sections.MASKS, self.masks, self.task.unit.bits)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -390,14 +367,14 @@ class PendingLookup:
         lower, factors = _offered(task, session.reverse.delta, zeros, length + 1, unit.pad_words, reverse=True)
         upper = lower + factors
         table, sent = permute_client(client_carries(unit.op, self.share), lower[:length], upper[:length])
-        task.write(TABLE, table, WORD_BITS)
-        task.write(VALUES, self.share, unit.op.width)
-        task.write(COINS, self.coins, 2)
-        task.write(PADS, np.stack([lower[length, :, 0], upper[length, :, 0]]), unit.bits)
-        task.write(PRODUCTS, self.products[0], unit.bits)
+        task.write(sections.TABLE, table, WORD_BITS)
+        task.write(sections.VALUES, self.share, unit.op.width)
+        task.write(sections.COINS, self.coins, 2)
+        task.write(sections.PADS, np.stack([lower[length, :, 0], upper[length, :, 0]]), unit.bits)
+        task.write(sections.PRODUCTS, self.products[0], unit.bits)
         if unit.upper_bits:
-            task.write(WRAPS, self.products[1:], unit.upper_bits)
-        task.write(MASKS, self.masks, unit.bits)
+            task.write(sections.WRAPS, self.products[1:], unit.upper_bits)
+        task.write(sections.MASKS, self.masks, unit.bits)
         return sent.astype("<u8").tobytes()
 
 

@@ -35,28 +35,13 @@ from ..garbling.types import LABEL_BYTES
 from ..program import LinearEvaluator, Step
 from ..ring import Words, decode, drop_server, reconstruct, reduce, split
 from ..wire import Channel, Kind
+from . import sections
 from .codec import read_question, read_reply, write_question, write_reply
 from .layout import Layout
 from .memory import KEPT_BYTES, RoundMemory, give_back, hold
 from .multiplexer import Asked, ask, outputs, reply
 from .packing import pack, unpack, word_type
-from .sections import (
-    DECODING,
-    DELTA,
-    INPUT,
-    LABELS,
-    LOGITS,
-    MASKS,
-    OFFSETS,
-    SEED,
-    SHARE,
-    TABLES,
-    Source,
-    client_part,
-    numbered,
-    server_masks,
-    server_offsets,
-)
+from .sections import Source, client_part, numbered, server_masks, server_offsets
 from .units import GarbledUnit, LookupUnit, OnlineRound, Unit
 
 Octets = NDArray[np.uint8]
@@ -149,7 +134,7 @@ def infer_client(
     """
     seconds, public = Seconds(), layout.public
     bits = public.input.ring_bits
-    masks = np.stack([material.source.array(INPUT) for material in materials]).astype(np.uint64)
+    masks = np.stack([material.source.array(sections.INPUT) for material in materials]).astype(np.uint64)
     with seconds.on("channel"):
         channel.send(Kind.INPUT, pack(split(values, masks, bits), bits))
     for one in layout.rounds:
@@ -164,7 +149,7 @@ def infer_client(
         form = public.tensors[public.logits]
         with seconds.on("channel"):
             message = channel.receive(Kind.RESULT, count * layout.logits_bytes)
-        own = np.stack([material.source.array(LOGITS) for material in materials]).astype(np.uint64)
+        own = np.stack([material.source.array(sections.LOGITS) for material in materials]).astype(np.uint64)
         total = reconstruct(unpack(message, (count, form.size), form.ring_bits), own, form.ring_bits)
         logits = decode(total, fraction_bits=form.fraction_bits, bits=form.ring_bits)
         return Result(logits.argmax(axis=1).astype(np.int64), logits, seconds)
@@ -235,15 +220,15 @@ def _evaluate(material: Material, unit: GarbledUnit, labels: Octets, threads: in
     got = evaluate(
         unit.circuit,
         instances=unit.instances,
-        tables=material.array(TABLES, unit),
+        tables=material.array(sections.TABLES, unit),
         garbler_labels=labels.reshape(unit.instances, -1, LABEL_BYTES),
-        evaluator_labels=material.array(LABELS, unit),
+        evaluator_labels=material.array(sections.LABELS, unit),
         tweak=material.tweak(unit),
         threads=threads,
     )
     if not unit.bits:
         return got.colours
-    masks = material.array(MASKS, unit).astype(np.uint64)
+    masks = material.array(sections.MASKS, unit).astype(np.uint64)
     return pack(mask_words(got.words, masks[:, None], unit.circuit), unit.bits)
 
 
@@ -303,7 +288,7 @@ class _Batch:
         """Return the server's shares of a unit's outputs of one image, from the client's words."""
         material = self._materials[index]
         if isinstance(unit, GarbledUnit):
-            offsets = material.array(OFFSETS, unit).astype(np.uint64)
+            offsets = material.array(sections.OFFSETS, unit).astype(np.uint64)
             words = unpack(data, (unit.instances, 1), unit.bits)
             return decode_words(words, offsets[:, None], unit.circuit)[:, 0]
         asked, own = self._remembered(unit, index), server_offsets(unit, material.source)
@@ -336,7 +321,7 @@ class _Batch:
                     results.append(pack(share, self._tensors[public.logits].ring_bits))
                 else:
                     self._send(index, [ending], share)
-                    results.append(self._materials[index].array(DECODING, ending))
+                    results.append(self._materials[index].array(sections.DECODING, ending))
             del logits, share
             self._freed(memory, piece)
         with self.seconds.on("channel"):
@@ -395,7 +380,7 @@ class _Batch:
     def _add_shares(self, step: Step, out: Words, piece: slice) -> None:
         """Add the bundles' shares to W x_S, in place."""
         for image, material in zip(out, self._materials[piece], strict=True):
-            image += material.source.array(numbered(SHARE, step.output))
+            image += material.source.array(numbered(sections.SHARE, step.output))
         out &= np.uint64((1 << self._tensors[step.output].ring_bits) - 1)
 
     def _keep_rest(self, step: Step, share: Words, piece: slice) -> None:
@@ -422,7 +407,7 @@ class _Batch:
         """Return the labels, or the question, of one image and unit, from what enters of the server's share."""
         material = self._materials[index]
         if isinstance(unit, GarbledUnit):
-            seed, delta = material.array(SEED, unit), material.source.array(DELTA)
+            seed, delta = material.array(sections.SEED, unit), material.source.array(sections.DELTA)
             values = unit.garbler_values(entering)
             labels = garbler_labels(unit.circuit, values, seed=seed.tobytes(), delta=delta.tobytes())
             return [labels.reshape(-1)]
