@@ -231,7 +231,7 @@ def test_the_same_start_twice_on_one_connection(party: Party) -> None:
     honest(party)
 
 
-def test_one_bundle_for_many_clients_at_once(party: Party, certificate: tuple[Path, Path], tmp_path: Path) -> None:
+def test_one_bundle_for_many_clients_at_once(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     limits = ServerLimits(clients=8, deadline_seconds=DEADLINE)
     with serving(tiny(), tmp_path, certificate, limits=limits) as wide:
         (name,) = prepared_names(wide, 1)

@@ -38,7 +38,7 @@ def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda
     """
     if should_stop():  # a job that waited in a queue when the others were stopped
         raise Interrupted("stopped on request; run the same command again to continue")
-    with _own_state(context.threads):
+    with own_state(context.threads):
         try:
             run = run_training_job if job.masks is None else run_mask_job
             return run(job, context, should_stop)
@@ -89,7 +89,8 @@ def _first_words(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _own_state(threads: int | None) -> Iterator[None]:
+def own_state(threads: int | None) -> Iterator[None]:
+    """Train in here with so many threads, and leave the caller's threads and random state as they are."""
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         if threads is not None:

@@ -15,7 +15,7 @@ import torch
 from ..errors import Interrupted
 from ..reduction import Base, build_candidate, census_of, find_reducer, make_base, with_slopes
 from .batches import DeviceSplit, Normalisation
-from .dispatch import _own_state
+from .dispatch import own_state
 from .executors import threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
@@ -82,7 +82,7 @@ class Clock:
             spent = marks[-1] - marks[0]
             return len(marks) > 3 and spent > _MEASURE_SECONDS * (1 if len(marks) > 9 else 4)
 
-        with _own_state(threads), suppress(Interrupted):
+        with own_state(threads), suppress(Interrupted):
             self._train(job, batch, enough)
         steps = sorted(later - earlier for earlier, later in itertools.pairwise(marks[1:]))
         # Other programs make some steps longer, nothing makes one shorter.

@@ -61,7 +61,7 @@ def test_every_byte_is_in_the_layout(program: Program) -> None:
     words = sum(unit.words_bytes for one in layout.rounds for unit in one.units)
     assert client.sent_bytes == 2 * (layout.input_bytes + words) + frame * (1 + rounds) == server.received_bytes
     labels = sum(unit.labels_bytes for unit in units)
-    decoding = layout.ending.instances * layout.ending.garbled.output_bits
+    decoding = layout.ending.instances * layout.ending.circuit.output_bits
     expected = 2 * (labels + decoding + frame * len(units)) + frame
     assert client.received_bytes == expected == server.sent_bytes
     assert client.turns == rounds + 1

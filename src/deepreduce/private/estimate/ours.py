@@ -41,7 +41,7 @@ def our_cost(layout: Layout, links: Sequence[Link], *, cores: int = 2, constants
     Raises:
         UsageError: `cores` is out of range.
     """
-    from ..protocol.offline import client_sections, server_sections
+    from ..protocol.sections import client_sections, server_sections
 
     if cores < 1:
         raise UsageError(problem("each party uses at least one core", got=cores, remedy="give 1 or more"))
@@ -214,7 +214,7 @@ class _Play:
             self._words(line, one)
         line.work("server", sum(self._linear(step) for step in layout.tail))
         self._labels(line, (layout.ending,))
-        line.send("server", layout.ending.instances * layout.ending.garbled.output_bits)
+        line.send("server", layout.ending.instances * layout.ending.circuit.output_bits)
         line.receive("client")
 
     def _labels(self, line: Timeline, units: Sequence[Unit]) -> None:

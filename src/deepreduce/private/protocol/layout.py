@@ -101,7 +101,7 @@ class Layout:
     @functools.cached_property
     def online_bytes(self) -> int:
         """What travels for one image, both ways, frames' headers apart; the decoding bits of the arg-max as bytes."""
-        result = max(self.logits_bytes, self.ending.garbled.output_bits)
+        result = max(self.logits_bytes, self.ending.circuit.output_bits)
         return self.input_bytes + sum(unit.labels_bytes + unit.words_bytes for unit in self.units) + result
 
     @property

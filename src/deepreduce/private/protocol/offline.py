@@ -40,8 +40,6 @@ from .linear import answer_layers, draw_shares
 from .lookup import permute_client, permute_server
 from .multiplexer import client_carries, client_highest
 from .sections import Sink, numbered, write_words
-from .sections import client_sections as client_sections  # the estimate finds them here
-from .sections import server_sections as server_sections
 from .session import ClientSession, ServerSession
 from .units import WORD_BITS, GarbledUnit, LookupUnit
 

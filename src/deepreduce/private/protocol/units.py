@@ -112,11 +112,6 @@ class GarbledUnit(_Unit):
     circuit: Circuit
 
     @property
-    def garbled(self) -> Circuit:
-        """The circuit."""
-        return self.circuit
-
-    @property
     def and_gates(self) -> int:
         """Of all instances."""
         return self.instances * self.circuit.and_gates

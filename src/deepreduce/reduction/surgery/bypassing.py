@@ -1,7 +1,7 @@
 """Bypassing: what a block loses with its ReLUs goes on as linear layers beside it (our own).
 
 Where a block becomes narrow or is trimmed, channels and positions are lost altogether, although only their ReLUs cost
-circuits. Here the block gets a second, linear path: a copy of its layers as they were, every ReLU in it replaced by the
+messages. Here the block gets a second, linear path: a copy of its layers as they were, every ReLU in it replaced by the
 best linear fit, which reads what the block reads and is added to what its last convolution writes. For private
 inference it is a part of the linear way around the block. Its convolutions have all their padding in front, so that
 together they are exactly one convolution, also at the border.
