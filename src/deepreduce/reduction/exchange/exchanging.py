@@ -1,6 +1,6 @@
 """ReLUs in place of other activations, so that a network that was made with those can be reduced and run privately.
 
-A leaky or a smooth rectifier does not run privately here, and is no ReLU that could be removed. ReLU is what all of them
+A leaky or a smooth rectifier does not run privately here, and is no ReLU that could be removed. ReLU is what they all
 resemble, and a network learns to use it: the teacher is trained with ReLUs, from the weights that the network has.
 What else such networks have and cannot run privately goes with them: gates become constants (`fix_gates`), norms of
 single images batch norms (`exchange_norms`). Sigmoids, softmaxes and their like elsewhere stay, since no ReLU can stand
