@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import select
 import shutil
 import signal
 import socket
@@ -38,6 +39,11 @@ _HEADER_BYTES = 10
 _MTU = 1500
 _MOST_BYTES = 1 << 17
 """Of one read."""
+
+_LOOK_SECONDS = 0.1
+"""How often a silent line is asked whether it has ended."""
+
+Waiting = queue.SimpleQueue[tuple[float, bytes] | None]
 
 
 class Queue:
@@ -86,6 +92,8 @@ class Line:
         self._congestion = congestion
         self._holders: dict[str, subprocess.Popen[bytes]] = {}
         self._devices: list[int] = []
+        self._threads: list[threading.Thread] = []
+        self._over = threading.Event()
 
     def __enter__(self) -> Line:
         if why := unavailable():
@@ -97,10 +105,11 @@ class Line:
             self._end()
             raise
         for number, waits in enumerate(self._queues):
-            waiting: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+            waiting: Waiting = queue.SimpleQueue()
             one, other = self._devices[number], self._devices[1 - number]
-            threading.Thread(target=_take, args=(one, waits, waiting), daemon=True).start()
-            threading.Thread(target=_give, args=(other, waiting), daemon=True).start()
+            for work in ((_take, one, waits, waiting, self._over), (_give, other, waiting)):
+                self._threads.append(threading.Thread(target=work[0], args=work[1:], daemon=True))
+                self._threads[-1].start()
         return self
 
     def __exit__(
@@ -125,10 +134,16 @@ class Line:
         return devices[0]
 
     def _end(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        for device in self._devices:
+            os.close(device)
         for holder in self._holders.values():
             holder.kill()
             holder.wait()
-        self._holders.clear()  # with its namespace a device goes, and its threads end
+        self._holders.clear()
+        self._devices.clear()
 
 
 def unavailable() -> str:
@@ -169,24 +184,27 @@ def _hold(descriptor: int, own: str, other: str, congestion: str) -> None:
         time.sleep(1)
 
 
-def _take(device: int, waits: Queue, waiting: queue.SimpleQueue[tuple[float, bytes]]) -> None:
-    """Read what a party sends, and decide when it arrives."""
-    with contextlib.suppress(OSError):  # the namespace is gone
-        while True:
+def _take(device: int, waits: Queue, waiting: Waiting, over: threading.Event) -> None:
+    """Read what a party sends, and decide when it arrives; at the end of the line say so."""
+    with contextlib.suppress(OSError):
+        while not over.is_set():
+            if not select.select([device], [], [], _LOOK_SECONDS)[0]:
+                continue
             packet = os.read(device, _MOST_BYTES)
             arrival = waits.arrival(time.monotonic(), len(packet) - _HEADER_BYTES)
             if arrival is not None:
                 waiting.put((arrival, packet))
+    waiting.put(None)
 
 
-def _give(device: int, waiting: queue.SimpleQueue[tuple[float, bytes]]) -> None:
+def _give(device: int, waiting: Waiting) -> None:
     """Wait for each packet's time, and hand it to the other party."""
-    with contextlib.suppress(OSError):
-        while True:
-            arrival, packet = waiting.get()
-            pause = arrival - time.monotonic()
-            if pause > 0:
-                time.sleep(pause)
+    while (sent := waiting.get()) is not None:
+        arrival, packet = sent
+        pause = arrival - time.monotonic()
+        if pause > 0:
+            time.sleep(pause)
+        with contextlib.suppress(OSError):  # a party that is gone
             os.write(device, packet)
 
 

@@ -156,7 +156,11 @@ def run(options: argparse.Namespace) -> int:
                 except (RuntimeError, OSError) as error:  # the networks do not wait for this
                     print(f"{network}: no times of an epoch: {error}", file=sys.stderr, flush=True)
             with Watcher() as watcher:
-                train_all(network, data, options, published, watcher, failures)
+                try:
+                    train_all(network, data, options, published, watcher, failures)
+                except TrainingError as error:  # its teacher: other networks have their own
+                    failures.append("teacher")
+                    print(f"{network}: {error}", file=sys.stderr, flush=True)
     except (Interrupted, KeyboardInterrupt):
         print("stopped; the same command continues", file=sys.stderr)
         if options.minutes is None:
@@ -220,9 +224,11 @@ def train_all(
         limit += "-max" if settings.keep_max_pooling else ""
         finished = options.runs / "fronts" / f"{network}-{name}{limit}.json"
         partial = finished.with_suffix(".part.json")  # an earlier front of fewer seeds stays until all are trained
+        parts = parts_of(settings, options.workers, networks_of(network, data, options, settings))
         failed: set[int] = set()  # budgets whose network cannot be trained here
         whole, before = True, set[int]()
-        for part in parts_of(settings, options.workers, networks_of(network, data, options, settings)):
+        while parts:
+            part = parts.pop(0)
             asked = tuple(budget for budget in part.budgets if budget not in failed)
             if part.budgets and not asked:
                 continue
@@ -238,6 +244,9 @@ def train_all(
                 whole = False
                 failed |= new if isinstance(error, TrainingError) else set()
                 continue
+            if any(entry["status"] == "failed" for entry in front.content["candidates"]):
+                failed |= new if options.workers == 1 else set()
+                parts = parts if part.budgets else parts[-1:]  # without budgets it is tried again each time: once more
             write_json(partial, front.content)
             with contextlib.suppress(OSError, DeepReduceError):  # all is written again at the end, and told then
                 save_results(options)

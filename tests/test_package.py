@@ -69,3 +69,23 @@ def test_jaxtyping_is_given_classes_and_no_aliases() -> None:
 
 def test_the_version_is_one_string() -> None:
     assert deepreduce.__version__.count(".") == 2
+
+
+def test_an_error_shows_what_came_and_obeys_none_of_it() -> None:
+    """Paths stay as they are, so that they can be copied; what a terminal would obey or hide is written out."""
+    from deepreduce.errors import problem
+
+    text = problem("it must hold", got="a\x1b[31m\nb\ud800\u200c", remedy="chmod 700 '/my  run'", where="/my  run\t")
+    assert text == r"It must hold. Got: a\x1b[31m b\ud800\u200c. Do: chmod 700 '/my  run'. Where: /my  run ."
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    import json
+
+    import numpy as np
+
+    from deepreduce import SearchSettings, TrainingConfig
+
+    training = TrainingConfig(epochs=np.int64(3), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    found = SearchSettings(training=training, method="snl", budget=np.int32(9), budgets=np.array([9, 5]))  # type: ignore[arg-type]
+    assert found.budgets == (9, 5) and json.loads(json.dumps(found.to_json()))["budget"] == 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, TypeGuard
@@ -25,13 +25,29 @@ _LONGEST = 80
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Tell whether a value is a whole number; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Tell whether a value is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Tell whether a value is a number, whole or not; True and False are none."""
-    return isinstance(value, float) or is_whole(value)
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def as_plain(settings: Any) -> None:
+    """Make the numbers of a frozen dataclass, and of its tuples, Python's own: NumPy's have no JSON."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, tuple):
+            object.__setattr__(settings, field.name, tuple(map(_plain, value)))
+        else:
+            object.__setattr__(settings, field.name, _plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def shown(value: object) -> str:
@@ -52,7 +68,7 @@ def check_type(name: str, value: object, *kinds: type, where: str | None = None)
     Raises:
         UsageError: naming what it may be.
     """
-    fits = isinstance(value, kinds) or (float in kinds and is_whole(value))
+    fits = isinstance(value, kinds) or (float in kinds and is_number(value)) or (int in kinds and is_whole(value))
     if not fits or (isinstance(value, bool) and bool not in kinds):
         words = list(dict.fromkeys(_KINDS.get(kind) or _named(kind) for kind in kinds))
         raise UsageError(

@@ -63,7 +63,10 @@ def layers_within(
                 problem(f"{name} must be above 0", got=shown(value), remedy="give more", where=f"--{name}")
             )
     spec, module = network_of(network, input, classes, width, exchange_activations)
-    base = make_base(spec, module)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same answer whenever a run is continued
+        base = make_base(spec, module)
+    budget = int(budget)
     average = has_max_pooling(base.network) and not keep_max_pooling
     over = link_of(link) if isinstance(link, str) else link
     largest = len(base.census.layers)

@@ -62,14 +62,20 @@ def problem(must: str, *, got: object, remedy: str, where: object = None) -> str
         where: file, row, line of source, or option; left out when the call itself is the place.
 
     Returns:
-        Up to four short sentences on one line. What came and where are made `printable`: a file or a peer may have
-        written them.
+        Up to four short sentences on one line. Whatever a terminal would obey or not show is written out: a file or a
+        peer may have written it.
     """
-    place = f" Where: {printable(str(where))}." if where is not None else ""
+    place = f" Where: {where}." if where is not None else ""
     begins = must.split(" ", 1)[0]
     if begins.isalpha():  # and no name such as package.module:function
         must = must[0].upper() + must[1:]
-    return f"{must}. Got: {printable(str(got))}. Do: {remedy}.{place}"
+    return _shown(f"{must}. Got: {got}. Do: {remedy}.{place}")
+
+
+def _shown(text: str) -> str:
+    """Return text with line ends as spaces, and every other character that is not printable as Python writes it."""
+    kept = (c if c.isprintable() else " " if c in "\r\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(kept)
 
 
 def missing_extra(package: str, extra: str, *, purpose: str) -> MissingExtraError:

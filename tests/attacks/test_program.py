@@ -102,7 +102,7 @@ def test_one_layer_whose_message_takes_gigabytes(tmp_path: Path) -> None:
         path = client_file(tmp_path, shape, (pool, out), (op, end))
         assert path.stat().st_size < 2000
         with pytest.raises(
-            LayerError, match=r"layer takes at most 4,096 ciphertexts in one direction\. Got: 6\d,\d+\."
+            LayerError, match=r"layer takes at most 8,192 ciphertexts in one direction\. Got: 6\d,\d+\."
         ):
             _ = load_client(path).layout
 

@@ -70,7 +70,10 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, metavar="PEM", help="its private key")
     parser.add_argument("--store", type=Path, metavar="DIR", help=STORE_HELP)
     parser.add_argument(
-        "--store-limit", type=gigabytes, metavar="GB", help="most that bundles may take on the disk (default: no limit)"
+        "--store-limit",
+        type=gigabytes,
+        metavar="GB",
+        help="most that bundles may take on the disk (default: no limit; of one beyond 4.3 GB half of what is free)",
     )
     parser.add_argument(
         "--deadline",

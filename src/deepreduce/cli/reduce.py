@@ -191,6 +191,7 @@ def _within(settings: SearchSettings, options: argparse.Namespace, data: Dataset
             )
         )
     replace(settings, most_layers=1)  # does the method keep to it? told before anything is estimated
+    say("estimating in how many layers ReLUs may stay")
     layers = layers_within(
         options.seconds,
         options.network,

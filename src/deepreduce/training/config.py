@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .._arguments import check_fields, is_number, is_whole
+from .._arguments import as_plain, check_fields, is_number, is_whole
 from ..errors import UsageError, near_misses, problem
 
 _LONGEST_FADE = 0.9
@@ -72,6 +72,7 @@ class TrainingConfig:
         Raises:
             UsageError: naming the first setting that is out of range.
         """
+        as_plain(self)
         check_fields(
             self,
             ("epochs", is_whole(self.epochs) and 1 <= self.epochs <= _MOST_EPOCHS, "a whole number from 1 to 100,000"),

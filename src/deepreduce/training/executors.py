@@ -51,28 +51,33 @@ def _one_thread(_: int) -> ThreadPoolExecutor:
 
 
 class InProcess:
-    """Runs one job after another in a thread of this process, so that the main thread can show progress."""
+    """Runs one job after another in a thread of this process, so that the main thread can show progress.
+
+    All executors of this kind share the thread: what two of them are given takes turns.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._stop = threading.Event()
-        self._jobs: list[Future[str]] = []
+        self._jobs: set[Future[str]] = set()  # those that are not done: what failed would keep its memory
 
     def submit(self, job: Job) -> Future[str]:
         """See `JobExecutor`."""
-        self._jobs.append(_one_thread(os.getpid()).submit(run_job, job, self._context, self._stop.is_set))
-        return self._jobs[-1]
+        submitted = _one_thread(os.getpid()).submit(run_job, job, self._context, self._stop.is_set)
+        self._jobs.add(submitted)
+        submitted.add_done_callback(self._jobs.discard)
+        return submitted
 
     def stop(self) -> None:
         """See `JobExecutor`."""
         self._stop.set()
-        for job in self._jobs:
-            job.cancel()
+        for job in list(self._jobs):
+            job.cancel()  # those that run go on until they ask, and leave the set then
         self.close()
 
     def close(self) -> None:
         """See `JobExecutor`."""
-        wait_for(self._jobs)
+        wait_for(list(self._jobs))
 
 
 _worker: tuple[Context, Callable[[], bool]] | None = None

@@ -300,11 +300,25 @@ def count_correct(network: nn.Module, split: DeviceSplit) -> int:
     bf16 the two largest of a hundred logits are equal for one or two images in a hundred.
     """
     network = network.to(split.images.device).eval()
-    correct = torch.zeros((), dtype=torch.int64, device=split.images.device)
     # Each size of a batch comes a few times: searching for the fastest kernel would take longer than it saves.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-        for images, labels in split.in_order(_EVALUATION_BATCH):
-            correct += (network(images).argmax(1) == labels).sum()
+    searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    size = _EVALUATION_BATCH
+    try:
+        while True:
+            try:
+                return _count(network, split, size)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+    finally:
+        torch.backends.cudnn.benchmark = searching
+
+
+def _count(network: nn.Module, split: DeviceSplit, size: int) -> int:
+    correct = torch.zeros((), dtype=torch.int64, device=split.images.device)
+    for images, labels in split.in_order(size):
+        correct += (network(images).argmax(1) == labels).sum()
     return int(correct)
 
 

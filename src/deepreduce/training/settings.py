@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from .._arguments import check_fields, is_number, is_whole, listed
+from .._arguments import as_plain, check_fields, is_number, is_whole, listed
 from ..errors import UsageError, near_misses, problem
 from ..reduction import (
     DEFAULT_EXPONENT,
@@ -99,6 +99,7 @@ class SearchSettings:
         """
         budgets = listed("budgets", self.budgets, example="(50_000, 12_000)", where=_PLACES["budgets"])
         object.__setattr__(self, "budgets", budgets)
+        as_plain(self)
         self._check_types()
         reducer = _find_reducer(self.method)
         check_granularity(self.resolved_granularity())
@@ -337,6 +338,7 @@ class RunOptions:
         Raises:
             UsageError: naming what is out of range.
         """
+        as_plain(self)
         _check(self, ("executor", isinstance(self.executor, str), "the name of an executor"))
         if self.executor not in EXECUTORS:
             _refuse(

@@ -31,6 +31,7 @@ from deepreduce.private.store import (
     StoreError,
     StoreFull,
 )
+from deepreduce.private.store import store as store_module
 
 SESSION = bytes(range(16))
 PROGRAM = bytes(range(100, 132))
@@ -265,6 +266,8 @@ def test_without_a_limit_a_bundle_takes_half_of_the_disk_at_most(
 ) -> None:
     """A stranger's file decides how large a bundle is: 500 bytes can ask for 130 GB."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+    store.create(BundleName(SESSION, 0), {"a": ("u1", (9_000_000,))}).abandon()  # no large one
+    monkeypatch.setattr(store_module, "_LARGE_BYTES", 1_000_000)
     with pytest.raises(
         StoreFull, match=r"at most half of what is free.*Got: 5,00[\d,]+ bytes of 10,000,000\. Do: .*limit"
     ):

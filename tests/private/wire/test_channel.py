@@ -366,9 +366,10 @@ def test_patience_bounds_all_frames_together(pair: Pair) -> None:
 
 def test_patience_ends_with_its_block(pair: Pair) -> None:
     one, other = pair
-    with one.patience(0.05):
+    with one.patience(5):
         other.send(Kind.GO)
         one.receive(Kind.GO, 0)
+        one._patience = 0.001
     thread = threading.Timer(0.2, other.send, (Kind.GO,))
     thread.start()
     one.receive(Kind.GO, 0)

@@ -41,7 +41,7 @@ MAX_REQUESTS = 1 << 16
 """Bound on the ciphertexts that a client sends for one image: 13 GB. The reference networks send 2,000 to 11,000
 with images of 224x224."""
 
-MAX_LAYER_CIPHERTEXTS = 1 << 12
+MAX_LAYER_CIPHERTEXTS = 1 << 13
 """Bound on the ciphertexts of one layer in either direction: they are in memory at once, 0.4 MB each while a client
 makes them. A 3x3 convolution of 64 channels takes 450 each way at 224x224, 2,600 at 512x512."""
 
@@ -206,7 +206,7 @@ def _check_ciphertexts(what: str, ciphertexts: int, most: int, step: StepPlan) -
             problem(
                 f"{what} at most {most:,} ciphertexts in one direction",
                 got=f"{ciphertexts:,}",
-                remedy="make large kernels on large maps smaller, or the maps",
+                remedy="take smaller images, fewer channels, or smaller kernels on large maps",
                 where=step.plan.layer,
             )
         )

@@ -37,7 +37,7 @@ from .messages import MAX_SMALL_BYTES, PROTOCOL, Hello, Prepare, Ready, Start, W
 _SECONDS, _TRAFFIC = (tuple(one.name for one in fields(kind)) for kind in (Seconds, Traffic))
 
 _IN_MEMORY_BYTES = 2_000_000_000
-"""Bundles of one online phase up to this are read into memory before it; more are mapped."""
+"""Bundles of one online phase are read into memory before it, up to this; a single one that is larger is mapped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,11 +261,9 @@ class Client:
                     remedy="ask for what it reveals, or start it with another --reveal",
                 )
             )
-        parts = [
-            self._infer(values[first : first + self._welcome.images], reveal)
-            for first in range(0, len(values), self._welcome.images)
-        ]
-        return _joined(parts)
+        # No more at once than the server takes, nor than fit into memory with their bundles.
+        turn = max(1, min(self._welcome.images, _IN_MEMORY_BYTES // _bundle_bytes(self._model)))
+        return _joined([self._infer(values[first : first + turn], reveal) for first in range(0, len(values), turn)])
 
     def _infer(self, values: Words, reveal: Reveal) -> Inference:
         self._model.layout.compile()

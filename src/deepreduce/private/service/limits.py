@@ -21,6 +21,9 @@ _PLACES = {
 """The option of each limit, or its name where it has none."""
 
 
+_MOST_PATIENCE_SECONDS = 1e6
+
+
 @dataclass(frozen=True)
 class ServerLimits:
     """What one server gives to strangers.
@@ -89,4 +92,4 @@ class ServerLimits:
 
     def patience_seconds(self, transferred: int) -> float:
         """Return how long the server waits in all for a client to send and take so many bytes."""
-        return self.deadline_seconds + transferred / self.slowest_bytes_per_second
+        return min(self.deadline_seconds + transferred / self.slowest_bytes_per_second, _MOST_PATIENCE_SECONDS)

@@ -76,6 +76,9 @@ _EXPIRE_SECONDS = 3600.0
 _MAKE_ROOM_SECONDS = 1.0
 """How long a new connection waits for others to end before it is turned away."""
 
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+"""Addresses of IPv4 behind a translator (RFC 6052)."""
+
 _END_SECONDS = 10.0
 """How long a server that was closed waits for its threads."""
 
@@ -195,7 +198,7 @@ class Server:
                     self._stopping.wait(0.1)
                     continue
                 threads = [thread for thread in threads if thread.is_alive()]
-                thread = self._begin(raw, context, _host(str(address[0])))
+                thread = self._begin(raw, context, str(address[0]))
                 if thread is not None:
                     threads.append(thread)
         end = time.monotonic() + _END_SECONDS
@@ -214,7 +217,7 @@ class Server:
     def _begin(self, raw: socket.socket, context: SSLContext, peer: str) -> threading.Thread | None:
         """Start the thread of a connection, or close it where there is no room."""
         try:
-            stranger = self._strangers.admit(raw, peer)
+            stranger = self._strangers.admit(raw, _host(peer))
         except OSError as error:
             log.warning("%s: not served: %s", peer, error)
             raw.close()
@@ -243,7 +246,7 @@ class Server:
                 deadline_seconds=limits.deadline_seconds,
                 name=peer,
             ) as channel:
-                client = channel.certificate or peer
+                client = channel.certificate or _host(peer)
                 done = functools.partial(self._strangers.leave, stranger)
                 self.handle(channel, peer=channel.name, client=client, on_greeting=done)
         except WireError as error:
@@ -442,8 +445,8 @@ def _host(address: str) -> str:
     if ":" not in address:
         return address
     own = ipaddress.IPv6Address(address.partition("%")[0])
-    if own.ipv4_mapped is not None:
-        return str(own.ipv4_mapped)
+    if own.ipv4_mapped is not None or own in _TRANSLATED:
+        return str(ipaddress.IPv4Address(int(own) & 0xFFFFFFFF))
     return str(ipaddress.IPv6Network((own, 64), strict=False))
 
 

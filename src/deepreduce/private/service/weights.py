@@ -7,6 +7,7 @@ removed when another network of the same program is served.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ from ..homomorphic import PreparedWeights, prepare_weights
 
 if os.name == "posix":  # elsewhere the store says that it needs such locks
     import fcntl
+
+log = logging.getLogger("deepreduce.server")
+
+_LOCK = ".lock"
 
 _NAME = 32
 """Characters of a digest in a folder's name."""
@@ -59,12 +64,16 @@ class PreparedFolder:
                     )
                 )
             _own(program)
-            self._lock = _hold(own)
-        try:
-            with _explained(folder):
+            turn = _open_lock(program)
+            try:  # one server at a time makes its folder and clears up
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                self._lock = _hold(own)
                 for other in program.iterdir():
-                    if other != own:
+                    if other.name not in (own.name, _LOCK):
                         _remove_unused(other)
+            finally:
+                os.close(turn)
+        try:
             self.weights = _prepare(model, own, progress)
         except BaseException:
             self.close()
@@ -105,37 +114,37 @@ def _own(folder: Path) -> None:
 
 def _hold(folder: Path) -> int:
     """Make a folder of weights and lock it together with other servers of the same; return the lock."""
-    while True:
-        _own(folder)
-        lock = _open_lock(folder)
-        try:
-            if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):  # nobody else writes here
-                for left in folder.glob(".*.ntt.*"):  # by a server that was killed
-                    left.unlink(missing_ok=True)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if os.fstat(lock).st_nlink:
-                return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)  # it was removed in between
+    _own(folder)
+    lock = _open_lock(folder)
+    try:
+        if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):  # nobody else writes here
+            for left in folder.glob(".*.ntt.*"):  # by a server that was killed
+                left.unlink(missing_ok=True)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _remove_unused(other: Path) -> None:
-    """Remove the weights of a network that no server holds, and what is no such folder."""
-    if other.is_symlink() or not other.is_dir():
-        other.unlink(missing_ok=True)
-        return
-    lock = _open_lock(other)
+    """Remove the weights of a network that no server holds, and what is no such folder; what cannot be stays."""
     try:
-        if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(other)
-    finally:
-        os.close(lock)
+        if other.is_symlink() or not other.is_dir():
+            other.unlink(missing_ok=True)
+            return
+        lock = _open_lock(other)
+        try:
+            if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(other)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        log.warning("weights that no server uses could not be removed: %s", error)
 
 
 def _open_lock(folder: Path) -> int:
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     os.fchmod(lock, 0o600)
     return lock
 

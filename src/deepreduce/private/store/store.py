@@ -40,6 +40,9 @@ _PLACE = re.compile(r"[0-9a-f]{64}-(client|server)")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}-[0-9]{1,15}\.[0-9a-f]{16}\.partial")
 _DAY_SECONDS = 86_400.0
 
+_LARGE_BYTES = 1 << 32
+"""Bundles up to this are made wherever the disk has room; of a ResNet18 one takes 31 MB."""
+
 Sections = Mapping[str, tuple[Any, tuple[int, ...]]]
 
 
@@ -104,8 +107,8 @@ class BundleStore:
             The writer; use it as a context manager.
 
         Raises:
-            StoreFull: the limit has no room for it; or there is none, and it would take more than half of what is
-                free on the disk.
+            StoreFull: the limit has no room for it; or there is none, and a bundle of more than 4 GiB would take more
+                than half of what is free on the disk.
             StoreError: a section or meta data that the format does not have, or a name that is there.
         """
         noted = {} if meta is None else meta
@@ -251,12 +254,12 @@ class BundleStore:
     def _check_limit(self, size: int) -> None:
         if self.limit_bytes is None:
             free = shutil.disk_usage(self.folder).free
-            if size > free // 2:  # a stranger's file may ask for any size
+            if size > max(_LARGE_BYTES, free // 2):  # a stranger's file may ask for any size
                 raise StoreFull(
                     problem(
                         "without a limit of the store one bundle must take at most half of what is free on the disk",
                         got=f"{size:,} bytes of {free:,}",
-                        remedy="free some space, or give a limit if you trust the model's file",
+                        remedy="free some space, or give --store-limit if you trust the model's file",
                         where=self.folder,
                     )
                 )
