@@ -46,7 +46,7 @@ class TrainingConfig:
         epochs_before, epochs_after: epochs of the same schedule that another job trains before this one or after it.
             Learning rate and fading go on from there to there.
         precision: `auto` (bf16 on a GPU that has it, else full precision), `no`, `bf16` or `fp16` (on a GPU).
-        compile: `auto` (on a GPU), `on` or `off`.
+        compile: `auto` (on a GPU, if it trains for 20,000 steps or more), `on` or `off`.
     """
 
     epochs: int = 100
