@@ -209,7 +209,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision", choices=["auto", "no", "bf16", "fp16"], help="default auto: bf16 on a GPU that has it"
     )
-    group.add_argument("--compile", choices=["auto", "on", "off"], help="default auto: on a GPU, for 20,000 steps or more")
+    group.add_argument(
+        "--compile", choices=["auto", "on", "off"], help="default auto: on a GPU, for 20,000 steps or more"
+    )
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
