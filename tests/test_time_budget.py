@@ -51,8 +51,8 @@ def test_a_time_that_no_network_keeps_is_refused(priced: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"seconds": 0}, "seconds must be"), ({"seconds": "1"}, "seconds must be"), ({"seconds": float("nan")}, "above 0"),
-     ({"budget": 0}, "above 0"), ({"link": 3}, "link must be"), ({"network": 3}, "network must be")],
+    [({"seconds": 0}, "seconds must be"), ({"seconds": "1"}, "seconds must be"), ({"seconds": float("nan")}, "above 0 and finite"), ({"seconds": float("inf")}, "above 0 and finite"),
+     ({"budget": 0}, "at least 1"), ({"budget": 1.5}, "a whole number"), ({"link": 3}, "link must be"), ({"network": 3}, "network must be")],
 )  # fmt: skip
 def test_wrong_arguments_are_named(change: dict[str, Any], words: str) -> None:
     asked: dict[str, Any] = {"seconds": 1.0, "network": "resnet18", "input": (1, 8, 8), "budget": 100, **change}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -54,13 +55,13 @@ def layers_within(
     check_type("seconds", seconds, float, where="--seconds")
     check_type("network", network, str, nn.Module, where="NETWORK")
     check_type("link", link, str, Link, where="--link")
-    for name, fine, value in (
-        ("seconds", is_number(seconds) and 0 < seconds < float("inf"), seconds),
-        ("budget", is_whole(budget) and budget >= 1, budget),
+    for name, fine, allowed, value in (
+        ("seconds", is_number(seconds) and 0 < seconds < math.inf, "a number above 0 and finite", seconds),
+        ("budget", is_whole(budget) and budget >= 1, "a whole number of at least 1", budget),
     ):
         if not fine:
             raise UsageError(
-                problem(f"{name} must be above 0", got=shown(value), remedy="give more", where=f"--{name}")
+                problem(f"{name} must be {allowed}", got=shown(value), remedy="give such a number", where=f"--{name}")
             )
     spec, module = network_of(network, input, classes, width, exchange_activations)
     with torch.random.fork_rng(devices=[]):

@@ -45,8 +45,12 @@ class JobExecutor(Protocol):
 
 
 @functools.cache
-def _one_thread(_: int) -> ThreadPoolExecutor:
-    """Return the thread in which this process trains: what cuDNN finds out about kernels it keeps by thread."""
+def _one_thread(process: int) -> ThreadPoolExecutor:
+    """Return the thread in which a process trains: what cuDNN finds out about kernels it keeps by thread.
+
+    Args:
+        process: its id; a forked child has no thread of its parent's.
+    """
     return ThreadPoolExecutor(max_workers=1)
 
 

@@ -30,7 +30,7 @@ from .distributed import on_processors
 Network = TypeVar("Network", bound=nn.Module)
 
 _CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
-_COMPILED_STEPS = 20_000  # compiling takes half a minute and saves about a millisecond a step, as far as is known
+_COMPILED_STEPS = 20_000  # estimated, not measured: half a minute to compile, a millisecond a step saved
 _EVALUATION_BATCH = 512
 _LOOKS = 10
 

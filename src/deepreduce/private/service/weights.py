@@ -31,7 +31,7 @@ _NAME = 32
 
 
 class PreparedFolder:
-    """All weights of a model, transformed; the first time that takes minutes, later they are mapped.
+    """All weights of a model, transformed; the first time that takes seconds to minutes, later they are mapped.
 
     Args:
         model: the server's file.
