@@ -17,18 +17,18 @@
 /* What the processor has, asked once when the module is loaded: under a hypervisor the question costs microseconds. */
 static int aes_here, vaes_here;
 
-#if DR_X86
+#if DR_BLOCKS
 /* one block per vector */
-DR_TARGET_AES DR_INLINE __m128i get128(const uint8_t *p, size_t bytes) {
+DR_TARGET_AES DR_INLINE dr_block get_one(const uint8_t *p, size_t bytes) {
     uint64_t v = 0;
     if (bytes == 4) {
         memcpy(&v, p, 4);
     } else {
         memcpy(&v, p, 8);
     }
-    return _mm_set_epi64x(0, (long long)v);
+    return dr_halves(v, 0);
 }
-DR_TARGET_AES DR_INLINE void put128(uint8_t *p, size_t bytes, __m128i v) {
+DR_TARGET_AES DR_INLINE void put_one(uint8_t *p, size_t bytes, dr_block v) {
     uint64_t low;
     memcpy(&low, &v, 8);
     if (bytes == 4) {
@@ -37,27 +37,33 @@ DR_TARGET_AES DR_INLINE void put128(uint8_t *p, size_t bytes, __m128i v) {
         memcpy(p, &low, 8);
     }
 }
-#define NAME(x) PASTE(aesni_, x)
+#define NAME(x) PASTE(aes_, x)
 #define TARGET DR_TARGET_AES
-#define V __m128i
+#define V dr_block
 #define VBLOCKS 1
-#define VLOAD(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
-#define VSTORE(p, v) _mm_storeu_si128((__m128i *)(void *)(p), v)
+#define VLOAD(p) dr_load(p)
+#define VSTORE(p, v) dr_store(p, v)
 #define VROWS(p, stride) VLOAD(p)
-#define VXOR _mm_xor_si128
-#define VAND _mm_and_si128
-#define VZERO _mm_setzero_si128
-#define VADD _mm_add_epi64
-#define VSUB _mm_sub_epi64
-#define VNUMBER(n) _mm_set1_epi64x((long long)(n))
+#define VXOR dr_xor
+#define VAND dr_and
+#define VZERO dr_zero
+#define VADD dr_add
+#define VSUB dr_subtract
+#define VNUMBER(n) dr_halves(n, n)
 #define VSIGMA dr_sigma
-#define VLOWEST(v) _mm_shuffle_epi32(_mm_srai_epi32(_mm_slli_epi32(v, 31), 31), 0)
+#define VLOWEST dr_lowest
 #define VSPREAD(v) (v)
-#define VGET get128
-#define VPUT put128
-#define VENC _mm_aesenc_si128
-#define VENCLAST _mm_aesenclast_si128
+#define VGET get_one
+#define VPUT put_one
+#define VFIRST dr_first
+#define VROUND dr_round
+#define VLAST dr_last
 #include "garbling_body.h"
+#else
+static int dr_has_aes(void) { return 0; }
+#endif
+
+#if DR_X86
 #undef NAME
 #undef TARGET
 #undef V
@@ -76,8 +82,9 @@ DR_TARGET_AES DR_INLINE void put128(uint8_t *p, size_t bytes, __m128i v) {
 #undef VSPREAD
 #undef VGET
 #undef VPUT
-#undef VENC
-#undef VENCLAST
+#undef VFIRST
+#undef VROUND
+#undef VLAST
 
 /* four blocks per vector */
 #define DR_TARGET_VAES __attribute__((target("aes,ssse3,sse4.1,avx512f,vaes")))
@@ -121,8 +128,9 @@ DR_TARGET_VAES DR_INLINE void put512(uint8_t *p, size_t bytes, __m512i v) {
 #define VSPREAD(v) _mm512_broadcast_i32x4(v)
 #define VGET get512
 #define VPUT put512
-#define VENC _mm512_aesenc_epi128
-#define VENCLAST _mm512_aesenclast_epi128
+#define VFIRST _mm512_xor_si512
+#define VROUND _mm512_aesenc_epi128
+#define VLAST(x, key9, key10) _mm512_aesenclast_epi128(x, key10)
 #include "garbling_body.h"
 
 static int ask_vaes(void) {
@@ -133,7 +141,6 @@ static int ask_vaes(void) {
     return (int)((c >> 9) & 1);
 }
 #else
-static int dr_has_aes(void) { return 0; }
 static int ask_vaes(void) { return 0; }
 #endif
 
@@ -236,7 +243,7 @@ static int load_program(dr_program *p, const Py_buffer *ops, const Py_buffer *we
     return check_ops(p);
 }
 
-#if DR_X86
+#if DR_BLOCKS
 static int work(const dr_job *job, int level) {
     const dr_program *p = job->program;
     const size_t slots = p->slots * DR_SLOT_BYTES, keys = p->hashes * sizeof(dr_aes_key);
@@ -248,10 +255,13 @@ static int work(const dr_job *job, int level) {
     }
     memset(memory, 0, padded);
     const dr_scratch scratch = {memory, memory + slots, memory + slots + keys};
+#if DR_X86
     if (level == 2) {
         vaes_run(job, &scratch);
-    } else {
-        aesni_run(job, &scratch);
+    } else
+#endif
+    {
+        aes_run(job, &scratch);
     }
     wipe(memory, 0, padded);
     free(memory);
@@ -313,7 +323,7 @@ static PyObject *run_job(PyObject *args, int garbling) {
         goto done;
     }
     if (level < 0 || level > 2 || (level == 2 && !vaes_here)) {
-        refuse("the level is 0 (best), 1 (AES-NI) or 2 (VAES, where the processor has it)");
+        refuse("the level is 0 (best), 1 (one block per instruction) or 2 (VAES, where the processor has it)");
         goto done;
     }
     job.program = &program;
@@ -381,7 +391,7 @@ static PyObject *py_encrypt(PyObject *self, PyObject *args) {
         if (key.len != 16 || in.len % 16 != 0 || in.len != out.len) {
             refuse("a key has 16 bytes; input and output have the same whole number of blocks of 16 bytes");
         } else {
-#if DR_X86
+#if DR_BLOCKS
             dr_aes_key expanded;
             Py_BEGIN_ALLOW_THREADS
             dr_aes_expand(key.buf, &expanded);
@@ -413,7 +423,7 @@ static PyObject *py_keystream(PyObject *self, PyObject *args) {
         if (key.len != 16 || out.len % 16 != 0 || (uint64_t)out.len / 16 > UINT64_MAX - counter) {
             refuse("a key has 16 bytes, a key stream whole blocks of 16 bytes, and its counter stays below 2^64");
         } else {
-#if DR_X86
+#if DR_BLOCKS
             dr_aes_key expanded;
             Py_BEGIN_ALLOW_THREADS
             dr_aes_expand(key.buf, &expanded);
@@ -432,18 +442,18 @@ static PyObject *py_keystream(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-#if DR_X86
+#if DR_BLOCKS
 /* labels[i] ^= delta where bit i of the numbers is 1: `bits` labels per number, in place, without a branch on the bit. */
 DR_TARGET_AES static void offset_labels(uint8_t *labels, const uint8_t *numbers, size_t count, unsigned bits,
                                         const uint8_t delta[16]) {
-    const __m128i offset = _mm_loadu_si128((const __m128i *)(const void *)delta);
+    const dr_block offset = dr_load(delta);
     for (size_t i = 0; i < count; i++) {
         uint64_t x;
         memcpy(&x, numbers + 8 * i, 8);
         for (unsigned j = 0; j < bits; j++) {
-            __m128i *p = (__m128i *)(void *)(labels + 16 * (i * bits + j));
-            const __m128i mask = _mm_set1_epi64x(-(long long)((x >> j) & 1));
-            _mm_storeu_si128(p, _mm_xor_si128(_mm_loadu_si128(p), _mm_and_si128(mask, offset)));
+            uint8_t *p = labels + 16 * (i * bits + j);
+            const uint64_t mask = 0 - ((x >> j) & 1);
+            dr_store(p, dr_xor(dr_load(p), dr_and(dr_halves(mask, mask), offset)));
         }
     }
 }
@@ -461,7 +471,7 @@ static PyObject *py_offset_labels(PyObject *self, PyObject *args) {
             !holds(&labels, (size_t)numbers.len / 8, 16 * (size_t)bits)) {
             refuse("there are 1 to 64 labels of 16 bytes per 64-bit number, and an offset of 16 bytes");
         } else {
-#if DR_X86
+#if DR_BLOCKS
             Py_BEGIN_ALLOW_THREADS
             offset_labels(labels.buf, numbers.buf, (size_t)numbers.len / 8, (unsigned)bits, delta.buf);
             Py_END_ALLOW_THREADS

@@ -1,4 +1,4 @@
-/* What the two builds of garbling_body.h (AES-NI, and VAES with AVX-512) share: the program, the job, the layout.
+/* What the builds of garbling_body.h (one block per vector; VAES with AVX-512) share: the program, the job, the layout.
  *
  * Layout. Instances are taken in groups of DR_LANES; DR_GROUPS groups make a block, and a block shares its AES keys.
  *   labels   [instances][wires of one party][16 bytes]
@@ -125,7 +125,7 @@ static inline uint64_t dr_ring_mask(unsigned bits) {
     return bits >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << bits) - 1;
 }
 
-#if DR_X86
+#if DR_BLOCKS
 /* All keys of one block of instances: base xor (hash, block) in bytes 0 to 7. Never the same twice under one base. */
 DR_TARGET_AES static inline void dr_expand_keys(const dr_job *job, uint32_t block, dr_aes_key *keys) {
     for (size_t h = 0; h < job->program->hashes; h++) {

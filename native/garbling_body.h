@@ -1,13 +1,13 @@
-/* Half gates for one group of sixteen instances at a time, written once for vectors of one block (AES-NI) and of four
- * blocks (VAES with AVX-512). garbling.c includes this file for each of them, with these macros set:
+/* Half gates for one group of sixteen instances at a time, written once for vectors of one block (AES-NI, ARMv8) and of
+ * four blocks (VAES with AVX-512). garbling.c includes this file for each of them, with these macros set:
  *
  *   NAME(x) TARGET V VBLOCKS      names, target attribute, vector type, blocks per vector
  *   VLOAD VSTORE VXOR VAND VZERO  on whole vectors; memory need not be aligned
  *   VADD VSUB VNUMBER             on the 64-bit halves of blocks; VNUMBER(n): n in each half
  *   VROWS(p, stride)              one vector from blocks that stand `stride` bytes apart
- *   VSIGMA VENC VENCLAST          on blocks
+ *   VSIGMA VFIRST VROUND VLAST    on blocks; the last three as in aes128.h
  *   VLOWEST(v)                    all ones in the blocks whose lowest bit is 1
- *   VSPREAD(m128i)                one block in all places
+ *   VSPREAD(dr_block)             one block in all places
  *   VGET(p, n) VPUT(p, n, v)      numbers of n = 4 or 8 bytes side by side, to and from the low halves of blocks
  *
  * Sources: Zahur, Rosulek, Evans, "Two Halves Make a Whole", Eurocrypt 2015, figure 2 (AND) and section 3 (the evaluator's
@@ -32,50 +32,53 @@
 /* x[i] = AES_k(x[i]) xor x[i] and y[i] = AES_l(y[i]) xor y[i], for inputs that went through sigma. */
 TARGET DR_INLINE void NAME(hash)(const dr_aes_key *k, V x[FLIGHT], const dr_aes_key *l, V y[FLIGHT]) {
     V p = VSPREAD(k->round[0]), q = VSPREAD(l->round[0]);
-    V a0 = VXOR(x[0], p), a1 = VXOR(x[1], p), a2 = VXOR(x[2], p), a3 = VXOR(x[3], p);
-    V b0 = VXOR(y[0], q), b1 = VXOR(y[1], q), b2 = VXOR(y[2], q), b3 = VXOR(y[3], q);
+    V a0 = VFIRST(x[0], p), a1 = VFIRST(x[1], p), a2 = VFIRST(x[2], p), a3 = VFIRST(x[3], p);
+    V b0 = VFIRST(y[0], q), b1 = VFIRST(y[1], q), b2 = VFIRST(y[2], q), b3 = VFIRST(y[3], q);
     DR_UNROLL(9)
     for (int r = 1; r < 10; r++) {
-        p = VSPREAD(k->round[r]);
-        a0 = VENC(a0, p);
-        a1 = VENC(a1, p);
-        a2 = VENC(a2, p);
-        a3 = VENC(a3, p);
-        q = VSPREAD(l->round[r]);
-        b0 = VENC(b0, q);
-        b1 = VENC(b1, q);
-        b2 = VENC(b2, q);
-        b3 = VENC(b3, q);
+        p = VSPREAD(k->round[DR_KEY(r)]);
+        a0 = VROUND(a0, p);
+        a1 = VROUND(a1, p);
+        a2 = VROUND(a2, p);
+        a3 = VROUND(a3, p);
+        q = VSPREAD(l->round[DR_KEY(r)]);
+        b0 = VROUND(b0, q);
+        b1 = VROUND(b1, q);
+        b2 = VROUND(b2, q);
+        b3 = VROUND(b3, q);
     }
-    p = VSPREAD(k->round[10]);
-    q = VSPREAD(l->round[10]);
-    x[0] = VXOR(x[0], VENCLAST(a0, p));
-    x[1] = VXOR(x[1], VENCLAST(a1, p));
-    x[2] = VXOR(x[2], VENCLAST(a2, p));
-    x[3] = VXOR(x[3], VENCLAST(a3, p));
-    y[0] = VXOR(y[0], VENCLAST(b0, q));
-    y[1] = VXOR(y[1], VENCLAST(b1, q));
-    y[2] = VXOR(y[2], VENCLAST(b2, q));
-    y[3] = VXOR(y[3], VENCLAST(b3, q));
+    p = VSPREAD(k->round[9]);
+    const V p_last = VSPREAD(k->round[10]);
+    q = VSPREAD(l->round[9]);
+    const V q_last = VSPREAD(l->round[10]);
+    x[0] = VXOR(x[0], VLAST(a0, p, p_last));
+    x[1] = VXOR(x[1], VLAST(a1, p, p_last));
+    x[2] = VXOR(x[2], VLAST(a2, p, p_last));
+    x[3] = VXOR(x[3], VLAST(a3, p, p_last));
+    y[0] = VXOR(y[0], VLAST(b0, q, q_last));
+    y[1] = VXOR(y[1], VLAST(b1, q, q_last));
+    y[2] = VXOR(y[2], VLAST(b2, q, q_last));
+    y[3] = VXOR(y[3], VLAST(b3, q, q_last));
 }
 
 /* The same for one operand. */
 TARGET DR_INLINE void NAME(hash_one)(const dr_aes_key *k, V x[FLIGHT]) {
     V p = VSPREAD(k->round[0]);
-    V a0 = VXOR(x[0], p), a1 = VXOR(x[1], p), a2 = VXOR(x[2], p), a3 = VXOR(x[3], p);
+    V a0 = VFIRST(x[0], p), a1 = VFIRST(x[1], p), a2 = VFIRST(x[2], p), a3 = VFIRST(x[3], p);
     DR_UNROLL(9)
     for (int r = 1; r < 10; r++) {
-        p = VSPREAD(k->round[r]);
-        a0 = VENC(a0, p);
-        a1 = VENC(a1, p);
-        a2 = VENC(a2, p);
-        a3 = VENC(a3, p);
+        p = VSPREAD(k->round[DR_KEY(r)]);
+        a0 = VROUND(a0, p);
+        a1 = VROUND(a1, p);
+        a2 = VROUND(a2, p);
+        a3 = VROUND(a3, p);
     }
-    p = VSPREAD(k->round[10]);
-    x[0] = VXOR(x[0], VENCLAST(a0, p));
-    x[1] = VXOR(x[1], VENCLAST(a1, p));
-    x[2] = VXOR(x[2], VENCLAST(a2, p));
-    x[3] = VXOR(x[3], VENCLAST(a3, p));
+    p = VSPREAD(k->round[9]);
+    const V p_last = VSPREAD(k->round[10]);
+    x[0] = VXOR(x[0], VLAST(a0, p, p_last));
+    x[1] = VXOR(x[1], VLAST(a1, p, p_last));
+    x[2] = VXOR(x[2], VLAST(a2, p, p_last));
+    x[3] = VXOR(x[3], VLAST(a3, p, p_last));
 }
 
 TARGET DR_INLINE void NAME(hash_steps)(const dr_aes_key *k, V x[STEPS_AT_ONCE][FLIGHT]) {
@@ -143,7 +146,7 @@ static inline void NAME(put_words)(const dr_job *job, const uint8_t *sums, size_
 TARGET static void NAME(garble_group)(const dr_job *job, const dr_scratch *scratch, size_t first, size_t lanes, uint8_t *table) {
     const dr_program *program = job->program;
     const dr_aes_key *key = scratch->keys;
-    const V delta = VSPREAD(_mm_loadu_si128((const __m128i *)(const void *)job->delta));
+    const V delta = VSPREAD(dr_load(job->delta));
     const V sigma_delta = VSIGMA(delta);
     uint8_t base[2][DR_SLOT_BYTES] = {{0}}, part[2 * DR_SLOT_BYTES];
 

@@ -5,22 +5,35 @@
  * buffers. Every size is checked here, against the buffers themselves, before memory is touched. The GIL is released while the
  * work runs; threads share what they read alone.
  *
- * How it is computed: a block of output positions is laid out as a panel, one row for each tap of the kernel; a block of 16
+ * How it is computed: a block of output positions is laid out as a panel, one row for each tap of the kernel; a block of
  * output channels times that panel is kept in registers (Goto, van de Geijn, "Anatomy of High-Performance Matrix
  * Multiplication", ACM TOMS 2008). Weights stay as narrow as they are, 16 or 32 bits, because they, not the numbers, fill memory.
+ *
+ * In one of two arithmetics: words where the processor multiplies vectors of them (AVX-512, ring_body.h), limbs in double
+ * precision where it has fused multiply-add alone (AVX2, AArch64; ring_limbs.h). Both give the same.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__LP64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
+#if defined(__x86_64__)
+#define DR_X86_64 1
+#else
+#define DR_X86_64 0
+#endif
+#if defined(__LP64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32) && (DR_X86_64 || defined(__aarch64__))
 #define DR_RING 1
-#include <immintrin.h>
 #include <pthread.h>
+#if DR_X86_64
+#include <immintrin.h>
+#else
+#include <arm_neon.h>
+#endif
 #else
 #define DR_RING 0
 #endif
@@ -28,13 +41,15 @@
 #define MOST 0x4000000       /* of any dimension */
 #define MOST_THREADS 256
 #define OUTPUTS 16           /* channels of a block of outputs */
+#define LEAST_LIMB_BITS 4
+#define MOST_LIMB_BITS 53
 
 #define PASTE2(a, b) a##b
 #define PASTE(a, b) PASTE2(a, b)
 
 typedef struct {
     size_t images, channels, height, width, outputs, rows, columns, kernel_height, kernel_width;
-    size_t stride_down, stride_right, dilation_down, dilation_right, groups, bits, weight_bytes;
+    size_t stride_down, stride_right, dilation_down, dilation_right, groups, bits, weight_bytes, limb_bits;
     ptrdiff_t top, left; /* rows and columns of zeros in front; negative: that many are cut away */
 } Shape;
 
@@ -44,9 +59,10 @@ typedef struct {
     Shape s;
     size_t taps, positions, group_inputs, group_outputs, blocks; /* blocks of outputs in a group */
     size_t padded_height, padded_width;
-    int one_by_one; /* lanes are positions, and output channels come one by one; else lanes are channels */
+    int one_by_one;            /* lanes are positions, and output channels come one by one; else lanes are channels */
+    size_t limbs, limb_stride; /* of doubles: limbs of a number, and how far apart they are in `padded`; no limbs: words */
     const void *weights;
-    void *padded;      /* [images, channels, padded height, padded width] in the arithmetic's own type */
+    void *padded;      /* [limbs, images, channels, padded height, padded width] in the arithmetic's own type */
     size_t *offsets;   /* of each tap in `padded` */
     uint64_t *out;
 } Job;
@@ -71,6 +87,16 @@ static void places(const Job *job, size_t first, size_t count, size_t *from, siz
     }
 }
 
+#define DR_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define UNROLL(n) DR_PRAGMA(clang loop unroll(full))
+#else
+#define UNROLL(n) DR_PRAGMA(GCC unroll n)
+#endif
+
+#include "ring_limbs.h"
+
+#if DR_X86_64
 #define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
 
 /* 64-bit words */
@@ -94,22 +120,34 @@ static void places(const Job *job, size_t first, size_t count, size_t *from, siz
 #define MOST_POSITIONS 24
 #define WIDTHS(X) X(1) X(2) X(4) X(8) X(12) X(16) X(20) X(24)
 #include "ring_body.h"
+#endif
 
 static void *start(void *argument) {
     Part *part = argument;
-    part->failed = part->job->s.bits <= 32 ? work_32(part->job, part->part, part->parts)
-                                           : work_64(part->job, part->part, part->parts);
+    const Job *job = part->job;
+    if (job->limbs) {
+        part->failed = limbs_work(job, part->part, part->parts);
+    }
+#if DR_X86_64
+    else if (job->s.bits <= 32) {
+        part->failed = work_32(job, part->part, part->parts);
+    } else {
+        part->failed = work_64(job, part->part, part->parts);
+    }
+#endif
     return NULL;
 }
 
 /* Return 0, or -1 where memory is short. */
 static int convolve(Job *job, const uint64_t *x, size_t threads) {
     const Shape *s = &job->s;
-    const size_t word = s->bits <= 32 ? 4 : 8, plane = job->padded_height * job->padded_width;
+    const size_t plane = job->padded_height * job->padded_width;
+    const size_t word = job->limbs || s->bits > 32 ? 8 : 4, copies = job->limbs ? job->limbs : 1;
     Part parts[MOST_THREADS];
     int failed = -1;
     job->offsets = malloc(job->taps * sizeof *job->offsets);
-    job->padded = malloc(s->images * s->channels * plane * word);
+    job->limb_stride = s->images * s->channels * plane;
+    job->padded = malloc(copies * job->limb_stride * word);
     if (job->offsets != NULL && job->padded != NULL) {
         size_t *offset = job->offsets;
         for (size_t c = 0; c < job->group_inputs; c++) {
@@ -119,11 +157,16 @@ static int convolve(Job *job, const uint64_t *x, size_t threads) {
                 }
             }
         }
-        if (word == 4) {
+        if (job->limbs) {
+            limbs_pad(job, x);
+        }
+#if DR_X86_64
+        else if (word == 4) {
             pad_32(job, x);
         } else {
             pad_64(job, x);
         }
+#endif
         failed = 0;
         for (size_t t = 0; t < threads; t++) {
             parts[t] = (Part){.job = job, .part = t, .parts = threads};
@@ -156,8 +199,9 @@ static int times(size_t *total, size_t factor) {
     return 1;
 }
 
-static int supported(void) {
-#if DR_RING
+/* Are there vectors of words? */
+static int has_words(void) {
+#if DR_RING && DR_X86_64
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
 #else
@@ -165,29 +209,39 @@ static int supported(void) {
 #endif
 }
 
-static PyObject *py_supported(PyObject *self, PyObject *unused) {
+/* Is there fused multiply-add of doubles? */
+static int has_limbs(void) {
+#if DR_RING && DR_X86_64
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return DR_RING; /* every AArch64 has it */
+#endif
+}
+
+static PyObject *py_features(PyObject *self, PyObject *unused) {
     (void)self;
     (void)unused;
-    return PyBool_FromLong(supported());
+    return Py_BuildValue("{s:O,s:O}", "avx512", has_words() ? Py_True : Py_False, "fma", has_limbs() ? Py_True : Py_False);
 }
 
 static PyObject *py_convolve(PyObject *self, PyObject *args) {
     Py_buffer x, weights, out;
     Shape s;
-    Py_ssize_t n[16], threads;
+    Py_ssize_t n[16], limb_bits, threads;
     int wrong = 1, failed = 0, one_by_one;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*w*(nnnnnnnnnnnnnnnnnn)np", &x, &weights, &out, &n[0], &n[1], &n[2], &n[3], &n[4], &n[5], &n[6],
-                          &n[7], &n[8], &n[9], &n[10], &n[11], &n[12], &s.top, &s.left, &n[13], &n[14], &n[15], &threads, &one_by_one)) {
+    if (!PyArg_ParseTuple(args, "y*y*w*(nnnnnnnnnnnnnnnnnnn)np", &x, &weights, &out, &n[0], &n[1], &n[2], &n[3], &n[4], &n[5], &n[6],
+                          &n[7], &n[8], &n[9], &n[10], &n[11], &n[12], &s.top, &s.left, &n[13], &n[14], &n[15], &limb_bits, &threads, &one_by_one)) {
         return NULL;
     }
-    int in_range = supported() && threads >= 1 && threads <= MOST_THREADS && s.top > -MOST && s.top < MOST && s.left > -MOST && s.left < MOST;
+    int in_range = (limb_bits == 0 ? has_words() : has_limbs() && limb_bits >= LEAST_LIMB_BITS && limb_bits <= MOST_LIMB_BITS) &&
+                   threads >= 1 && threads <= MOST_THREADS && s.top > -MOST && s.top < MOST && s.left > -MOST && s.left < MOST;
     for (int i = 0; i < 16; i++) {
         in_range &= n[i] >= 1 && n[i] <= MOST;
     }
     s = (Shape){(size_t)n[0], (size_t)n[1], (size_t)n[2], (size_t)n[3], (size_t)n[4], (size_t)n[5], (size_t)n[6],
                 (size_t)n[7], (size_t)n[8], (size_t)n[9], (size_t)n[10], (size_t)n[11], (size_t)n[12], (size_t)n[13],
-                (size_t)n[14], (size_t)n[15], s.top, s.left};
+                (size_t)n[14], (size_t)n[15], (size_t)limb_bits, s.top, s.left};
     if (in_range && s.channels % s.groups == 0 && s.outputs % s.groups == 0 && s.bits <= 64 &&
         (s.weight_bytes == 2 || s.weight_bytes == 4)) {
         const size_t group_outputs = s.outputs / s.groups, blocks = (group_outputs + OUTPUTS - 1) / OUTPUTS;
@@ -199,7 +253,7 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
                           times(&to, s.outputs) && times(&to, s.rows) && times(&to, s.columns) && times(&weight, s.groups) &&
                           times(&weight, one_by_one ? group_outputs : blocks * OUTPUTS) && times(&weight, taps) &&
                           times(&padded, s.images) && times(&padded, s.channels) && times(&padded, padded_height) &&
-                          times(&padded, padded_width);
+                          times(&padded, padded_width) && times(&padded, s.limb_bits ? s.bits : 1); /* more than its limbs */
         if (small && (size_t)x.len == in && (size_t)weights.len == weight && (size_t)out.len == to) {
 #if DR_RING
             Job job = {.s = s,
@@ -211,6 +265,7 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
                        .padded_height = padded_height,
                        .padded_width = padded_width,
                        .one_by_one = one_by_one,
+                       .limbs = s.limb_bits ? limbs_of(s.bits, s.limb_bits) : 0,
                        .weights = weights.buf,
                        .out = out.buf};
             wrong = 0;
@@ -234,10 +289,12 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"supported", py_supported, METH_NOARGS, "supported() -> bool: whether this processor has what `convolve` needs, AVX-512."},
+    {"features", py_features, METH_NOARGS,
+     "features() -> {'avx512': bool, 'fma': bool}: whether this processor multiplies vectors of words, and of doubles."},
     {"convolve", py_convolve, METH_VARARGS,
      "convolve(x, weights, out, (images, channels, height, width, outputs, rows, columns, kernel height, kernel width,\n"
-     "         stride down, stride right, dilation down, dilation right, top, left, groups, bits, bytes of a weight), threads, one by one)"},
+     "         stride down, stride right, dilation down, dilation right, top, left, groups, bits, bytes of a weight, bits of a limb\n"
+     "         or 0 for words), threads, one by one)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -22,6 +22,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "aes128.h"
@@ -30,21 +31,17 @@
 #define BLOCK_BYTES 16                          /* 128 choice bits, or one AES block, or one label */
 #define LABELS_BYTES (LABEL_BITS * BLOCK_BYTES) /* the labels of one block of 128 transfers */
 
-#if DR_X86
-#include <mm_malloc.h>
-
+#if DR_BLOCKS
 #define LANES 8 /* blocks of 128 transfers per chunk */
-#define TARGET_AVX2 __attribute__((target("avx2")))
 
 /* Everything secret that the kernel keeps between two instructions, in one piece, so that it can be wiped. */
 typedef struct {
-    __m128i rows[LABEL_BITS][LANES];  /* bit m of rows[j][l] is bit j of label 128 l + m */
-    __m128i mask[LABEL_BITS];         /* all ones where Delta has a one; sender only */
-    __m128i tile[LABEL_BITS * 2];     /* half-way through a transposition */
-    __m128i *stream;                  /* [leaf][lane] of the tree at hand */
+    dr_block rows[LABEL_BITS][LANES]; /* bit m of rows[j][l] is bit j of label 128 l + m */
+    dr_block mask[LABEL_BITS];        /* all ones where Delta has a one; sender only */
+    dr_block tile[LABEL_BITS * 2];    /* half-way through a transposition */
+    dr_block *stream;                 /* [leaf][lane] of the tree at hand */
     dr_aes_key *schedule;             /* [tree][leaf] */
     size_t bytes;                     /* of the whole allocation */
-    int wide;                         /* AVX2 is there */
 } workspace;
 
 /* What both parties' calls have in common; lengths in units of the type pointed to. */
@@ -65,16 +62,15 @@ static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 DR_TARGET_AES static workspace *prepare(const extension *e, const uint8_t *keys) {
     size_t head = round_up(sizeof(workspace));
     size_t streams = round_up(e->leaves * LANES * BLOCK_BYTES);
-    size_t bytes = head + streams + e->trees * e->leaves * sizeof(dr_aes_key); /* at most 0.8 MB, by the bounds on k */
-    uint8_t *memory = _mm_malloc(bytes, 64);
+    size_t bytes = head + streams + round_up(e->trees * e->leaves * sizeof(dr_aes_key)); /* at most 0.8 MB, by the bounds on k */
+    uint8_t *memory = aligned_alloc(64, bytes);
     if (!memory) {
         return NULL;
     }
     workspace *w = (workspace *)(void *)memory;
-    w->stream = (__m128i *)(void *)(memory + head);
+    w->stream = (dr_block *)(void *)(memory + head);
     w->schedule = (dr_aes_key *)(void *)(memory + head + streams);
     w->bytes = bytes;
-    w->wide = __builtin_cpu_supports("avx2") != 0;
     for (size_t i = 0; i < e->trees * e->leaves; i++) {
         dr_aes_expand(keys + BLOCK_BYTES * i, &w->schedule[i]);
     }
@@ -83,27 +79,27 @@ DR_TARGET_AES static workspace *prepare(const extension *e, const uint8_t *keys)
 
 static void discard(workspace *w) {
     wipe(w, w->bytes);
-    _mm_free(w);
+    free(w);
 }
 
 /* Counter blocks of SP 800-38A: eight bytes of nonce, then the position as a big-endian number. */
-DR_TARGET_AES static inline void counters(const uint8_t nonce[8], uint64_t position, __m128i out[LANES]) {
+DR_TARGET_AES static inline void counters(const uint8_t nonce[8], uint64_t position, dr_block out[LANES]) {
     uint64_t low;
     memcpy(&low, nonce, sizeof low);
     for (uint64_t l = 0; l < LANES; l++) {
-        out[l] = _mm_set_epi64x((long long)__builtin_bswap64(position + l), (long long)low);
+        out[l] = dr_halves(low, __builtin_bswap64(position + l));
     }
 }
 
 /* Fill stream[leaf][lane] for leaves first ... 2^k - 1 of one tree; leaf 0 becomes zero where first is 1. */
 DR_TARGET_AES static void generate(const extension *e, workspace *w, size_t tree, size_t first, uint64_t position) {
-    __m128i counter[LANES];
+    dr_block counter[LANES];
     counters(e->nonces + 8 * tree, position, counter);
     if (first) {
         memset(w->stream, 0, LANES * BLOCK_BYTES);
     }
     for (size_t leaf = first; leaf < e->leaves; leaf++) {
-        __m128i block[LANES];
+        dr_block block[LANES];
         memcpy(block, counter, sizeof block);
         dr_aes_encrypt8(&w->schedule[tree * e->leaves + leaf], block);
         memcpy(w->stream + leaf * LANES, block, sizeof block);
@@ -112,26 +108,26 @@ DR_TARGET_AES static void generate(const extension *e, workspace *w, size_t tree
 
 /* Halve the leaves k times: of each neighbouring pair the odd one goes into v_j, the sum becomes a leaf of the next
  * round, the last one left is u. 2 (2^k - 1) additions instead of k 2^(k-1). v_j ends in rows[j], u in stream[0]. */
-DR_TARGET_AES static void fold(size_t field_bits, __m128i *stream, __m128i (*rows)[LANES]) {
+DR_TARGET_AES static void fold(size_t field_bits, dr_block *stream, dr_block (*rows)[LANES]) {
     size_t half = (size_t)1 << field_bits;
     for (size_t j = 0; j < field_bits; j++) {
-        __m128i sum[LANES];
+        dr_block sum[LANES];
         memset(sum, 0, sizeof sum);
         half >>= 1;
         for (size_t pair = 0; pair < half; pair++) {
-            const __m128i *even = stream + 2 * pair * LANES, *odd = even + LANES;
-            __m128i *out = stream + pair * LANES;
+            const dr_block *even = stream + 2 * pair * LANES, *odd = even + LANES;
+            dr_block *out = stream + pair * LANES;
             for (size_t l = 0; l < LANES; l++) {
-                __m128i right = odd[l];
-                out[l] = _mm_xor_si128(even[l], right);
-                sum[l] = _mm_xor_si128(sum[l], right);
+                dr_block right = odd[l];
+                out[l] = dr_xor(even[l], right);
+                sum[l] = dr_xor(sum[l], right);
             }
         }
         memcpy(rows[j], sum, sizeof sum);
     }
 }
 
-/* Transposing 128 by 128 bits in two sweeps, for vectors of one block (SSE2) or two blocks side by side (AVX2).
+/* Transposing 128 by 128 bits in two sweeps, for vectors of one block or of two blocks side by side (AVX2).
  *
  * First sweep: 8 by 8 bits across the registers of eight neighbouring rows: swap bits, pairs, fours over the diagonal.
  * Then byte c of register b of group g holds bits 8 g ... 8 g + 7 of label 8 c + b.
@@ -144,7 +140,7 @@ DR_TARGET_AES static void fold(size_t field_bits, __m128i *stream, __m128i (*row
     } while (0)
 
 #define DEFINE_TRANSPOSE(NAME, TARGET, V, LOAD, SET1, XOR, AND, SRL, SLL, UNPACK_LOW, UNPACK_HIGH, EMIT)             \
-    TARGET static void NAME(const __m128i (*rows)[LANES], size_t lane, V *tile, uint8_t *out) {                      \
+    TARGET static void NAME(const dr_block (*rows)[LANES], size_t lane, V *tile, uint8_t *out) {                      \
         const V ones = SET1(0x55), twos = SET1(0x33), fours = SET1(0x0f);                                            \
         for (size_t g = 0; g < 16; g++) {                                                                            \
             V r[8], t;                                                                                               \
@@ -180,28 +176,33 @@ DR_TARGET_AES static void fold(size_t field_bits, __m128i *stream, __m128i (*row
         }                                                                                                            \
     }
 
-#define EMIT_ONE(to, v) _mm_storeu_si128((__m128i *)(void *)(to), v)
-#define EMIT_TWO(to, v)                                                                             \
-    do {                                                                                            \
-        _mm_storeu_si128((__m128i *)(void *)(to), _mm256_castsi256_si128(v));                       \
-        _mm_storeu_si128((__m128i *)(void *)((to) + LABELS_BYTES), _mm256_extracti128_si256(v, 1)); \
-    } while (0)
+#define BYTES(n) dr_halves(0x0101010101010101 * UINT64_C(n), 0x0101010101010101 * UINT64_C(n))
+DEFINE_TRANSPOSE(transpose_one, DR_TARGET_AES, dr_block, dr_load, BYTES, dr_xor, dr_and, dr_down, dr_up,
+                 dr_interleave_low, dr_interleave_high, dr_store)
 
-DEFINE_TRANSPOSE(transpose_one, DR_TARGET_AES, __m128i, _mm_load_si128, _mm_set1_epi8, _mm_xor_si128, _mm_and_si128,
-                 _mm_srli_epi64, _mm_slli_epi64, _mm_unpacklo_epi8, _mm_unpackhi_epi8, EMIT_ONE)
+#if DR_X86
+#define TARGET_AVX2 __attribute__((target("avx2,aes")))
+#define EMIT_TWO(to, v)                                                \
+    do {                                                               \
+        dr_store(to, _mm256_castsi256_si128(v));                       \
+        dr_store((to) + LABELS_BYTES, _mm256_extracti128_si256(v, 1)); \
+    } while (0)
 DEFINE_TRANSPOSE(transpose_two, TARGET_AVX2, __m256i, _mm256_load_si256, _mm256_set1_epi8, _mm256_xor_si256,
                  _mm256_and_si256, _mm256_srli_epi64, _mm256_slli_epi64, _mm256_unpacklo_epi8, _mm256_unpackhi_epi8,
                  EMIT_TWO)
+#endif
 
 /* Transpose the first `lanes` lanes of the rows into labels. */
 DR_TARGET_AES static void emit(workspace *w, size_t lanes, uint8_t *labels) {
-    const __m128i(*rows)[LANES] = (const __m128i(*)[LANES])w->rows;
+    const dr_block(*rows)[LANES] = (const dr_block(*)[LANES])w->rows;
     size_t lane = 0;
-    if (w->wide) {
+#if DR_X86
+    if (__builtin_cpu_supports("avx2")) {
         for (; lane + 2 <= lanes; lane += 2) {
             transpose_two(rows, lane, (__m256i *)(void *)w->tile, labels + LABELS_BYTES * lane);
         }
     }
+#endif
     for (; lane < lanes; lane++) {
         transpose_one(rows, lane, w->tile, labels + LABELS_BYTES * lane);
     }
@@ -220,9 +221,9 @@ DR_TARGET_AES static void run_receiver(const extension *e, workspace *w, const u
             fold(e->field_bits, w->stream, w->rows + tree * e->field_bits);
             for (size_t l = 0; l < lanes; l++) {
                 const uint8_t *from = choices + BLOCK_BYTES * (block + l);
-                __m128i choice = _mm_loadu_si128((const __m128i *)(const void *)from);
+                dr_block choice = dr_load(from);
                 uint8_t *to = corrections + BLOCK_BYTES * ((block + l) * e->trees + tree);
-                _mm_storeu_si128((__m128i *)(void *)to, _mm_xor_si128(w->stream[l], choice));
+                dr_store(to, dr_xor(w->stream[l], choice));
             }
         }
         emit(w, lanes, labels + LABELS_BYTES * block);
@@ -232,20 +233,21 @@ DR_TARGET_AES static void run_receiver(const extension *e, workspace *w, const u
 DR_TARGET_AES static void run_sender(const extension *e, workspace *w, const uint8_t *delta, const uint8_t *corrections,
                                      uint8_t *labels) {
     for (size_t bit = 0; bit < LABEL_BITS; bit++) {
-        w->mask[bit] = _mm_set1_epi32(-(int)((delta[bit / 8] >> (bit % 8)) & 1));
+        const uint64_t chosen = 0 - (uint64_t)((delta[bit / 8] >> (bit % 8)) & 1);
+        w->mask[bit] = dr_halves(chosen, chosen);
     }
     for (size_t block = 0; block < e->blocks; block += LANES) {
         size_t lanes = lanes_at(e, block);
         for (size_t tree = 0; tree < e->trees; tree++) {
-            __m128i(*rows)[LANES] = w->rows + tree * e->field_bits;
-            const __m128i *mask = w->mask + tree * e->field_bits;
+            dr_block(*rows)[LANES] = w->rows + tree * e->field_bits;
+            const dr_block *mask = w->mask + tree * e->field_bits;
             generate(e, w, tree, 1, e->start + block);
             fold(e->field_bits, w->stream, rows);
             for (size_t l = 0; l < lanes; l++) {
                 const uint8_t *from = corrections + BLOCK_BYTES * ((block + l) * e->trees + tree);
-                __m128i correction = _mm_loadu_si128((const __m128i *)(const void *)from);
+                dr_block correction = dr_load(from);
                 for (size_t j = 0; j < e->field_bits; j++) {
-                    rows[j][l] = _mm_xor_si128(rows[j][l], _mm_and_si128(mask[j], correction));
+                    rows[j][l] = dr_xor(rows[j][l], dr_and(mask[j], correction));
                 }
             }
         }
@@ -256,7 +258,7 @@ DR_TARGET_AES static void run_sender(const extension *e, workspace *w, const uin
 DR_TARGET_AES static void run_expand(const uint8_t *keys, const uint8_t *nonces, size_t rows, uint64_t start,
                                      size_t blocks, uint8_t *out) {
     dr_aes_key schedule;
-    __m128i block[LANES];
+    dr_block block[LANES];
     for (size_t row = 0; row < rows; row++) {
         dr_aes_expand(keys + BLOCK_BYTES * row, &schedule);
         for (size_t b = 0; b < blocks; b += LANES) {
@@ -271,12 +273,11 @@ DR_TARGET_AES static void run_expand(const uint8_t *keys, const uint8_t *nonces,
 }
 
 static int run_transpose(const uint8_t *rows, size_t blocks, uint8_t *out) {
-    workspace *w = _mm_malloc(round_up(sizeof(workspace)), 64);
+    workspace *w = aligned_alloc(64, round_up(sizeof(workspace)));
     if (!w) {
         return 0;
     }
     w->bytes = sizeof(workspace);
-    w->wide = __builtin_cpu_supports("avx2") != 0;
     for (size_t block = 0; block < blocks; block += LANES) {
         size_t lanes = blocks - block < LANES ? blocks - block : LANES;
         for (size_t row = 0; row < LABEL_BITS; row++) {
@@ -287,13 +288,15 @@ static int run_transpose(const uint8_t *rows, size_t blocks, uint8_t *out) {
     discard(w);
     return 1;
 }
-#endif /* DR_X86 */
+#endif /* DR_BLOCKS */
 
 /* ---- The Python side ------------------------------------------------------------------------------------------ */
 
 static int is_supported(void) {
 #if DR_X86
     __builtin_cpu_init();
+#endif
+#if DR_BLOCKS
     return dr_has_aes();
 #else
     return 0;
@@ -306,7 +309,7 @@ static PyObject *supported(PyObject *module, PyObject *unused) {
     return PyBool_FromLong(is_supported());
 }
 
-#if DR_X86
+#if DR_BLOCKS
 static PyObject *refuse(const char *what) {
     PyErr_SetString(PyExc_ValueError, what);
     return NULL;
@@ -361,7 +364,7 @@ static PyObject *expand(PyObject *module, PyObject *args) {
     size_t rows = (size_t)keys.len / BLOCK_BYTES;
     size_t blocks = rows ? (size_t)out.len / BLOCK_BYTES / rows : 0;
     if (!is_supported()) {
-        refuse("this processor has no AES-NI");
+        refuse("this processor has no AES instructions");
     } else if ((size_t)keys.len != rows * BLOCK_BYTES || (size_t)nonces.len != rows * 8 ||
                (size_t)out.len != rows * blocks * BLOCK_BYTES) {
         refuse("the lengths of keys, nonces, and output do not fit together");
@@ -389,7 +392,7 @@ static PyObject *extend_receiver(PyObject *module, PyObject *args) {
     }
     size_t blocks = (size_t)choices.len / BLOCK_BYTES;
     if (!is_supported()) {
-        refuse("this processor has no AES-NI");
+        refuse("this processor has no AES instructions");
     } else if ((size_t)choices.len != blocks * BLOCK_BYTES) {
         refuse("the choices must fill whole blocks of 16 bytes");
     } else if (read_extension(&e, field_bits, &keys, &nonces, start, blocks, &corrections, &labels)) {
@@ -424,7 +427,7 @@ static PyObject *extend_sender(PyObject *module, PyObject *args) {
     }
     size_t blocks = (size_t)labels.len / LABELS_BYTES;
     if (!is_supported()) {
-        refuse("this processor has no AES-NI");
+        refuse("this processor has no AES instructions");
     } else if (delta.len != BLOCK_BYTES) {
         refuse("delta must have 16 bytes");
     } else if (read_extension(&e, field_bits, &keys, &nonces, start, blocks, &corrections, &labels)) {
@@ -456,7 +459,7 @@ static PyObject *transpose(PyObject *module, PyObject *args) {
     }
     size_t blocks = (size_t)rows.len / LABELS_BYTES;
     if (!is_supported()) {
-        refuse("this processor has no AES-NI");
+        refuse("this processor has no AES instructions");
     } else if ((size_t)rows.len != blocks * LABELS_BYTES || out.len != rows.len) {
         refuse("rows and output must both have 2048 bytes per block of 128 columns");
     } else {
@@ -470,11 +473,11 @@ static PyObject *transpose(PyObject *module, PyObject *args) {
     PyBuffer_Release(&out);
     return result;
 }
-#endif /* DR_X86 */
+#endif /* DR_BLOCKS */
 
 static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Tell whether this processor can run the kernel."},
-#if DR_X86
+#if DR_BLOCKS
     {"expand", expand, METH_VARARGS, "expand(keys, nonces, start, out): AES-128 counter-mode streams, a row per key."},
     {"extend_receiver", extend_receiver, METH_VARARGS,
      "extend_receiver(field_bits, leaves, nonces, start, choices, corrections, labels): write the last two."},

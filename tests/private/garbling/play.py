@@ -33,7 +33,7 @@ NUMPY = get_backend("numpy")
 def backends() -> list[Backend]:
     """All that this machine has."""
     found = []
-    for name in ("numpy", "aesni", "vaes"):
+    for name in ("numpy", "aes", "vaes"):
         try:
             found.append(get_backend(name))  # type: ignore[arg-type]
         except BackendError:

@@ -117,7 +117,7 @@ def test_without_the_kernel_numpy_is_chosen_and_named(monkeypatch: pytest.Monkey
     assert get_backend().name == "numpy"
     assert describe()["backend"] == "numpy" and "not there" in describe()["kernel"]
     with pytest.raises(BackendError, match="not there"):
-        get_backend("aesni")
+        get_backend("aes")
 
 
 @pytest.mark.usefixtures("forgotten")

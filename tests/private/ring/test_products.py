@@ -16,10 +16,15 @@ from deepreduce.private.ring import (
     random_words,
 )
 
-NEEDS_KERNEL = pytest.mark.skipif(
-    "avx512" not in available_backends(), reason="the kernel was not built here, or there is no AVX-512"
-)
-BACKENDS = [pytest.param("avx512", marks=NEEDS_KERNEL), "torch"]
+
+def needs(backend: products.Name) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        backend not in available_backends(), reason=f"the kernel was not built, or this processor has no {backend}"
+    )
+
+
+BACKENDS = [pytest.param("avx512", marks=needs("avx512")), pytest.param("fma", marks=needs("fma")), "torch"]
+ARITHMETICS = [pytest.param(0, marks=needs("avx512"), id="words"), pytest.param(27, marks=needs("fma"), id="limbs")]
 
 
 def plain_convolution(
@@ -190,18 +195,18 @@ def test_the_compiled_kernel_is_the_default_where_it_runs(monkeypatch: pytest.Mo
 SHAPE = {
     "images": 1, "channels": 40, "height": 6, "width": 6, "outputs": 20, "rows": 4, "columns": 4,
     "kernel_height": 3, "kernel_width": 3, "stride_down": 1, "stride_right": 1, "dilation_down": 1,
-    "dilation_right": 1, "top": 0, "left": 0, "groups": 1, "bits": 40, "weight_bytes": 2,
+    "dilation_right": 1, "top": 0, "left": 0, "groups": 1, "bits": 40, "weight_bytes": 2, "limb_bits": 0,
 }  # fmt: skip
 
 
-@NEEDS_KERNEL
+@pytest.mark.parametrize("limb_bits", ARITHMETICS)
 @pytest.mark.parametrize("bits", [30, 50])
 @pytest.mark.parametrize("groups", [1, 2, 20])
-def test_threads_change_nothing(groups: int, bits: int) -> None:
+def test_threads_change_nothing(groups: int, bits: int, limb_bits: int) -> None:
     from deepreduce.private.ring import _kernel
 
     rng = np.random.default_rng(1)
-    shape = SHAPE | {"groups": groups, "bits": bits, "images": 3}
+    shape = SHAPE | {"groups": groups, "bits": bits, "images": 3, "limb_bits": limb_bits}
     x = random_words((3, 40, 6, 6), bits)
     taps = 40 // groups * 9
     weights = rng.integers(-9000, 9000, (groups * (1 if groups == 20 else -(-20 // groups // 16) * 16) * taps,))
@@ -213,37 +218,44 @@ def test_threads_change_nothing(groups: int, bits: int) -> None:
     assert all(np.array_equal(out, found[0]) for out in found)
 
 
-@NEEDS_KERNEL
+@pytest.mark.parametrize("limb_bits", ARITHMETICS)
 @pytest.mark.parametrize(
     "changed",
     [
         {"images": 0}, {"images": 2}, {"channels": 41}, {"height": 7}, {"width": 1 << 40}, {"outputs": 40}, {"rows": 5},
         {"columns": -1}, {"kernel_height": 4}, {"kernel_width": 1 << 23, "kernel_height": 1 << 23}, {"stride_down": 0},
         {"dilation_right": -1}, {"groups": 3}, {"bits": 0}, {"bits": 65}, {"weight_bytes": 4}, {"weight_bytes": 3},
-        {"top": 1 << 26}, {"left": -(1 << 62)}, {"stride_down": 1 << 26, "dilation_down": 1 << 26, "rows": 1 << 26},
+        {"limb_bits": -1}, {"limb_bits": 3}, {"limb_bits": 54}, {"top": 1 << 26}, {"left": -(1 << 62)}, {"stride_down": 1 << 26, "dilation_down": 1 << 26, "rows": 1 << 26},
     ],
 )  # fmt: skip
-def test_the_kernel_refuses_sizes_that_do_not_match(changed: dict[str, int]) -> None:
+def test_the_kernel_refuses_sizes_that_do_not_match(changed: dict[str, int], limb_bits: int) -> None:
     from deepreduce.private.ring import _kernel
 
     x, weights, out = np.zeros(40 * 36, np.uint64), np.zeros(32 * 360, np.int16), np.zeros(20 * 16, np.uint64)
-    _kernel.convolve(x, weights, out, tuple(SHAPE.values()), 1, False)
+    good = SHAPE | {"limb_bits": limb_bits}
+    _kernel.convolve(x, weights, out, tuple(good.values()), 1, False)
     with pytest.raises(ValueError, match="match the buffers"):
-        _kernel.convolve(x, weights, out, tuple((SHAPE | changed).values()), 1, False)
+        _kernel.convolve(x, weights, out, tuple((good | changed).values()), 1, False)
     for threads in (0, 257):
         with pytest.raises(ValueError, match="match the buffers"):
-            _kernel.convolve(x, weights, out, tuple(SHAPE.values()), threads, False)
+            _kernel.convolve(x, weights, out, tuple(good.values()), threads, False)
 
 
-@NEEDS_KERNEL
-def test_what_lies_outside_the_input_is_zero() -> None:
+@pytest.mark.parametrize("limb_bits", ARITHMETICS)
+def test_what_lies_outside_the_input_is_zero(limb_bits: int) -> None:
     """Geometry that leads far outside reads zeros, and nothing else."""
     from deepreduce.private.ring import _kernel
 
     x, weights = np.ones((1, 40, 6, 6), np.uint64), np.ones(32 * 360, np.int16)
     for top, left, strides in ((100, 0, 1), (0, -100, 1), (-6, 3, 2), (5, 5, 1000)):
         out = np.full((1, 20, 4, 4), 7, np.uint64)
-        shape = SHAPE | {"top": top, "left": left, "stride_down": strides, "stride_right": strides}
+        shape = SHAPE | {
+            "top": top,
+            "left": left,
+            "stride_down": strides,
+            "stride_right": strides,
+            "limb_bits": limb_bits,
+        }
         _kernel.convolve(x, weights, out, tuple(shape.values()), 1, False)
         place = np.zeros((4, 4), np.uint64)
         for i in range(4):

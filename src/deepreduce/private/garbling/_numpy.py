@@ -1,4 +1,4 @@
-"""The numpy twin of the kernel, over OpenSSL's AES: the same bytes, for machines without a compiler or without AES-NI.
+"""The numpy twin of the kernel, over OpenSSL's AES: the same bytes, without a compiler or AES instructions.
 
 It runs operation after operation over all instances at once, where the kernel runs instance group after instance group.
 OpenSSL's AES is constant in time on every processor that has AES instructions, and bit-sliced or vector-permuted

@@ -18,10 +18,10 @@ from ...errors import DeepReduceError, UsageError, missing_extra, problem
 from . import _numpy
 from .program import Program
 
-Name = Literal["vaes", "aesni", "numpy"]
-NAMES: tuple[Name, ...] = ("vaes", "aesni", "numpy")
+Name = Literal["vaes", "aes", "numpy"]
+NAMES: tuple[Name, ...] = ("vaes", "aes", "numpy")
 
-_LEVELS = {"aesni": 1, "vaes": 2}
+_LEVELS = {"aes": 1, "vaes": 2}
 # FIPS-197, appendix C.1.
 _EXAMPLE_KEY = bytes(range(16))
 _EXAMPLE_PLAIN = bytes(i * 0x11 for i in range(16))
@@ -108,7 +108,7 @@ def get_backend(name: Name | None = None) -> Backend:
     """Return a backend.
 
     Args:
-        name: "vaes" (AES on four blocks per instruction), "aesni" or "numpy"; None takes the fastest that is there.
+        name: "vaes" (AES on four blocks per instruction), "aes" or "numpy"; None takes the fastest that is there.
 
     Raises:
         UsageError: the name is unknown.
@@ -121,8 +121,8 @@ def get_backend(name: Name | None = None) -> Backend:
     if name != "numpy" and module is not None:
         vaes = module.features()["vaes"]
         if name is None:
-            return Backend("vaes" if vaes else "aesni")
-        if name == "aesni" or vaes:
+            return Backend("vaes" if vaes else "aes")
+        if name == "aes" or vaes:
             return Backend(name)
         reason = "the processor has no VAES with AVX-512"
     if name not in (None, "numpy"):

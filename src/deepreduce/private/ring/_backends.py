@@ -1,7 +1,8 @@
-"""The two ways to multiply in a ring, and which one is used.
+"""The ways to multiply in a ring, and which one is used. All give the same words.
 
-"avx512" is the compiled `native/ring.c`; "torch" is PyTorch's float64 arithmetic on limbs. Both give the same words.
-The first is the default wherever it was built and the processor has AVX-512.
+"avx512" and "fma" are the compiled `native/ring.c`: products of 64-bit or 32-bit words, which takes AVX-512, and of
+limbs in float64, which takes the fused multiply-add of AVX2 or of any AArch64. "torch" is PyTorch's float64 arithmetic
+on the same limbs. The first that runs here is the default.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ try:
 except ImportError:  # not built: no compiler at installation, or another processor
     _kernel = None  # type: ignore[assignment]
 
-Name = Literal["avx512", "torch"]
-NAMES: tuple[Name, ...] = ("avx512", "torch")
+Name = Literal["avx512", "fma", "torch"]
+NAMES: tuple[Name, ...] = ("avx512", "fma", "torch")
 
 
 def available_backends() -> tuple[Name, ...]:
     """Return the names of the backends that run here, the default first."""
-    return NAMES if _kernel is not None and _kernel.supported() else ("torch",)
+    here = {"torch": True, **(_kernel.features() if _kernel is not None else {})}
+    return tuple(name for name in NAMES if here.get(name))
 
 
 def default_backend() -> Name:
@@ -43,7 +45,7 @@ def choose_backend(name: Name | None) -> Name:
             problem(
                 f"products in a ring are computed by one of {', '.join(here)} here",
                 got=name,
-                remedy="leave it out; or build the kernel, which needs a C compiler and a processor with AVX-512",
+                remedy="leave it out; or build the kernel, which needs a C compiler, and AVX2, AVX-512 or AArch64",
             )
         )
     return name

@@ -1,9 +1,15 @@
+from typing import TypedDict
+
 import numpy as np
 from numpy.typing import NDArray
 
-_Shape = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int]
+_Shape = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int]
 
-def supported() -> bool: ...
+class _Features(TypedDict):
+    avx512: bool
+    fma: bool
+
+def features() -> _Features: ...
 def convolve(
     x: NDArray[np.uint64],
     weights: NDArray[np.int16] | NDArray[np.int32],

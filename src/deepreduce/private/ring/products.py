@@ -1,11 +1,12 @@
 """Exact integer convolutions and matrix products mod 2^k.
 
-The compiled kernel (`native/ring.c`) multiplies machine words, which wrap modulo 2^64 or 2^32: exact in the ring.
+Where the processor multiplies vectors of machine words, the compiled kernel (`native/ring.c`) does that: they wrap
+modulo 2^64 or 2^32, which is exact in the ring.
 
-Without it, PyTorch's float64 adds and multiplies integers exactly as long as every intermediate sum stays within
-±2^53. With x centred in [-2^(b-1), 2^(b-1)) every partial sum of Σ w·x, in whatever order a library adds, is at most
-2^(b-1) · Σ|w|. So one product is exact for b bits with 2^(b-1) · max_row Σ|w| <= 2^53, and a k-bit x is cut into
-ceil(k / b) limbs: the lower ones unsigned of b - 1 bits, the highest signed, so that all obey the bound. Fused
+Elsewhere float64, of the kernel or of PyTorch, adds and multiplies integers exactly as long as every intermediate sum
+stays within ±2^53. With x centred in [-2^(b-1), 2^(b-1)) every partial sum of Σ w·x, in whatever order a library adds,
+is at most 2^(b-1) · Σ|w|. So one product is exact for b bits with 2^(b-1) · max_row Σ|w| <= 2^53, and a k-bit x is cut
+into ceil(k / b) limbs: the lower ones unsigned of b - 1 bits, the highest signed, so that all obey the bound. Fused
 multiply-add only rounds less often and changes nothing. The algorithms that a library may use here (direct, im2col and
 matrix product) add products of the given numbers; a transform such as Winograd's, which would scale them, is not
 implemented for float64 in PyTorch, and the tests compare with integer arithmetic at the bound.
@@ -65,8 +66,8 @@ class ExactConvolution:
         stride, dilation: (vertical, horizontal), at least 1.
         padding: rows and columns of zeros added at (top, bottom, left, right); negative numbers cut away instead.
         groups: as in PyTorch.
-        backend: "avx512" or "torch"; None takes the fastest that is there. Weights of more than 32 bits are multiplied
-            by PyTorch in any case.
+        backend: "avx512", "fma" or "torch"; None takes the first of them that is there. Weights of more than 32 bits
+            are multiplied by PyTorch in any case.
 
     Raises:
         UsageError: if the weights are too large to be exact, or the backend is not there.
@@ -86,8 +87,8 @@ class ExactConvolution:
         geometry = _Geometry(stride, padding, dilation, groups)
         narrow, chosen = _narrowed(weight), choose_backend(backend)
         self._product: _Compiled | _Limbs
-        if narrow is not None and chosen == "avx512":
-            self._product = _Compiled(narrow, geometry)
+        if narrow is not None and chosen != "torch":
+            self._product = _Compiled(narrow, geometry, limb_bits if chosen == "fma" else 0)
         else:
             self._product = _Limbs(weight, geometry, limb_bits)
 
@@ -144,10 +145,10 @@ def _narrowed(weight: NDArray[np.int64]) -> NDArray[Any] | None:
 
 
 class _Compiled:
-    """The product by the compiled kernel."""
+    """The product by the compiled kernel: of limbs in float64, or where they are to have 0 bits, of words."""
 
-    def __init__(self, weight: NDArray[Any], geometry: _Geometry) -> None:
-        self._shape, self._geometry = weight.shape, geometry
+    def __init__(self, weight: NDArray[Any], geometry: _Geometry, limb_bits: int) -> None:
+        self._shape, self._geometry, self._limb_bits = weight.shape, geometry, limb_bits
         outputs, per_group = weight.shape[0], weight.shape[0] // geometry.groups
         taps = weight[0].size
         flat: NDArray[Any] = weight.reshape(geometry.groups, per_group, taps)
@@ -175,14 +176,14 @@ class _Compiled:
             _kernel.convolve(
                 np.ascontiguousarray(x), self._weight, out,
                 (images, channels, height, width, outputs, rows, columns, kernel[0], kernel[1], *own.stride,
-                 *own.dilation, top, left, own.groups, bits, self._weight.itemsize),
+                 *own.dilation, top, left, own.groups, bits, self._weight.itemsize, self._limb_bits),
                 threads, self._one_by_one,
             )  # fmt: skip
         return out
 
 
 class _Limbs:
-    """The product in float64, limb by limb."""
+    """The product in PyTorch's float64, limb by limb."""
 
     def __init__(self, weight: NDArray[np.int64], geometry: _Geometry, limb_bits: int) -> None:
         self._weight = torch.from_numpy(weight.astype(np.float64))

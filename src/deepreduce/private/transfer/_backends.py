@@ -1,7 +1,7 @@
 """The two ways to compute an extension, and which one is used.
 
-"kernel" is the compiled `native/transfer.c` (AES-NI); "numpy" is its twin over OpenSSL. Both give the same bytes, so
-the parties need not agree on one. The kernel is the default wherever it was built and the processor has what it needs;
+"kernel" is the compiled `native/transfer.c`; "numpy" is its twin over OpenSSL. Both give the same bytes, so the parties
+need not agree on one. The kernel is the default wherever it was built and the processor has AES instructions;
 `default_backend` tells which it is.
 """
 
@@ -63,7 +63,7 @@ def get_backend(name: str | None = None) -> Backend:
             problem(
                 f"the backend must be one of {', '.join(_BACKENDS)} here",
                 got=f"{name!r}{near_misses(str(name), list(_BACKENDS))}",
-                remedy="leave it out; or build the kernel, which needs a C compiler and a processor with AES-NI",
+                remedy="leave it out; or build the kernel, which needs a C compiler and AES instructions",
             )
         )
     return chosen
