@@ -72,6 +72,12 @@ CASES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "57,344": THINNED | {"alpha": 0.5, "rho": 0.5},
         "24,576": {"keep": ["S3", "S4"], "thin": True, "alpha": 0.5, "rho": 0.5},
     },
+    ("resnet34", "3x32x32"): {"253,952": THINNED, "63,488": THINNED | {"rho": 0.5}},
+    ("mobilenet_v1", "3x32x32"): {"118,784": THINNED, "29,696": THINNED | {"rho": 0.5}},
+    ("wide_resnet_22_8", "3x32x32"): {
+        "294,912": {"keep": ["S2", "S3"], "thin": True},
+        "73,728": {"keep": ["S2", "S3"], "thin": True, "rho": 0.5},
+    },
     ("timm:resnet18", "3x224x224"): {
         "351,232": {"keep": ["S3", "S4", "S5"], "thin": True, "average_pooling": True},
         "150,528": {"keep": ["S4", "S5"], "thin": True, "average_pooling": True},
@@ -79,7 +85,7 @@ CASES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
 }
 """Reduced networks by network and input: DeepReDuce's, tables 3 and 4 and for 64x64, and of our method; then culled and
-thinned ones of the network that is usual for larger images. Every network has `full`, too."""
+thinned ones of the other networks, and of the one that is usual for larger images. Every network has `full`, too."""
 
 LINKS = {"loopback": None, "lan": (1e9, 0.001), "wan": (100e6, 0.040)}
 """Bits per second and round trip in seconds."""

@@ -258,11 +258,13 @@ static int work(const dr_job *job, int level) {
 #if DR_X86
     if (level == 2) {
         vaes_run(job, &scratch);
-    } else
-#endif
-    {
+    } else {
         aes_run(job, &scratch);
     }
+#else
+    (void)level;
+    aes_run(job, &scratch);
+#endif
     wipe(memory, 0, padded);
     free(memory);
     return 0;

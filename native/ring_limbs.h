@@ -15,6 +15,7 @@ typedef __m256d Doubles;
 #define LOAD(p) _mm256_loadu_pd(p)
 #define STORE(p, v) _mm256_storeu_pd(p, v)
 #define SPREAD(p) _mm256_broadcast_sd(p)
+#define SPREAD_TWO(p, x) ((x)[0] = SPREAD(p), (x)[1] = SPREAD((p) + 1))
 #define ADD_PRODUCT(total, a, b) _mm256_fmadd_pd(a, b, total)
 /* ROW weights as doubles. */
 FMA_TARGET static inline void widen_16(const int16_t *p, Doubles w[2]) {
@@ -34,6 +35,12 @@ typedef float64x2_t Doubles;
 #define LOAD(p) vld1q_f64(p)
 #define STORE(p, v) vst1q_f64(p, v)
 #define SPREAD(p) vld1q_dup_f64(p)
+#define SPREAD_TWO(p, x) spread_two(LOAD(p), x)
+/* Both from one register, so that all columns and sums fit into thirty-two. */
+static inline void spread_two(float64x2_t two, float64x2_t x[2]) {
+    x[0] = vdupq_laneq_f64(two, 0);
+    x[1] = vdupq_laneq_f64(two, 1);
+}
 #define ADD_PRODUCT(total, a, b) vfmaq_f64(total, a, b)
 static inline void widen_four(int32x4_t four, Doubles w[2]) {
     w[0] = vcvtq_f64_s64(vmovl_s32(vget_low_s32(four)));
@@ -74,21 +81,22 @@ static double limb_of(uint64_t x, size_t shift, size_t bits, size_t limb_bits) {
 /* padded[limb, image, channel, row, column], 0 outside the input. */
 static void limbs_pad(const Job *job, const uint64_t *x) {
     const Shape *s = &job->s;
+    const ptrdiff_t height = (ptrdiff_t)s->height, width = (ptrdiff_t)s->width;
+    const ptrdiff_t down = (ptrdiff_t)job->padded_height, right = (ptrdiff_t)job->padded_width;
+    const ptrdiff_t first = s->left > 0 ? (s->left < right ? s->left : right) : 0;
+    const ptrdiff_t last = width + s->left < right ? (width + s->left > first ? width + s->left : first) : right;
     double *to = job->padded;
-    memset(to, 0, job->limbs * job->limb_stride * sizeof *to);
     for (size_t limb = 0; limb < job->limbs; limb++) {
         for (size_t plane = 0; plane < s->images * s->channels; plane++) {
-            for (size_t i = 0; i < job->padded_height; i++, to += job->padded_width) {
-                const ptrdiff_t row = (ptrdiff_t)i - s->top;
-                if (row < 0 || row >= (ptrdiff_t)s->height) {
+            for (ptrdiff_t i = 0; i < down; i++, to += right) {
+                const ptrdiff_t row = i - s->top;
+                memset(to, 0, (size_t)right * sizeof *to);
+                if (row < 0 || row >= height) {
                     continue;
                 }
-                const uint64_t *from = x + (plane * s->height + (size_t)row) * s->width;
-                for (size_t j = 0; j < job->padded_width; j++) {
-                    const ptrdiff_t column = (ptrdiff_t)j - s->left;
-                    if (column >= 0 && column < (ptrdiff_t)s->width) {
-                        to[j] = limb_of(from[column], limb * s->limb_bits, s->bits, s->limb_bits);
-                    }
+                const uint64_t *from = x + ((ptrdiff_t)plane * height + row) * width;
+                for (ptrdiff_t j = first; j < last; j++) {
+                    to[j] = limb_of(from[j - s->left], limb * s->limb_bits, s->bits, s->limb_bits);
                 }
             }
         }
@@ -122,9 +130,13 @@ static void limbs_fill(const Job *job, const double *padded, const size_t *from,
         for (size_t tap = 0; tap < taps; tap++, weights += OUTPUTS, panel += TILE) {                                        \
             Doubles w[ROW_VECTORS];                                                                                         \
             widen_##BITS(weights, w);                                                                                       \
-            UNROLL(6) for (int c = 0; c < TILE; c++) {                                                                      \
-                const Doubles x = SPREAD(panel + c);                                                                        \
-                UNROLL(4) for (int v = 0; v < ROW_VECTORS; v++) { total[c][v] = ADD_PRODUCT(total[c][v], w[v], x); }        \
+            UNROLL(3) for (int c = 0; c < TILE; c += 2) {                                                                   \
+                Doubles x[2];                                                                                               \
+                SPREAD_TWO(panel + c, x);                                                                                   \
+                UNROLL(4) for (int v = 0; v < ROW_VECTORS; v++) {                                                           \
+                    total[c][v] = ADD_PRODUCT(total[c][v], w[v], x[0]);                                                     \
+                    total[c + 1][v] = ADD_PRODUCT(total[c + 1][v], w[v], x[1]);                                             \
+                }                                                                                                           \
             }                                                                                                               \
         }                                                                                                                   \
         UNROLL(6) for (int c = 0; c < TILE; c++) {                                                                          \
@@ -271,6 +283,7 @@ static int limbs_work(const Job *job, size_t part, size_t parts) {
 #undef LOAD
 #undef STORE
 #undef SPREAD
+#undef SPREAD_TWO
 #undef ADD_PRODUCT
 #undef ROW
 #undef ROW_VECTORS

@@ -281,7 +281,12 @@ static int run_transpose(const uint8_t *rows, size_t blocks, uint8_t *out) {
     for (size_t block = 0; block < blocks; block += LANES) {
         size_t lanes = blocks - block < LANES ? blocks - block : LANES;
         for (size_t row = 0; row < LABEL_BITS; row++) {
-            memcpy(w->rows[row], rows + BLOCK_BYTES * (row * blocks + block), BLOCK_BYTES * lanes);
+            const uint8_t *from = rows + BLOCK_BYTES * (row * blocks + block);
+            if (lanes == LANES) { /* a copy of a size that the compiler knows */
+                memcpy(w->rows[row], from, sizeof w->rows[row]);
+            } else {
+                memcpy(w->rows[row], from, BLOCK_BYTES * lanes);
+            }
         }
         emit(w, lanes, out + LABELS_BYTES * block);
     }

@@ -192,6 +192,25 @@ def test_the_compiled_kernel_is_the_default_where_it_runs(monkeypatch: pytest.Mo
     assert ExactMatrix(np.full((1, 1), 3))(np.array([[5]], np.uint64), 4).tolist() == [[15]]
 
 
+@needs("fma")
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize(
+    ("limb_bits", "largest", "inputs"),
+    [(4, 900, 2800), (4, 900, 3), (6, 900, 700), (13, 900, 9), (27, 5, 2800), (53, 1, 1)],
+)
+@pytest.mark.parametrize("bits", [1, 33, 62])
+def test_any_number_of_limbs(limb_bits: int, largest: int, inputs: int, groups: int, bits: int) -> None:
+    """From one to sixteen, of as many inputs as fill a panel; more limbs than a panel has columns for one place."""
+    rng = np.random.default_rng(bits)
+    w = rng.integers(-largest, largest + 1, (groups * 3, inputs, 1, 1))
+    x = random_words((2, groups * inputs, 1, 3), bits)
+    product = products._Compiled(
+        w.astype(np.int16), products._Geometry((1, 1), (0, 0, 0, 0), (1, 1), groups), limb_bits
+    )
+    expected = wrapping_convolution(x, w, (1, 1), 0, groups) & np.uint64((1 << bits) - 1)
+    assert np.array_equal(product(x, bits), expected)
+
+
 SHAPE = {
     "images": 1, "channels": 40, "height": 6, "width": 6, "outputs": 20, "rows": 4, "columns": 4,
     "kernel_height": 3, "kernel_width": 3, "stride_down": 1, "stride_right": 1, "dilation_down": 1,

@@ -15,6 +15,7 @@ from ..ring import (
     ExactConvolution,
     ExactMatrix,
     Words,
+    default_backend,
     reduce,
     shift_left,
     signed,
@@ -40,8 +41,11 @@ from .program import PublicProgram, Step, Weights
 Side = Literal["values", "server", "client"]
 """What a linear step is computed on: the values themselves, the server's share, or the client's."""
 
-_PANEL = 12
+_PANEL = 48
 """Most words in a panel of the compiled kernel for each tap."""
+
+_MOST_LIMBS = 4
+"""Of a number of 62 bits, with weights of 20 bits and 2^15 of them for an output."""
 
 _WORD_BYTES = 8
 """Of a ring element, an int64 and a float64."""
@@ -131,9 +135,9 @@ class LinearEvaluator:
 def working_bytes(public: PublicProgram, step: Step) -> int:
     """Return how much memory `LinearEvaluator` takes at most for a linear step, in bytes per image of the batch.
 
-    The output is counted, the inputs are not. The compiled kernel (`ring.products`) takes a padded copy of the input.
-    PyTorch in its place takes more, and that is the bound: of a convolution most are its columns, a copy of the input
-    for every tap of the kernel, of the whole batch at once.
+    The output is counted, the inputs are not. The compiled kernel (`ring.products`) takes a padded copy of the input,
+    or in float64 one for each limb. PyTorch in its place mostly takes more, and the larger is the bound: of a
+    convolution most are its columns, a copy of the input for every tap of the kernel, of the whole batch at once.
     """
     inputs = sum(public.tensors[tensor].size for tensor in step.inputs)
     output, columns, padded = public.tensors[step.output].size, 0, inputs
@@ -149,7 +153,8 @@ def working_bytes(public: PublicProgram, step: Step) -> int:
         columns = _PANEL * torch.get_num_threads() * inputs
     # The input's rest and the sum of the limbs stay. Beside them a limb is cut, or padded and multiplied, or its
     # product joins the sum. Steps without weights take less.
-    multiplied = inputs + padded + output + max(columns, output)
+    copies = _MOST_LIMBS if default_backend() == "fma" else 1
+    multiplied = inputs + copies * padded + output + max(columns, output)
     return _WORD_BYTES * (inputs + output + max(3 * inputs, multiplied, inputs + 4 * output))
 
 
