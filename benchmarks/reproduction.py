@@ -30,6 +30,7 @@ _OF_ENTRY = (
 )  # fmt: skip
 
 _TOLERANCE = 1.05  # where only the bracket of a published budget is known
+_LATENCY_ACCURACY, _CLASSES = 65, 100  # of the claim of private latency: percent, and of how many classes
 
 
 def load_published(path: Path = PUBLISHED) -> Json:
@@ -91,7 +92,6 @@ def reproduction(
     fronts = joined(fronts)
     rows = [_row(row, fronts) for row in published["rows"]]
     comparison = [_compared(row, fronts) for row in published["comparison"]]
-    claims = [_claim(claim, fronts) for claim in published["claims"]]
     shown = [(front, entry) for front in fronts for entry in (front["teacher"], *front["candidates"])]
     trained = {  # a teacher is shown once for each run, not for each method
         (_run_of(front), "" if entry["id"] == "teacher" else front["settings"]["method"], entry["id"]): measured
@@ -99,6 +99,7 @@ def reproduction(
         if (measured := _measured(front, entry)) is not None
     }
     join_private(list(trained.values()), [] if private is None else private["cases"])
+    claims = [_claim(claim, fronts, list(trained.values())) for claim in published["claims"]]
     seconds = {(run, name): measured["seconds"] for (run, _, name), measured in trained.items()}
     ran = list({str(environment): environment for front in fronts for environment in front["environments"]}.values())
     content = {
@@ -372,8 +373,10 @@ def _compared(row: Json, fronts: list[Json]) -> Json:
     return {**row, "here": here, "ours": ours}
 
 
-def _claim(claim: Json, fronts: list[Json]) -> Json:
+def _claim(claim: Json, fronts: list[Json], measured: list[Json]) -> Json:
     """Return one of the paper's claims with what these runs say about it, or why they say nothing."""
+    if claim["id"] == "latency":
+        return _latency(claim, measured)
     network = "mobilenet_v1" if claim["id"] == "mobilenet" else "resnet18"
     if claim["id"] in ("no-loss", "mobilenet"):
         found = _of(fronts, claim["data"], network, (*PAPER, *OURS))
@@ -396,9 +399,24 @@ def _claim(claim: Json, fronts: list[Json]) -> Json:
     if claim["id"] in ("culling", "thinning", "reshaping"):
         factors = sorted(_factors(claim["id"], _of(fronts, claim["data"], network, PAPER)))
         return {**claim, "here": [factors[0], factors[-1]] if factors else None}
-    elsewhere = claim["id"] == "latency"
-    reason = "measured by benchmarks/private.py" if elsewhere else "the curve of 2021 is not in our sources"
-    return {**claim, "here": None, "reason": reason}
+    return {**claim, "here": None, "reason": "the curve of 2021 is not in our sources"}
+
+
+def _latency(claim: Json, measured: list[Json]) -> Json:
+    """Return the claim with the fastest network, over 1 Gbit/s, of as much accuracy on the held-out images."""
+    fitting = [
+        one
+        for one in measured
+        if (one["data"], one["classes"]) == (claim["data"], _CLASSES)
+        and one["validation"] >= _LATENCY_ACCURACY
+        and "lan" in one["private"]
+    ]
+    if not fitting:
+        reason = f"no network with {_LATENCY_ACCURACY} % of all {_CLASSES} classes right was run privately"
+        return {**claim, "here": None, "reason": reason}
+    best = min(fitting, key=lambda one: float(one["private"]["lan"]["online_seconds"]))
+    reason = f"1 Gbit/s, {best['relus']:,} ReLUs, {best['accuracy']:.2f} % of the {best['split']} images"
+    return {**claim, "here": best["private"]["lan"]["online_seconds"], "reason": reason, "network": best}
 
 
 def _factors(step: str, found: list[tuple[Json, Json]]) -> list[float]:

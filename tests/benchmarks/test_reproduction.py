@@ -171,6 +171,7 @@ def test_channel_pruning_and_the_factors_of_the_steps() -> None:
     assert rows["cifar100", "deepreduce"]["here"]["relus"] == 114_688
     assert rows["cifar10", "deepreduce"]["here"] is None
     claims = {claim["id"]: claim["here"] for claim in content["claims"]}
+    assert claims["latency"] is None and "no network with 65 % of all 100 classes right was run privately" in text
     assert claims["culling"] == [pytest.approx(2.43, abs=0.01)] * 2
     assert claims["thinning"] == [2.0, 2.0] and claims["reshaping"] == [2.0, 2.0]
     assert "79.00 -> 75.00 (-4.00), 100.0M, 311,000" in text
@@ -478,6 +479,9 @@ def test_what_networks_cost_privately_stands_beside_their_accuracy(
         assert found["a"]["wan"] == {"online_seconds": 1.5, "online_bytes": 1_000_000, "round_trips": 7}
         assert found["teacher"].keys() == {"lan"} and found["b"] == {}
         assert content["private"]["environments"] == [environment]
+        (claim,) = [claim for claim in content["claims"] if claim["id"] == "latency"]
+        assert claim["here"] == 0.25 and claim["network"]["label"] == "a"
+        assert "here 0.25 (1 Gbit/s, 24,900 ReLUs, 71.00 % of the test images)" in text
         (line,) = [line for line in text.splitlines() if "1.500 s" in line]
         assert line.split() == ["resnet18", "snl", "24,900", "71.00", "1.00", "MB", "7", "0.250", "s", "1.500", "s"]
         for case in content["private"]["cases"]:
