@@ -1,16 +1,17 @@
 /* deepreduce.private.ring._kernel: convolutions and matrix products modulo 2^k.
  *
- * Unsigned arithmetic wraps modulo 2^64 (or 2^32, where the ring has no more bits), and 2^k divides that: so sums of products are
- * exact in the ring in any order, whatever the weights are, and nothing is ever cut into limbs. Functions from buffers to
- * buffers. Every size is checked here, against the buffers themselves, before memory is touched. The GIL is released while the
- * work runs; threads share what they read alone.
+ * Functions from buffers to buffers. Every size is checked here, against the buffers themselves, before memory is touched. The
+ * GIL is released while the work runs; threads share what they read alone.
  *
- * How it is computed: a block of output positions is laid out as a panel, one row for each tap of the kernel; a block of
- * output channels times that panel is kept in registers (Goto, van de Geijn, "Anatomy of High-Performance Matrix
- * Multiplication", ACM TOMS 2008). Weights stay as narrow as they are, 16 or 32 bits, because they, not the numbers, fill memory.
+ * There are two arithmetics; both give the same.
  *
- * In one of two arithmetics: words where the processor multiplies vectors of them (AVX-512, ring_body.h), limbs in double
- * precision where it has fused multiply-add alone (AVX2, AArch64; ring_limbs.h). Both give the same.
+ *   ring_body.h   words, where the processor multiplies vectors of them (AVX-512). They wrap modulo 2^64, or 2^32 where the ring
+ *                 has no more bits, and 2^k divides that: sums of products are exact in the ring in any order
+ *   ring_limbs.h  limbs in double precision, where it has fused multiply-add (AVX2, AArch64)
+ *
+ * In both a block of output positions is laid out as a panel, one row for each tap of the kernel; a block of output channels
+ * times that panel is kept in registers (Goto, van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS
+ * 2008). Weights stay as narrow as they are, 16 or 32 bits, because they, not the numbers, fill memory.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -62,8 +63,8 @@ typedef struct {
     int one_by_one;            /* lanes are positions, and output channels come one by one; else lanes are channels */
     size_t limbs, limb_stride; /* of doubles: limbs of a number, and how far apart they are in `padded`; no limbs: words */
     const void *weights;
-    void *padded;      /* [limbs, images, channels, padded height, padded width] in the arithmetic's own type */
-    size_t *offsets;   /* of each tap in `padded` */
+    void *padded;    /* [limbs, images, channels, padded height, padded width] in the arithmetic's own type */
+    size_t *offsets; /* of each tap in `padded` */
     uint64_t *out;
 } Job;
 

@@ -1,8 +1,8 @@
-/* The arithmetic of ring.c in double precision: fused multiply-add of AVX2, or of AArch64.
+/* The arithmetic of ring.c in double precision, with the fused multiply-add of AVX2 or of AArch64.
  *
  * Numbers of k bits are cut into limbs of `limb_bits` bits, the lower ones without a sign, the highest with one, so that the sum
  * of absolute products of a limb stays within 2^53 (the caller sees to it, ring/products.py): every sum is exact, in any order.
- * A limb is as good as one more position, so the limbs of a few positions are the columns of a panel.
+ * A limb is as good as one more position: the limbs of a few positions are the columns of a panel.
  */
 
 #define ROW 8 /* outputs of a tile */
