@@ -1,4 +1,4 @@
-"""Products in rings: every linear layer of ResNet18 and of two reduced networks, by each arithmetic in turn.
+"""Products in rings: every linear layer of ResNet18 and of three reduced networks, by each arithmetic in turn.
 
 For 3x32x32 images, with weights and rings as the protocol has them, one image and one thread. The arithmetics that run
 here take turns layer by layer, so that a busy machine slows down all of them; the fastest of the repeats counts. All

@@ -88,6 +88,31 @@ static void places(const Job *job, size_t first, size_t count, size_t *from, siz
     }
 }
 
+/* Columns [*first, *last) of a padded row are the input's; the others are 0. */
+static void inside(const Job *job, ptrdiff_t *first, ptrdiff_t *last) {
+    const ptrdiff_t right = (ptrdiff_t)job->padded_width, left = job->s.left, end = (ptrdiff_t)job->s.width + left;
+    *first = left > 0 ? (left < right ? left : right) : 0;
+    *last = end < right ? (end > *first ? end : *first) : right;
+}
+
+/* What one part of the work takes: pieces of groups and positions, and blocks of outputs. Empty where either is. */
+typedef struct {
+    size_t piece, last_piece, block, last_block;
+} Share;
+
+/* Part `part` of `parts` of all pieces and blocks; whichever are more are cut. */
+static Share share_of(size_t pieces, size_t blocks, size_t part, size_t parts) {
+    Share share = {0, pieces, 0, blocks};
+    if (blocks > pieces) {
+        share.block = blocks * part / parts;
+        share.last_block = blocks * (part + 1) / parts;
+    } else {
+        share.piece = pieces * part / parts;
+        share.last_piece = pieces * (part + 1) / parts;
+    }
+    return share;
+}
+
 #define DR_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define UNROLL(n) DR_PRAGMA(clang loop unroll(full))

@@ -16,8 +16,8 @@ static void NAME(pad)(const Job *job, const uint64_t *x) {
     const Shape *s = &job->s;
     const ptrdiff_t height = (ptrdiff_t)s->height, width = (ptrdiff_t)s->width;
     const ptrdiff_t down = (ptrdiff_t)job->padded_height, right = (ptrdiff_t)job->padded_width;
-    const ptrdiff_t first = s->left > 0 ? (s->left < right ? s->left : right) : 0;
-    const ptrdiff_t last = width + s->left < right ? (width + s->left > first ? width + s->left : first) : right;
+    ptrdiff_t first, last;
+    inside(job, &first, &last);
     WORD *to = job->padded;
     for (size_t plane = 0; plane < s->images * s->channels; plane++) {
         for (ptrdiff_t i = 0; i < down; i++, to += right) {
@@ -143,8 +143,7 @@ static void NAME(put)(const WORD *sums, size_t stride, uint64_t *out, const size
     }
 }
 
-/* Part `part` of `parts` of the work: of the output channels, or of groups and positions, whichever are cut more finely.
- * Return 0, or -1 where memory is short. */
+/* Part `part` of `parts` of the work. Return 0, or -1 where memory is short. */
 static int NAME(work)(const Job *job, size_t part, size_t parts) {
     const Shape *s = &job->s;
     const int few = job->one_by_one;
@@ -154,15 +153,8 @@ static int NAME(work)(const Job *job, size_t part, size_t parts) {
     const size_t pieces = (job->positions + width - 1) / width, columns = few ? job->group_outputs : job->blocks;
     const size_t map = s->rows * s->columns, inputs = job->group_inputs * job->padded_height * job->padded_width;
     const uint64_t mask = s->bits >= 64 ? UINT64_MAX : ((uint64_t)1 << s->bits) - 1;
-    size_t piece = 0, last_piece = s->groups * pieces, block = 0, last_block = columns;
-    if (columns > last_piece) {
-        block = columns * part / parts;
-        last_block = columns * (part + 1) / parts;
-    } else {
-        piece = last_piece * part / parts;
-        last_piece = last_piece * (part + 1) / parts;
-    }
-    if (piece == last_piece || block == last_block) {
+    const Share share = share_of(s->groups * pieces, columns, part, parts);
+    if (share.piece == share.last_piece || share.block == share.last_block) {
         return 0;
     }
     WORD *panel = aligned_alloc(64, (job->taps * width * sizeof *panel + 63) / 64 * 64);
@@ -171,13 +163,13 @@ static int NAME(work)(const Job *job, size_t part, size_t parts) {
     }
     WORD sums[OUTPUTS * MOST_POSITIONS > LANES * FEW_VECTORS ? OUTPUTS * MOST_POSITIONS : LANES * FEW_VECTORS];
     size_t from[LANES * FEW_VECTORS], to[LANES * FEW_VECTORS];
-    for (; piece < last_piece; piece++) {
+    for (size_t piece = share.piece; piece < share.last_piece; piece++) {
         const size_t group = piece / pieces, first = piece % pieces * width;
         const size_t count = job->positions - first < width ? job->positions - first : width;
         const size_t own = few ? width : NAME(width_of)(count);
         places(job, first, count, from, to);
         NAME(fill)(job, (const WORD *)job->padded + group * inputs, from, count, own, panel);
-        for (size_t b = block; b < last_block; b++) {
+        for (size_t b = share.block; b < share.last_block; b++) {
             if (few) {
                 const size_t output = group * job->group_outputs + b;
                 const char *weights = (const char *)job->weights + output * job->taps * s->weight_bytes;

@@ -83,8 +83,8 @@ static void limbs_pad(const Job *job, const uint64_t *x) {
     const Shape *s = &job->s;
     const ptrdiff_t height = (ptrdiff_t)s->height, width = (ptrdiff_t)s->width;
     const ptrdiff_t down = (ptrdiff_t)job->padded_height, right = (ptrdiff_t)job->padded_width;
-    const ptrdiff_t first = s->left > 0 ? (s->left < right ? s->left : right) : 0;
-    const ptrdiff_t last = width + s->left < right ? (width + s->left > first ? width + s->left : first) : right;
+    ptrdiff_t first, last;
+    inside(job, &first, &last);
     double *to = job->padded;
     for (size_t limb = 0; limb < job->limbs; limb++) {
         for (size_t plane = 0; plane < s->images * s->channels; plane++) {
@@ -212,7 +212,7 @@ static void limbs_multiply(const Job *job, const char *weights, const double *pa
     }
 }
 
-/* Part `part` of `parts` of the work, cut as in ring_body.h. Return 0, or -1 where memory is short. */
+/* Part `part` of `parts` of the work. Return 0, or -1 where memory is short. */
 static int limbs_work(const Job *job, size_t part, size_t parts) {
     const Shape *s = &job->s;
     const int few = job->one_by_one;
@@ -227,15 +227,8 @@ static int limbs_work(const Job *job, size_t part, size_t parts) {
     const uint64_t mask = s->bits >= 64 ? UINT64_MAX : ((uint64_t)1 << s->bits) - 1;
     size_t tiles = (width * job->limbs + (few ? FEW_TILE : MOST_TILE) - 1) / (few ? FEW_TILE : MOST_TILE);
     const size_t tile = few ? FEW_TILE : (width * job->limbs + 2 * tiles - 1) / (2 * tiles) * 2;
-    size_t piece = 0, last_piece = s->groups * pieces, block = 0, last_block = turns;
-    if (last_block > last_piece) {
-        block = last_block * part / parts;
-        last_block = last_block * (part + 1) / parts;
-    } else {
-        piece = last_piece * part / parts;
-        last_piece = last_piece * (part + 1) / parts;
-    }
-    if (piece == last_piece || block == last_block) {
+    const Share share = share_of(s->groups * pieces, turns, part, parts);
+    if (share.piece == share.last_piece || share.block == share.last_block) {
         return 0;
     }
     double *panel = aligned_alloc(64, (tiles * tile * job->taps * sizeof *panel + 63) / 64 * 64);
@@ -244,7 +237,7 @@ static int limbs_work(const Job *job, size_t part, size_t parts) {
     }
     double sums[MOST_COLUMNS * ROW];
     size_t from[MOST_COLUMNS], to[MOST_COLUMNS];
-    for (; piece < last_piece; piece++) {
+    for (size_t piece = share.piece; piece < share.last_piece; piece++) {
         const size_t group = piece / pieces, first = piece % pieces * width;
         const size_t count = job->positions - first < width ? job->positions - first : width;
         places(job, first, count, from, to);
@@ -255,7 +248,7 @@ static int limbs_work(const Job *job, size_t part, size_t parts) {
         }
         tiles = (count * job->limbs + tile - 1) / tile;
         limbs_fill(job, (const double *)job->padded + group * inputs, from, count * job->limbs, tile, panel);
-        for (size_t b = block; b < last_block; b++) {
+        for (size_t b = share.block; b < share.last_block; b++) {
             uint64_t *const out = job->out + group * job->group_outputs * map;
             const char *const weights = (const char *)job->weights;
             if (few) {

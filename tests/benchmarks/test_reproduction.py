@@ -461,13 +461,14 @@ def test_what_networks_cost_privately_stands_beside_their_accuracy(
     cases = {
         "all": privately("full", 557_056, lan=0.9),
         "one": privately("a", 24_900, lan=0.25, wan=1.5),
+        "less accurate": privately("c", 6_000, lan=0.1),
         "of another run": privately("a", 24_901, lan=9.0),
     }
     environment = {"command": "private.py --work w", "date": "2026-01-02"}
     path = tmp_path / "private.json"
     path.write_text(json.dumps({"cases": cases, "environment": environment}))
     (tmp_path / "fronts").mkdir()
-    own = front("snl", entry("a", 24_900, 0.7, 0.71), entry("b", 12_000, 0.6, 0.61))
+    own = front("snl", entry("a", 24_900, 0.7, 0.71), entry("b", 12_000, 0.6, 0.61), entry("c", 6_000, 0.6, 0.61))
     (tmp_path / "fronts" / "resnet18-snl.json").write_text(json.dumps(own))
     asked = ["table", str(tmp_path), "--results", str(tmp_path), "--name", "timed"]
     assert reproduce.main([*asked, "--private", str(path)]) == 0

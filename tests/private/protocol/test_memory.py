@@ -257,6 +257,18 @@ def test_the_working_memory_counts_padding_and_groups() -> None:
     assert working_bytes(public, public.steps[0]) >= 8 * (3 * words + 64 * 7 * 7 + 2 * words)
 
 
+def test_the_working_memory_counts_a_copy_for_each_limb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel computes in float64, numbers of 62 bits lie there in four limbs."""
+    op = Convolution((8, 256, 1, 1))
+    image, output = TensorFormat((256, 64, 64), 0, 62), TensorFormat((8, 64, 64), 0, 62)
+    public = PublicProgram((image, output), (Step(op, (0,), 1, "narrow"),))
+    found = {}
+    for backend in ("avx512", "fma"):
+        monkeypatch.setattr("deepreduce.private.program.evaluate.default_backend", lambda backend=backend: backend)
+        found[backend] = working_bytes(public, public.steps[0])
+    assert found["fma"] - found["avx512"] == 8 * 3 * 256 * 64 * 64
+
+
 def test_the_working_memory_of_a_convolution_counts_its_columns() -> None:
     program = residual()
     step = next(step for step in program.public.steps if step.weighted)

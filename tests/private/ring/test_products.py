@@ -244,7 +244,8 @@ def test_threads_change_nothing(groups: int, bits: int, limb_bits: int) -> None:
         {"images": 0}, {"images": 2}, {"channels": 41}, {"height": 7}, {"width": 1 << 40}, {"outputs": 40}, {"rows": 5},
         {"columns": -1}, {"kernel_height": 4}, {"kernel_width": 1 << 23, "kernel_height": 1 << 23}, {"stride_down": 0},
         {"dilation_right": -1}, {"groups": 3}, {"bits": 0}, {"bits": 65}, {"weight_bytes": 4}, {"weight_bytes": 3},
-        {"limb_bits": -1}, {"limb_bits": 3}, {"limb_bits": 54}, {"top": 1 << 26}, {"left": -(1 << 62)}, {"stride_down": 1 << 26, "dilation_down": 1 << 26, "rows": 1 << 26},
+        {"limb_bits": -1}, {"limb_bits": 3}, {"limb_bits": 54},
+        {"top": 1 << 26}, {"left": -(1 << 62)}, {"stride_down": 1 << 26, "dilation_down": 1 << 26, "rows": 1 << 26},
     ],
 )  # fmt: skip
 def test_the_kernel_refuses_sizes_that_do_not_match(changed: dict[str, int], limb_bits: int) -> None:
