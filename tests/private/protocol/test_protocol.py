@@ -97,6 +97,25 @@ def test_tables_of_other_sizes(sign_bits: int, activation_bits: int) -> None:
     check(made, images(3, 3, 4, 4, seed=3))
 
 
+def test_layers_with_tables_of_different_sizes_and_a_garbled_one() -> None:
+    torch.manual_seed(1)
+    network = settle(
+        Lambda(
+            lambda net, x: net.fc(F.relu(net.c(F.relu(net.b(F.relu(net.a(x)))))).flatten(1)),
+            a=nn.Conv2d(3, 4, 3, padding=1), b=nn.Conv2d(4, 4, 3, stride=2, padding=1),
+            c=nn.Conv2d(4, 2, 3, stride=2, padding=1), fc=nn.Linear(2, 4),
+        ),
+        images(64, 3, 4, 4),
+    )  # fmt: skip
+    made = make_program(network, images(64, 3, 4, 4), settings=FormatSettings(tolerance=1e9))
+    steps = list(made.public.steps)
+    layers = [index for index, step in enumerate(steps[:-1]) if step.circuit is not None]
+    for index, tested in zip(layers, (10, 5, 0), strict=True):
+        steps[index] = replace(steps[index], op=replace(steps[index].circuit, tested=tested))
+    mixed = replace(made, public=replace(made.public, steps=tuple(steps)))
+    check(mixed, images(3, 3, 4, 4, seed=3))
+
+
 def branches(net: Lambda, x: torch.Tensor) -> torch.Tensor:
     """ReLU6 of two kinds of input, concatenation, average pooling, and a stretch without ReLU."""
     a = F.relu6(3 * net.first(x))

@@ -18,6 +18,7 @@ from .check import check_public
 from .convert import convert, without_softmax
 from .equalise import equalise
 from .evaluate import rectified_range
+from .finer import Measured, finer
 from .fold import check_shapes, fold, simplify
 from .formats import Formats, Range, Ranges, doubt
 from .graph import Array, Graph, Input, Node
@@ -35,7 +36,7 @@ from .operations import (
     SumPool,
     Truncation,
 )
-from .plan import plan
+from .plan import Plan, plan
 from .program import (
     Agreement,
     FormatReport,
@@ -46,13 +47,12 @@ from .program import (
     Weights,
     argmax_format,
 )
-from .settings import MOST_SIGN_BITS, FormatSettings
+from .settings import FormatSettings
+from .signs import SignErrors, decide, sign_errors
 from .tune import tune
 
 _BATCH = 8
 _SAME = 1e-6
-_MORE_BITS = 6
-"""How many bits a network that needs them may get beyond its settings."""
 
 
 def make_program(
@@ -86,15 +86,20 @@ def make_program(
     _rewrite(graph, calibration, chosen)
     seen = _tuned(graph, calibration, logits, chosen, scale=chosen.equalise)
     used, trim = chosen, True
+    signs: dict[Node, int] = {}
+    errors: SignErrors | None = None
     while True:
-        program, trimmed = _planned(graph, calibration, seen, used, trim=trim)
+        program, made = _planned(graph, calibration, seen, used, signs, trim=trim)
         assert program.report is not None
         agreement = program.report.agreement
         if agreement.rms_error <= used.tolerance * agreement.spread:
             _check_public(program.public)
             return program
-        if not trimmed:
-            used = _finer(used, agreement, chosen, coarse=_coarse(program.public))
+        if not made.trimmed:
+            errors = sign_errors(graph, calibration, made.formats) if errors is None else errors
+            exact = _measure(_with_exact_signs(program), calibration, seen.logits, used)
+            last = Measured(used, made.formats, agreement, exact, errors)
+            used, signs = finer(graph, seen.ranges, chosen, last, trim=trim)
             continue
         trim = False
         if used.merge:  # what was not worth merging may be, now that all layers keep their bits
@@ -176,20 +181,33 @@ def _tuned(
 
 
 def _planned(
-    graph: Graph, images: Tensor, seen: _Calibrated, settings: FormatSettings, *, trim: bool
-) -> tuple[Program, int]:
-    """Return a program of the graph with its report, and by how many bits layers in long stretches were trimmed."""
+    graph: Graph, images: Tensor, seen: _Calibrated, settings: FormatSettings, signs: Mapping[Node, int], *, trim: bool
+) -> tuple[Program, Plan]:
+    """Return a program of the graph with its report, and its plan, undone.
+
+    Args:
+        graph: lowered; not changed.
+        images: for calibration.
+        seen: what they showed.
+        settings: see `FormatSettings`.
+        signs: of ReLU layers, by how many bits at least they decide their signs.
+        trim: as for `plan`.
+    """
     made = plan(graph, seen.ranges, settings, trim=trim)
+    decide(made.formats, signs)
     program, rows = _quantise(graph, made.formats, seen)
     made.undo()
     report = FormatReport(settings, tuple(rows), _measure(program, images, seen.logits, settings))
-    return replace(program, report=report), made.trimmed
+    return replace(program, report=report), made
 
 
-def _coarse(public: PublicProgram) -> bool:
-    """Tell whether any sign is told by fewer bits than there are."""
-    circuits = [step.circuit for step in public.steps if step.circuit is not None]
-    return any(0 < circuit.tested < circuit.width for circuit in circuits)
+def _with_exact_signs(program: Program) -> Program:
+    """Return a program in which all bits of a ReLU's input decide its sign."""
+    steps = tuple(
+        replace(step, op=replace(step.circuit, tested=0)) if step.circuit is not None else step
+        for step in program.public.steps
+    )
+    return replace(program, public=replace(program.public, steps=steps))
 
 
 def _check_public(public: PublicProgram) -> None:
@@ -204,36 +222,6 @@ def _check_public(public: PublicProgram) -> None:
                 remedy="reduce the network's input or its layers, or its settings",
             )
         ) from error
-
-
-def _finer(used: FormatSettings, agreement: Agreement, first: FormatSettings, *, coarse: bool) -> FormatSettings:
-    """Return settings with as many more bits as the error asks for: first of signs, if any is `coarse`, then of all.
-
-    Each bit of all halves the error. One of the signs makes theirs 2.8 times smaller: so much more rarely is a number
-    taken for one of the other sign, and so much smaller are those that are.
-    """
-    error = agreement.rms_error / max(agreement.spread, 1e-300)
-    short = math.log2(error / used.tolerance) if math.isfinite(error) else math.inf
-    if coarse and used == first and used.sign_bits < MOST_SIGN_BITS and math.isfinite(short):
-        return replace(used, sign_bits=min(MOST_SIGN_BITS, used.sign_bits + max(1, math.ceil(short / 1.5))))
-    more = max(1, math.ceil(short)) if math.isfinite(short) else _MORE_BITS + 1
-    weight_bits, activation_bits = used.weight_bits + more, used.activation_bits + more
-    if weight_bits > min(first.weight_bits + _MORE_BITS, 20) or activation_bits > 30:
-        raise NetworkError(
-            problem(
-                f"the logits of a program differ from the network's by at most {used.tolerance:g} of their spread",
-                got=f"{agreement.rms_error:.3g} at a spread of {agreement.spread:.3g}, "
-                f"with weight_bits {used.weight_bits} and activation_bits {used.activation_bits}",
-                remedy="raise tolerance if the labels agree well enough, or start from more bits",
-            )
-        )
-    return replace(
-        used,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        sign_bits=min(MOST_SIGN_BITS, used.sign_bits + more),
-        input_bits=min(30, used.input_bits + more),
-    )
 
 
 def _name_uniquely(graph: Graph) -> None:
