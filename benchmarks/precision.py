@@ -5,10 +5,10 @@
 Takes saved networks of runs of `reduce` or `reproduce.py` with this data and its default split (or that of
 `--per-class`); another split is refused, because images that were trained on must not judge. Every network becomes a
 program with each number of bits that leave a ReLU and that decide about its sign (`FormatSettings.activation_bits` and
-`sign_bits`, the image one bit more than the first), whatever its error is, and the program is run in plain integers
-(`twin`): what the two parties compute up to the last bit of each rounding, without the images that a truncation spoils.
-Training images calibrate, held-out images judge; test images are not read. Finished networks are kept in the data file;
-the same command continues, and with other options begins anew.
+`sign_bits`, the image one bit more than the first), whatever its error is, and `chosen`: with the bits that `export`
+gives each layer. The program is run in plain integers (`twin`): what the two parties compute up to the last bit of each
+rounding, without the images that a truncation spoils. Training images calibrate, held-out images judge; test images are
+not read. Finished networks are kept in the data file; the same command continues, and with other options begins anew.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from deepreduce.private.twin import Twin, compare
 from deepreduce.reduction.recipe import Recipe, load_network
 
 _ANY_ERROR = 1e9
+_CHOSEN = "chosen"
+_BITS = f"{_CHOSEN},12/13,12/10,12/9,12/8,12/7,12/6,14/8,11/8,10/8"
 _BATCH = 100
 
 
@@ -42,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--saved", action="append", type=saved, required=True, help="LABEL=FOLDER of a saved network")
-    parser.add_argument("--bits", default="12/13,12/10,12/9,12/8,12/7,12/6,14/8,11/8,10/8", help="values/signs, ...")
+    parser.add_argument("--bits", default=_BITS, help="values/signs, ...; or chosen")
     parser.add_argument("--per-class", type=int, help="as for reproduce.py")
     parser.add_argument("--calibration", type=int, default=256, help="training images")
     parser.add_argument("--images", type=int, default=2000, help="held-out images that judge")
@@ -111,8 +114,12 @@ def measure(
         logits = np.concatenate([own(some.double()).numpy() for some in images.split(_BATCH)])
     network.float()
     for pair in options.bits.split(","):
-        bits, signs = map(int, pair.split("/"))
-        settings = FormatSettings(activation_bits=bits, sign_bits=signs, input_bits=bits + 1, tolerance=_ANY_ERROR)
+        settings = FormatSettings()
+        if pair != _CHOSEN:
+            bits, signs = map(int, pair.split("/"))
+            settings = replace(
+                settings, activation_bits=bits, sign_bits=signs, input_bits=bits + 1, tolerance=_ANY_ERROR
+            )
         program = make_program(network, calibration, settings=settings)
         public = program.public
         about = About("precision", public.relus, recipe.classes, recipe.mean, recipe.std)
@@ -121,8 +128,9 @@ def measure(
         agreement = compare(answers, logits, margin=settings.margin)
         assert program.report is not None
         yield {
-            "activation_bits": bits,
-            "sign_bits": signs,
+            "asked": pair,
+            "activation_bits": program.report.settings.activation_bits,
+            "sign_bits": [step.circuit.tested for step in public.steps if step.circuit and step.circuit.kind == "relu"],
             "relus": public.relus,
             "online_bytes": cost.online.bytes,
             "offline_bytes": cost.offline.bytes,
@@ -147,7 +155,7 @@ def line(label: str, row: dict[str, Any]) -> str:
     """Write one row of the table."""
     change = 100 * (row["accuracy"] - row["accuracy_in_floating_point"])
     return (
-        f"{label:>28}  {row['activation_bits']:2}/{row['sign_bits']:2} bits"
+        f"{label:>28}  {row['asked']}: {row['activation_bits']}/{min(row['sign_bits'])}-{max(row['sign_bits'])} bits"
         f"  {row['online_bytes'] / max(1, row['relus']):.0f} bytes per ReLU, {row['offline_bytes'] / 1e6:.1f} MB before"
         f"  error {row['error']:.4f}"
         f"  same label {row['same_label']:.2%}  accuracy {row['accuracy']:.2%} ({change:+.2f})"

@@ -28,8 +28,9 @@ class FormatSettings:
             0 to 1000; the margin comes on top. In 2,500 other images those of a network trained on CIFAR-100 went 2.4,
             2.0 and 1.6 times beyond what 16, 64 and 256 images had shown.
         activation_bits: magnitude bits of what leaves a circuit, 4 to 30; the sign bit comes on top.
-        sign_bits: bits of a ReLU's input, sign included, that decide whether it is positive, 3 to 30. Where its
-            input has fewer, all of them do. Up to 13 are looked up; for more the ReLU is garbled, and all bits decide.
+        sign_bits: bits of a ReLU's input, sign included, that decide whether it is positive, at least, 3 to 30. Where
+            its input has fewer, all of them do. Up to 13 are looked up; for more the ReLU is garbled, and all bits
+            decide.
         weight_bits: log2 of the least typical magnitude (geometric mean over outputs of the root mean square) of a
             layer's integer weights, 2 to 20. The relative rounding error of a layer is about 0.2 · 2^-weight_bits.
         input_bits: magnitude bits of a pixel, 4 to 30.
@@ -39,9 +40,10 @@ class FormatSettings:
             most, 8 to 40; otherwise by circuits, which never fail. Where there is room it is a sixteenth of that. An
             image with such an element may get a wrong answer, and nobody sees it.
         tolerance: largest root mean square error of the logits on the calibration images, in units of the standard
-            deviation of the logits, above 0. A program beyond it gets more bits for the signs, then up to six more for
-            weights, activations, signs and input, and is refused if that does not do. At 0.01 the trained networks that
-            were measured keep about 99 % of their labels, and their accuracy; see docs/choices.md.
+            deviation of the logits, above 0. A program beyond it gets more bits for the signs of the layers where they
+            matter, and up to six more for weights, activations and input; it is refused if that does not do. At 0.01
+            the trained networks that were measured keep about 99 % of their labels, and their accuracy; see
+            docs/choices.md.
         merge: whether neighbouring linear layers are merged where that is cheaper.
         equalise: whether channels are scaled so that they fill the ranges of their ReLUs.
     """
