@@ -43,9 +43,10 @@ from deepreduce.private.homomorphic import (
     request,
     respond,
 )
+from deepreduce.private.homomorphic.products import multiply, read_inputs
 from deepreduce.private.homomorphic.scheme import scheme
-from deepreduce.private.homomorphic.server import blind, multiply
-from deepreduce.private.homomorphic.wire import read_ciphertext, write_answer
+from deepreduce.private.homomorphic.server import blind
+from deepreduce.private.homomorphic.wire import write_answer
 from deepreduce.private.program import Circuit, Step
 from deepreduce.private.protocol import infer_client, infer_server
 from deepreduce.private.protocol.codec import read_question, read_reply, write_question, write_reply
@@ -245,13 +246,13 @@ def homomorphic(repeats: int) -> Measured:
             samples["encrypt"].append(seconds / plan.requests)
 
             begun = time.perf_counter()
-            bodies = [context.seeded(*read_ciphertext(parameters, body)) for body in asked.bodies]
+            inputs = read_inputs(parameters, dict(enumerate(asked.bodies)))
             samples["unpack"].append((time.perf_counter() - begun) / plan.requests)
 
             seconds, products = clocked(
                 lambda own, inputs: [multiply(own, inputs, answer) for answer in range(plan.answers)],
                 prepared,
-                dict(enumerate(bodies)),
+                inputs,
             )
             samples["product"].append(seconds / plan.products)
 

@@ -53,10 +53,11 @@ def environment(*, command: list[str] | None = None) -> dict[str, Any]:
 def _kernels() -> dict[str, str]:
     """Name what the private engine computes with; empty where its packages are not installed."""
     try:
-        from .private import ring, transfer
+        from .private import homomorphic, ring, transfer
         from .private.garbling import describe
 
         backends = {"transfer": transfer.default_backend(), "ring": ring.default_backend()}
+        backends["homomorphic"] = homomorphic.default_backend()
         return {"garbling": str(describe()["backend"]), **backends}
     except (ImportError, MissingExtraError):
         return {}

@@ -34,8 +34,9 @@ from deepreduce.private.homomorphic.noise import (
     weights_noise,
 )
 from deepreduce.private.homomorphic.parameters import PRIME_SETS
+from deepreduce.private.homomorphic.products import multiply, read_inputs
 from deepreduce.private.homomorphic.scheme import Scheme, scheme
-from deepreduce.private.homomorphic.server import blind, multiply
+from deepreduce.private.homomorphic.server import blind
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
 from deepreduce.private.program import FormatSettings
 from deepreduce.private.ring import UNIFORM_BITS
@@ -94,7 +95,7 @@ class Conversation:
 
     def product(self):
         """The unblinded sum of products."""
-        return multiply(self.prepared, self.inputs, 0)
+        return multiply(self.prepared, read_inputs(self.keys.parameters, dict(enumerate(self.request.bodies))), 0)
 
     def without_flood(self, monkeypatch: pytest.MonkeyPatch):
         """An answer that is masked and re-randomised, but not flooded."""

@@ -2,7 +2,8 @@
 
 The parts: `layer` (shapes), `packing` (convolution as products of polynomials), `tiling` (which cut is cheapest),
 `noise` (why the answer hides the weights), `parameters`, `residues` (arithmetic), `scheme` (the edge to SEAL), `wire`
-(messages), `client`, `server`, `weights`, `pool`, `steps` (the steps of a program as layers). Rings have 2 to 59 bits.
+(messages), `client`, `server`, `weights`, `products`, `pool`, `steps` (the steps of a program as layers). Rings have 2
+to 59 bits.
 
     plan = plan_layer(Layer(64, 64, 32, 32, (3, 3), (1, 1), (1, 1)))
     parameters = choose_parameters([plan], ring_bits=27, weight_bits=8)
@@ -28,6 +29,7 @@ from .noise import check_total
 from .packing import Plan
 from .parameters import Parameters, check_budget, choose_parameters
 from .pool import Pool
+from .products import default_backend
 from .scheme import Keys
 from .server import Response, respond
 from .steps import StepPlan, plan_step, plan_steps
@@ -57,6 +59,7 @@ __all__ = [
     "check_budget",
     "check_total",
     "choose_parameters",
+    "default_backend",
     "draw_share",
     "generate_keys",
     "key_size",

@@ -16,9 +16,10 @@ from .client import draw_share
 from .errors import MessageError
 from .packing import Words
 from .pool import Pool, run, shares
+from .products import multiply, read_inputs, requests_of
 from .scheme import Scheme, scheme
 from .weights import PreparedWeights
-from .wire import Answer, PublicKey, Request, read_ciphertext, write_answer
+from .wire import Answer, PublicKey, Request, write_answer
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def respond(
                 remedy="answer a request with the weights of the layer that it names",
             )
         )
-    order = sorted(range(plan.answers), key=lambda answer: _inputs(prepared, answer))  # equal inputs side by side
+    order = sorted(range(plan.answers), key=lambda answer: requests_of(plan, answer))  # equal inputs side by side
     jobs = []
     for part in shares(plan.answers, pool):
         answers = order[part.start : part.stop]
-        needed = {number for answer in answers for number in _inputs(prepared, answer)}
+        needed = {number for answer in answers for number in requests_of(plan, answer)}
         jobs.append((prepared, public_key, {number: request.bodies[number] for number in needed}, answers))
     share = np.zeros(plan.layer.outputs, np.uint64)
     bodies: list[bytes] = [b""] * plan.answers
@@ -78,13 +79,6 @@ def respond(
     return Response(Answer(prepared.parameters, plan, bodies), share.reshape(plan.layer.out_shape))
 
 
-def _inputs(prepared: PreparedWeights, answer: int) -> list[int]:
-    """Return the requests that an answer adds up."""
-    plan = prepared.plan
-    group_tile, _, band = plan.answer_place(answer)
-    return [plan.request_of(group_tile, plane_tile, band) for plane_tile in range(plan.plane_tiles)]
-
-
 def _answer(
     prepared: PreparedWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: list[int]
 ) -> list[tuple[int, bytes, Words]]:
@@ -92,7 +86,7 @@ def _answer(
     plan, parameters = prepared.plan, prepared.parameters
     context = scheme(parameters)
     encryptor = context.public_encryptor(public_key.words)
-    inputs = {number: context.seeded(*read_ciphertext(parameters, body)) for number, body in bodies.items()}
+    inputs = read_inputs(parameters, bodies)
     found = []
     for answer in answers:
         blinded, mask = blind(context, encryptor, multiply(prepared, inputs, answer))
@@ -101,28 +95,6 @@ def _answer(
         body = write_answer(parameters, context.words(smallest), places)
         found.append((answer, body, mask[places]))
     return found
-
-
-def multiply(prepared: PreparedWeights, inputs: dict[int, seal.Ciphertext], answer: int) -> seal.Ciphertext | None:
-    """Return the sum of the products of one answer, in coefficients; None if all its weights are zero.
-
-    It reveals the weights to the owner of the secret key: it must not leave the server unless it went through `blind`.
-    """
-    plan, evaluator = prepared.plan, scheme(prepared.parameters).evaluator
-    group_tile, channel_tile, _ = plan.answer_place(answer)
-    total: seal.Ciphertext | None = None
-    for plane_tile, number in enumerate(_inputs(prepared, answer)):
-        weights = prepared.polynomial(group_tile, channel_tile, plane_tile)
-        if weights is None:
-            continue
-        product = evaluator.multiply_plain(inputs[number], weights)
-        if total is None:
-            total = product
-        else:
-            evaluator.add_inplace(total, product)
-    if total is not None:
-        evaluator.transform_from_ntt_inplace(total)
-    return total
 
 
 def blind(context: Scheme, encryptor: seal.Encryptor, product: seal.Ciphertext | None) -> tuple[seal.Ciphertext, Words]:

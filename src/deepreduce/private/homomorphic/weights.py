@@ -65,15 +65,26 @@ class PreparedWeights:
             state["words"] = _map(state["file"], state["header"], state["parameters"], state["plan"])
         self.__dict__.update(state)
 
-    def polynomial(self, group_tile: int, channel_tile: int, plane_tile: int) -> seal.Plaintext | None:
-        """Return one polynomial of weights, or None if it is zero."""
-        number = (group_tile * self.plan.channel_tiles + channel_tile) * self.plan.plane_tiles + plane_tile
-        if not self.used[number]:
-            return None
+    def polynomials(self, answer: int) -> list[int]:
+        """Return the numbers of the polynomials by which an answer's requests are multiplied."""
+        group_tile, channel_tile, _ = self.plan.answer_place(answer)
+        first = (group_tile * self.plan.channel_tiles + channel_tile) * self.plan.plane_tiles
+        return [first + plane_tile for plane_tile in range(self.plan.plane_tiles)]
+
+    def polynomial(self, number: int) -> seal.Plaintext:
+        """Return one polynomial of weights for SEAL.
+
+        Raises:
+            WeightsError: a word is not below its prime.
+        """
         try:
             return scheme(self.parameters).weights(self.words[number].tobytes())
         except (ValueError, RuntimeError) as error:
-            raise WeightsError(_damaged(error, self.file)) from error
+            raise self.damaged(error) from error
+
+    def damaged(self, what: object) -> WeightsError:
+        """Return the error for words that are not as they were prepared."""
+        return WeightsError(_damaged(what, self.file))
 
 
 def prepare_weights(

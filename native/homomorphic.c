@@ -1,0 +1,287 @@
+/* deepreduce.private.homomorphic._kernel: sums of products of NTT values, modulo the primes of a ciphertext.
+ *
+ * What a server adds up for one answer: ciphertexts times polynomials of weights, value by value. Products are added in 128 bits
+ * and reduced once, at the end, instead of one by one. The words are those that SEAL gives: the least residues.
+ *
+ * Functions from buffers to buffers. Every size is checked here, against the buffers themselves, before memory is touched. The
+ * GIL is released while the work runs.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SIZEOF_INT128__) && defined(__LP64__) && !defined(_WIN32)
+#define DR_SUMS 1
+__extension__ typedef unsigned __int128 Wide;
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+#else
+#define DR_SUMS 0
+#endif
+
+#define MOST_DEGREE 65536
+#define MOST_PRIMES 16
+#define HALF_BITS 30 /* numbers are multiplied in two halves; a prime has two of them at most */
+#define HALF (((uint64_t)1 << HALF_BITS) - 1)
+#define ROUND 16     /* so many products of halves fit into 64 bits together */
+#define FEW 2        /* so many are read side by side */
+#define BLOCK 256    /* values whose sums stay in the first cache */
+
+#if DR_SUMS
+
+/* A prime, and what Montgomery's reduction needs (Mathematics of Computation 44, 1985): S 2^-64 modulo p of any S < p 2^64 is
+ * the high word of S - p (S p^-1 mod 2^64), or p more. */
+typedef struct {
+    uint64_t p, inverse; /* p^-1 modulo 2^64 */
+    uint64_t back;       /* 2^128 modulo p: reducing twice divides by as much */
+} Prime;
+
+static Prime prime_of(uint64_t p) {
+    Prime prime = {p, p, (uint64_t)(((Wide)0 - 1) % p + 1) % p};
+    for (int i = 0; i < 5; i++) { /* 3 right bits, then twice as many each time */
+        prime.inverse *= 2 - p * prime.inverse;
+    }
+    return prime;
+}
+
+static inline uint64_t reduce(const Prime *prime, uint64_t low, uint64_t high) {
+    const uint64_t taken = (uint64_t)(((Wide)(low * prime->inverse) * prime->p) >> 64);
+    return high - taken + (high < taken ? prime->p : 0);
+}
+
+typedef struct {
+    size_t degree, primes, terms;
+    const uint64_t *inputs;  /* [ciphertext, polynomial (2), prime, value] */
+    const uint64_t *weights; /* [polynomial, prime, value] */
+    const uint32_t *pairs;   /* [term, 2]: ciphertext, polynomial of weights */
+    const uint64_t *moduli;
+    uint64_t *out; /* [polynomial (2), prime, value] */
+} Sums;
+
+/* The sums of a block for one prime, of both polynomials: low and high words, modulo 2^64 times the prime; and of the products
+ * (a_1 2^30 + a_0) (b_1 2^30 + b_0) since they were last collected the four parts, each summed up by itself. */
+typedef struct {
+    uint64_t low[2][BLOCK], high[2][BLOCK], parts[2][4][BLOCK];
+} Block;
+
+/* Where the factors of a few products lie: of the ciphertexts both polynomials. */
+typedef struct {
+    const uint64_t *inputs[2][FEW], *weights[FEW];
+    size_t terms;
+} Factors;
+
+/* Add products at values [first, count), one by one. Return all bits of the weights. */
+static uint64_t add_singly(const Factors *factors, Block *block, size_t first, size_t count) {
+    uint64_t bits = 0;
+    for (size_t t = 0; t < factors->terms; t++) {
+        for (size_t half = 0; half < 2; half++) {
+            for (size_t i = first; i < count; i++) {
+                const uint64_t a = factors->inputs[half][t][i], b = factors->weights[t][i];
+                bits |= b;
+                block->parts[half][0][i] += (a & HALF) * (b & HALF);
+                block->parts[half][1][i] += (a >> HALF_BITS) * (b & HALF);
+                block->parts[half][2][i] += (a & HALF) * (b >> HALF_BITS);
+                block->parts[half][3][i] += (a >> HALF_BITS) * (b >> HALF_BITS);
+            }
+        }
+    }
+    return bits;
+}
+
+#if defined(__x86_64__)
+#define LANES 4
+#define TARGET __attribute__((target("avx2")))
+typedef uint64_t Vector __attribute__((vector_size(32)));
+#define LOAD(p) ((Vector)_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define STORE(p, x) _mm256_storeu_si256((__m256i *)(void *)(p), (__m256i)(x))
+#define TIMES(a, b) ((Vector)_mm256_mul_epu32((__m256i)(a), (__m256i)(b)))
+#define HAS_VECTORS() __builtin_cpu_supports("avx2")
+#elif defined(__aarch64__)
+#define LANES 2
+#define TARGET
+typedef uint64_t Vector __attribute__((vector_size(16)));
+#define LOAD(p) ((Vector)vld1q_u64(p))
+#define STORE(p, x) vst1q_u64(p, (uint64x2_t)(x))
+#define TIMES(a, b) ((Vector)vmull_u32(vmovn_u64((uint64x2_t)(a)), vmovn_u64((uint64x2_t)(b))))
+#define HAS_VECTORS() 1
+#endif
+
+#ifdef LANES
+/* The same for all values; `terms` is a constant to the compiler. TIMES multiplies the low 32 bits of each lane. */
+TARGET static inline __attribute__((always_inline)) uint64_t add_vectors(const Factors *factors, Block *block, size_t count, size_t terms) {
+    Vector bits = {0};
+    uint64_t all = add_singly(factors, block, count - count % LANES, count);
+    for (size_t i = 0; i + LANES <= count; i += LANES) {
+        Vector parts[2][4];
+        for (size_t half = 0; half < 2; half++) {
+            for (size_t k = 0; k < 4; k++) {
+                parts[half][k] = LOAD(&block->parts[half][k][i]);
+            }
+        }
+        for (size_t t = 0; t < terms; t++) {
+            const Vector b = LOAD(factors->weights[t] + i), b_low = b & HALF, b_high = b >> HALF_BITS;
+            bits |= b;
+            for (size_t half = 0; half < 2; half++) {
+                const Vector a = LOAD(factors->inputs[half][t] + i), a_low = a & HALF, a_high = a >> HALF_BITS;
+                parts[half][0] += TIMES(a_low, b_low);
+                parts[half][1] += TIMES(a_high, b_low);
+                parts[half][2] += TIMES(a_low, b_high);
+                parts[half][3] += TIMES(a_high, b_high);
+            }
+        }
+        for (size_t half = 0; half < 2; half++) {
+            for (size_t k = 0; k < 4; k++) {
+                STORE(&block->parts[half][k][i], parts[half][k]);
+            }
+        }
+    }
+    for (size_t lane = 0; lane < LANES; lane++) {
+        all |= bits[lane];
+    }
+    return all;
+}
+
+TARGET static uint64_t add_few(const Factors *factors, Block *block, size_t count) {
+    return add_vectors(factors, block, count, FEW);
+}
+
+TARGET static uint64_t add_fewer(const Factors *factors, Block *block, size_t count) {
+    return add_vectors(factors, block, count, factors->terms);
+}
+#endif
+
+static uint64_t add(const Factors *factors, Block *block, size_t count) {
+#ifdef LANES
+    if (HAS_VECTORS()) {
+        return factors->terms == FEW ? add_few(factors, block, count) : add_fewer(factors, block, count);
+    }
+#endif
+    return add_singly(factors, block, 0, count);
+}
+
+/* Put the parts of at most ROUND products together, and begin anew. */
+static void collect(Block *block, uint64_t p, size_t count) {
+    for (size_t half = 0; half < 2; half++) {
+        for (size_t i = 0; i < count; i++) {
+            const Wide middle = (Wide)block->parts[half][1][i] + block->parts[half][2][i];
+            const Wide sum = (((Wide)block->high[half][i] << 64) | block->low[half][i]) + block->parts[half][0][i] +
+                             (middle << HALF_BITS) + ((Wide)block->parts[half][3][i] << 2 * HALF_BITS);
+            const uint64_t top = (uint64_t)(sum >> 64);
+            block->low[half][i] = (uint64_t)sum;
+            block->high[half][i] = top - (top >= p ? p : 0); /* below p again: ROUND products are at most 2^64 p */
+        }
+    }
+    memset(block->parts, 0, sizeof block->parts);
+}
+
+/* Compute values [first, first + count) for one prime. Return all bits of the weights. */
+static uint64_t sum_block(const Sums *s, const Prime *prime, size_t number, size_t first, size_t count) {
+    const size_t polynomial = s->primes * s->degree, place = number * s->degree + first;
+    Block block;
+    uint64_t bits = 0;
+    memset(&block, 0, sizeof block);
+    for (size_t term = 0; term < s->terms; term += FEW) {
+        Factors factors = {.terms = s->terms - term < FEW ? s->terms - term : FEW};
+        for (size_t t = 0; t < factors.terms; t++) {
+            const uint32_t *pair = s->pairs + 2 * (term + t);
+            factors.inputs[0][t] = s->inputs + pair[0] * 2 * polynomial + place;
+            factors.inputs[1][t] = factors.inputs[0][t] + polynomial;
+            factors.weights[t] = s->weights + pair[1] * polynomial + place;
+        }
+        bits |= add(&factors, &block, count);
+        if ((term + FEW) % ROUND == 0) {
+            collect(&block, prime->p, count);
+        }
+    }
+    collect(&block, prime->p, count);
+    for (size_t half = 0; half < 2; half++) {
+        uint64_t *out = s->out + half * polynomial + place;
+        for (size_t i = 0; i < count; i++) {
+            const Wide scaled = (Wide)reduce(prime, block.low[half][i], block.high[half][i]) * prime->back;
+            out[i] = reduce(prime, (uint64_t)scaled, (uint64_t)(scaled >> 64));
+        }
+    }
+    return bits;
+}
+
+/* Return whether all weights had at most 60 bits. */
+static int sums(const Sums *s) {
+    uint64_t bits = 0;
+    for (size_t number = 0; number < s->primes; number++) {
+        const Prime prime = prime_of(s->moduli[number]);
+        for (size_t first = 0; first < s->degree; first += BLOCK) {
+            bits |= sum_block(s, &prime, number, first, s->degree - first < BLOCK ? s->degree - first : BLOCK);
+        }
+    }
+    return bits >> 2 * HALF_BITS == 0;
+}
+#endif
+
+static PyObject *py_sums(PyObject *self, PyObject *args) {
+    Py_buffer inputs, weights, pairs, moduli, out;
+    Py_ssize_t degree;
+    int fits = 0, right = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*w*n", &inputs, &weights, &pairs, &moduli, &out, &degree)) {
+        return NULL;
+    }
+#if DR_SUMS
+    const size_t primes = (size_t)moduli.len / 8, terms = (size_t)pairs.len / 8;
+    if (degree >= 1 && degree <= MOST_DEGREE && primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 && pairs.len % 8 == 0) {
+        const Sums s = {(size_t)degree, primes, terms, inputs.buf, weights.buf, pairs.buf, moduli.buf, out.buf};
+        const size_t polynomial = 8 * primes * (size_t)degree;
+        fits = (size_t)out.len == 2 * polynomial && (size_t)inputs.len % (2 * polynomial) == 0 && (size_t)weights.len % polynomial == 0;
+        for (size_t t = 0; fits && t < terms; t++) {
+            fits = s.pairs[2 * t] < (size_t)inputs.len / (2 * polynomial) && s.pairs[2 * t + 1] < (size_t)weights.len / polynomial;
+        }
+        for (size_t i = 0; fits && i < primes; i++) {
+            fits = s.moduli[i] % 2 == 1 && s.moduli[i] > 2 && s.moduli[i] >> 2 * HALF_BITS == 0;
+        }
+        if (fits) {
+            Py_BEGIN_ALLOW_THREADS
+            right = sums(&s);
+            Py_END_ALLOW_THREADS
+        }
+    }
+#endif
+    PyBuffer_Release(&inputs);
+    PyBuffer_Release(&weights);
+    PyBuffer_Release(&pairs);
+    PyBuffer_Release(&moduli);
+    PyBuffer_Release(&out);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "sizes are in range, fit together, and match the buffers; primes are odd and have at most 60 bits");
+        return NULL;
+    }
+    return PyBool_FromLong(right);
+}
+
+static PyObject *py_supported(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    return PyBool_FromLong(DR_SUMS);
+}
+
+static PyMethodDef methods[] = {
+    {"supported", py_supported, METH_NOARGS, "supported() -> bool: whether this kernel runs here."},
+    {"sums", py_sums, METH_VARARGS,
+     "sums(inputs, weights, pairs, primes, out, degree) -> bool: write the sums of products; tell whether no weight had more\n"
+     "than 60 bits. The inputs are residues."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "deepreduce.private.homomorphic._kernel", "Sums of products of NTT values.", 0, methods, slots,
+    NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&module); }

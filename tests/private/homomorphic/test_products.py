@@ -1,0 +1,186 @@
+"""Sums of products: the compiled kernel against SEAL and against Python's own integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepreduce.errors import UsageError
+from deepreduce.private.homomorphic import (
+    Keys,
+    MessageError,
+    Parameters,
+    WeightsError,
+    draw_share,
+    generate_keys,
+    plan_layer,
+    prepare_weights,
+    products,
+    request,
+)
+from deepreduce.private.homomorphic.products import available_backends, multiply, read_inputs, requests_of
+from deepreduce.private.homomorphic.scheme import scheme
+
+from .exact import layer
+
+needs_kernel = pytest.mark.skipif("kernel" not in available_backends(), reason="the compiled kernel is not there")
+PARAMETERS = [Parameters(27, (56, 56)), Parameters(30, (60, 60)), Parameters(59, (60, 48, 48))]
+LARGEST_PRIME = (1 << 60) - 2**14 * 28 + 1
+
+
+@pytest.fixture(scope="module", params=PARAMETERS, ids=str)
+def keys(request: pytest.FixtureRequest) -> Keys:
+    return generate_keys(request.param)
+
+
+@needs_kernel
+def test_both_give_the_same_words(keys: Keys) -> None:
+    """Several requests and answers, groups, and polynomials that are all zero."""
+    shape = layer(40, 24, 32)
+    plan, context = plan_layer(shape), scheme(keys.parameters)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-128, 128, shape.weight_shape)
+    weights[:, -8:] = 0
+    weights[:5] = 0
+    prepared = prepare_weights(keys.parameters, plan, weights, weight_bits=8)
+    asked = request(keys, plan, draw_share(keys.parameters, shape.in_shape))
+    bodies = dict(enumerate(asked.bodies))
+    assert plan.requests > 2 and plan.answers > 2
+    inputs = [read_inputs(keys.parameters, bodies, backend=name) for name in ("kernel", "seal")]
+    for answer in range(plan.answers):
+        one, other = (multiply(prepared, own, answer) for own in inputs)
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert np.array_equal(context.words(one), context.words(other))
+
+
+def exact(inputs: np.ndarray, weights: np.ndarray, pairs: np.ndarray, primes: np.ndarray) -> np.ndarray:
+    """The same in Python's integers."""
+    found = np.zeros(inputs.shape[1:], object)
+    for number, which in pairs.tolist():
+        found += inputs[number].astype(object) * weights[which].astype(object)
+    return (found % primes.astype(object)[:, None]).astype(np.uint64)
+
+
+@needs_kernel
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_sums_are_exact(data: st.DataObject) -> None:
+    """Any odd moduli up to 60 bits, any number of terms, degrees that fit no vector, and the largest residues."""
+    degree, terms = data.draw(st.integers(1, 600)), data.draw(st.integers(0, 50))
+    moduli = data.draw(st.lists(st.sampled_from([3, 5, 65_537, (1 << 48) - 59, LARGEST_PRIME]), min_size=1, max_size=3))
+    primes = np.array(moduli, np.uint64)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    largest = data.draw(st.booleans())
+    count, polynomials = 3, 4
+
+    def residues(*shape: int) -> np.ndarray:
+        parts = [
+            np.full((*shape, degree), p - 1, np.uint64) if largest else rng.integers(0, p, (*shape, degree), np.uint64)
+            for p in moduli
+        ]
+        return np.ascontiguousarray(np.stack(parts, axis=-2))
+
+    inputs, weights = residues(count, 2), residues(polynomials)
+    pairs = np.stack([rng.integers(0, count, terms), rng.integers(0, polynomials, terms)], axis=1).astype(np.uint32)
+    out = np.full((2, len(moduli), degree), 7, np.uint64)
+    assert products._kernel.sums(inputs, weights, pairs, primes, out, degree)
+    assert np.array_equal(out, exact(inputs, weights, pairs, primes))
+
+
+@needs_kernel
+def test_weights_that_are_no_residues_but_fit_are_reduced_and_others_told() -> None:
+    """The file is read through a map: what another process writes into it must not be taken for a product."""
+    degree, primes = 70, np.array([LARGEST_PRIME, (1 << 48) - 59], np.uint64)
+    rng = np.random.default_rng(1)
+    inputs = np.stack([rng.integers(0, p, (1, 2, degree), np.uint64) for p in primes.tolist()], axis=2)
+    inputs = np.ascontiguousarray(inputs)
+    weights = np.full((1, 2, degree), (1 << 60) - 1, np.uint64)
+    pairs = np.zeros((40, 2), np.uint32)
+    out = np.empty((2, 2, degree), np.uint64)
+    assert products._kernel.sums(inputs, weights, pairs, primes, out, degree)
+    assert np.array_equal(out, exact(inputs, weights, pairs, primes))
+    for place, value in ((0, 1 << 60), (69, 1 << 63), (33, (1 << 64) - 1)):
+        wrong = weights.copy()
+        wrong[0, 1, place] = value
+        assert not products._kernel.sums(inputs, wrong, pairs, primes, out, degree)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": np.zeros((2, 2, 2, 63), np.uint64)}, {"inputs": np.zeros((2, 1, 2, 64), np.uint64)},
+        {"weights": np.zeros((3, 2, 63), np.uint64)}, {"out": np.zeros((2, 2, 63), np.uint64)},
+        {"out": np.zeros((1, 2, 64), np.uint64)}, {"pairs": np.array([[2, 0]], np.uint32)},
+        {"pairs": np.array([[0, 3]], np.uint32)}, {"pairs": np.array([[2**32 - 1, 0]], np.uint32)},
+        {"pairs": np.zeros(3, np.uint32)}, {"primes": np.array([3], np.uint64)},
+        {"primes": np.array([3, 4], np.uint64)}, {"primes": np.array([3, (1 << 60) + 1], np.uint64)},
+        {"primes": np.array([3, 1], np.uint64)}, {"primes": np.zeros(0, np.uint64)}, {"degree": 0}, {"degree": -1},
+        {"degree": 65_537}, {"inputs": np.zeros(0, np.uint64)}, {"weights": np.zeros(0, np.uint64)},
+    ],
+)  # fmt: skip
+def test_the_kernel_refuses_sizes_that_do_not_fit(changes: dict) -> None:
+    good = {
+        "inputs": np.zeros((2, 2, 2, 64), np.uint64), "weights": np.zeros((3, 2, 64), np.uint64),
+        "pairs": np.array([[1, 2]], np.uint32), "primes": np.array([3, 5], np.uint64),
+        "out": np.zeros((2, 2, 64), np.uint64), "degree": 64,
+    }  # fmt: skip
+    assert products._kernel.sums(*good.values())
+    with pytest.raises(ValueError, match="fit together"):
+        products._kernel.sums(*(good | changes).values())
+
+
+@needs_kernel
+def test_the_kernel_writes_only_into_what_may_be_written() -> None:
+    out = np.zeros((2, 1, 8), np.uint64)
+    out.flags.writeable = False
+    with pytest.raises((BufferError, TypeError)):
+        products._kernel.sums(
+            np.zeros((1, 2, 1, 8), np.uint64), np.zeros((1, 1, 8), np.uint64), np.zeros((1, 2), np.uint32),
+            np.array([3], np.uint64), out, 8,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_weights_that_were_changed_on_the_disk_are_told(tmp_path: Path, backend: products.Name) -> None:
+    keys = generate_keys(PARAMETERS[0])
+    shape, file = layer(9, 17, 16), tmp_path / "layer"
+    plan = plan_layer(shape)
+    prepared = prepare_weights(keys.parameters, plan, np.ones(shape.weight_shape, np.int64), weight_bits=8, file=file)
+    inputs = read_inputs(
+        keys.parameters, dict(enumerate(request(keys, plan, draw_share(keys.parameters, shape.in_shape)).bodies)),
+        backend=backend,
+    )  # fmt: skip
+    assert multiply(prepared, inputs, 0) is not None
+    words = np.array(prepared.words)
+    words[prepared.polynomials(0)[0], 5] = (1 << 64) - 1
+    with pytest.raises(WeightsError, match="Prepared weights must be as prepare_weights wrote them"):
+        multiply(replace(prepared, words=words), inputs, 0)
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_ciphertexts_are_checked_and_a_layer_without_weights_has_no_product(backend: products.Name) -> None:
+    keys = generate_keys(PARAMETERS[0])
+    shape = layer(9, 17, 16)
+    plan = plan_layer(shape)
+    bodies = dict(enumerate(request(keys, plan, draw_share(keys.parameters, shape.in_shape)).bodies))
+    inputs = read_inputs(keys.parameters, bodies, backend=backend)
+    nothing = prepare_weights(keys.parameters, plan, np.zeros(shape.weight_shape, np.int64), weight_bits=8)
+    assert multiply(nothing, inputs, 0) is None
+    assert sorted(requests_of(plan, 0)) == list(range(plan.requests))
+    bodies[0] = bodies[0][:64] + b"\xff" * 7 + bodies[0][71:]
+    with pytest.raises(MessageError, match="below its modulus"):
+        read_inputs(keys.parameters, bodies, backend=backend)
+
+
+def test_without_the_kernel_seal_is_used_and_nothing_else_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_kernel", None)
+    assert products.available_backends() == ("seal",) and products.default_backend() == "seal"
+    with pytest.raises(UsageError, match="one of seal here.*build the kernel"):
+        read_inputs(PARAMETERS[0], {}, backend="kernel")
