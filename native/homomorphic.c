@@ -1,7 +1,12 @@
-/* deepreduce.private.homomorphic._kernel: sums of products of NTT values, modulo the primes of a ciphertext.
+/* deepreduce.private.homomorphic._kernel: arithmetic modulo the primes of a ciphertext, beside SEAL's.
  *
- * What a server adds up for one answer: ciphertexts times polynomials of weights, value by value. Products are added in 128 bits
- * and reduced once, at the end, instead of one by one. The words are those that SEAL gives: the least residues.
+ *   sums     what a server adds up for one answer: ciphertexts times polynomials of weights, value by value. Products are added in
+ *            128 bits and reduced once, at the end, instead of one by one
+ *   cut      numbers modulo the product of one or two primes, rounded to their high bits, as bytes
+ *   restore  the way back, with the bound that a stranger's numbers must keep
+ *   flood    random bits as numbers around 0, modulo every prime
+ *
+ * All give the least residues, as SEAL does.
  *
  * Functions from buffers to buffers. Every size is checked here, against the buffers themselves, before memory is touched. The
  * GIL is released while the work runs.
@@ -28,6 +33,7 @@ __extension__ typedef unsigned __int128 Wide;
 
 #define MOST_DEGREE 65536
 #define MOST_PRIMES 16
+#define MOST_FLOOD_BITS 192
 #define HALF_BITS 30 /* numbers are multiplied in two halves; a prime has two of them at most */
 #define HALF (((uint64_t)1 << HALF_BITS) - 1)
 #define ROUND 16     /* so many products of halves fit into 64 bits together */
@@ -224,6 +230,189 @@ static int sums(const Sums *s) {
 }
 #endif
 
+#if DR_SUMS
+/* (high 2^64 + low) modulo the prime, for high below it. */
+static inline uint64_t remainder_of(const Prime *prime, uint64_t low, uint64_t high) {
+    const Wide scaled = (Wide)reduce(prime, low, high) * prime->back;
+    return reduce(prime, (uint64_t)scaled, (uint64_t)(scaled >> 64));
+}
+
+static uint64_t load_word(const uint8_t *from, size_t size) {
+    uint64_t word = 0;
+    for (size_t i = 0; i < size; i++) {
+        word |= (uint64_t)from[i] << 8 * i;
+    }
+    return word;
+}
+
+static Wide load_wide(const uint8_t *from, size_t size) {
+    return size > 8 ? load_word(from, 8) | (Wide)load_word(from + 8, size - 8) << 64 : load_word(from, size);
+}
+
+/* residues [primes, count] to out [count, size]; of two primes p, q with p^-1 modulo q. */
+static void cut(const uint64_t *residues, const uint64_t *moduli, size_t primes, uint64_t inverse, size_t drop, size_t size, uint8_t *out,
+                size_t count) {
+    const Prime last = prime_of(moduli[primes - 1]);
+    const Wide modulus = primes == 2 ? (Wide)moduli[0] * moduli[1] : moduli[0];
+    for (size_t i = 0; i < count; i++) {
+        Wide number = residues[i];
+        if (primes == 2) { /* r + p ((s - r) / p modulo q), Chinese remainders */
+            const uint64_t r = remainder_of(&last, residues[i], 0), s = residues[count + i];
+            const Wide scaled = (Wide)(s - r + (s < r ? last.p : 0)) * inverse;
+            number += (Wide)moduli[0] * remainder_of(&last, (uint64_t)scaled, (uint64_t)(scaled >> 64));
+        }
+        number = (number + (drop ? (Wide)1 << (drop - 1) : 0)) >> drop;
+        if (number > (modulus - 1) >> drop) { /* what rounds up to the modulus or past it is 0 */
+            number = 0;
+        }
+        for (size_t byte = 0; byte < size; byte++) {
+            out[i * size + byte] = (uint8_t)(number >> 8 * byte);
+        }
+    }
+}
+
+/* data [count, size] to out [primes, count]. Tell whether all numbers are below the modulus. */
+static int restore(const uint8_t *data, const uint64_t *moduli, size_t primes, size_t drop, size_t size, uint64_t *out, size_t count) {
+    const Wide most = ((primes == 2 ? (Wide)moduli[0] * moduli[1] : moduli[0]) - 1) >> drop;
+    Prime known[2];
+    int below = 1;
+    for (size_t k = 0; k < primes; k++) {
+        known[k] = prime_of(moduli[k]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const Wide high = load_wide(data + i * size, size), number = high << drop;
+        below &= high <= most;
+        if (primes == 1) {
+            out[i] = (uint64_t)number;
+            continue;
+        }
+        for (size_t k = 0; k < primes; k++) {
+            out[k * count + i] = remainder_of(&known[k], (uint64_t)number, remainder_of(&known[k], (uint64_t)(number >> 64), 0));
+        }
+    }
+    return below;
+}
+
+/* octets [count, size] to out [primes, count]: their low `bits`, less 2^(bits - 1). */
+static void flood(const uint8_t *octets, const uint64_t *moduli, size_t primes, size_t bits, size_t size, uint64_t *out, size_t count) {
+    const size_t words = (size + 7) / 8;
+    for (size_t k = 0; k < primes; k++) {
+        const Prime prime = prime_of(moduli[k]);
+        uint64_t half = 1;
+        for (size_t bit = 1; bit < bits; bit++) {
+            half = 2 * half % prime.p;
+        }
+        for (size_t i = 0; i < count; i++) {
+            uint64_t rest = 0;
+            for (size_t w = words; w-- > 0;) {
+                uint64_t word = load_word(octets + i * size + 8 * w, size - 8 * w < 8 ? size - 8 * w : 8);
+                if (w == words - 1 && bits % 64) {
+                    word &= ((uint64_t)1 << bits % 64) - 1;
+                }
+                rest = remainder_of(&prime, word, rest);
+            }
+            out[k * count + i] = rest - half + (rest < half ? prime.p : 0);
+        }
+    }
+}
+
+/* Are these odd numbers from 3 on, of at most 60 bits? */
+static int are_primes(const uint64_t *moduli, size_t primes) {
+    for (size_t i = 0; i < primes; i++) {
+        if (moduli[i] % 2 == 0 || moduli[i] < 3 || moduli[i] >> 2 * HALF_BITS) {
+            return 0;
+        }
+    }
+    return 1;
+}
+#endif
+
+static PyObject *unfit(void) {
+    PyErr_SetString(PyExc_ValueError, "sizes are in range, fit together, and match the buffers; primes are odd and have at most 60 bits");
+    return NULL;
+}
+
+static PyObject *py_cut(PyObject *self, PyObject *args) {
+    Py_buffer residues, moduli, out;
+    unsigned long long inverse;
+    Py_ssize_t drop, size;
+    int fits = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*Knnw*", &residues, &moduli, &inverse, &drop, &size, &out)) {
+        return NULL;
+    }
+#if DR_SUMS
+    const size_t primes = (size_t)moduli.len / 8;
+    if ((primes == 1 || primes == 2) && moduli.len % 8 == 0 && are_primes(moduli.buf, primes) && (size_t)residues.len % (8 * primes) == 0 &&
+        drop >= 0 && drop < 4 * HALF_BITS && size >= 1 && size <= 16) {
+        const size_t count = (size_t)residues.len / (8 * primes);
+        fits = (size_t)out.len == count * (size_t)size && (primes == 1 || inverse < ((const uint64_t *)moduli.buf)[1]);
+        if (fits) {
+            Py_BEGIN_ALLOW_THREADS
+            cut(residues.buf, moduli.buf, primes, inverse, (size_t)drop, (size_t)size, out.buf, count);
+            Py_END_ALLOW_THREADS
+        }
+    }
+#endif
+    PyBuffer_Release(&residues);
+    PyBuffer_Release(&moduli);
+    PyBuffer_Release(&out);
+    return fits ? Py_NewRef(Py_None) : unfit();
+}
+
+static PyObject *py_restore(PyObject *self, PyObject *args) {
+    Py_buffer data, moduli, out;
+    Py_ssize_t drop, size;
+    int fits = 0, below = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*nnw*", &data, &moduli, &drop, &size, &out)) {
+        return NULL;
+    }
+#if DR_SUMS
+    const size_t primes = (size_t)moduli.len / 8;
+    if ((primes == 1 || primes == 2) && moduli.len % 8 == 0 && are_primes(moduli.buf, primes) && drop >= 0 && drop < 4 * HALF_BITS && size >= 1 &&
+        size <= 16 && data.len % size == 0) {
+        const size_t count = (size_t)data.len / (size_t)size;
+        fits = (size_t)out.len % (8 * primes) == 0 && (size_t)out.len / (8 * primes) == count;
+        if (fits) {
+            Py_BEGIN_ALLOW_THREADS
+            below = restore(data.buf, moduli.buf, primes, (size_t)drop, (size_t)size, out.buf, count);
+            Py_END_ALLOW_THREADS
+        }
+    }
+#endif
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&moduli);
+    PyBuffer_Release(&out);
+    return fits ? PyBool_FromLong(below) : unfit();
+}
+
+static PyObject *py_flood(PyObject *self, PyObject *args) {
+    Py_buffer octets, moduli, out;
+    Py_ssize_t bits;
+    int fits = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*nw*", &octets, &moduli, &bits, &out)) {
+        return NULL;
+    }
+#if DR_SUMS
+    const size_t primes = (size_t)moduli.len / 8;
+    if (primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 && are_primes(moduli.buf, primes) && bits >= 1 && bits <= MOST_FLOOD_BITS) {
+        const size_t size = ((size_t)bits + 7) / 8, count = (size_t)octets.len / size;
+        fits = (size_t)octets.len % size == 0 && (size_t)out.len % (8 * primes) == 0 && (size_t)out.len / (8 * primes) == count;
+        if (fits) {
+            Py_BEGIN_ALLOW_THREADS
+            flood(octets.buf, moduli.buf, primes, (size_t)bits, size, out.buf, count);
+            Py_END_ALLOW_THREADS
+        }
+    }
+#endif
+    PyBuffer_Release(&octets);
+    PyBuffer_Release(&moduli);
+    PyBuffer_Release(&out);
+    return fits ? Py_NewRef(Py_None) : unfit();
+}
+
 static PyObject *py_sums(PyObject *self, PyObject *args) {
     Py_buffer inputs, weights, pairs, moduli, out;
     Py_ssize_t degree;
@@ -241,9 +430,7 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
         for (size_t t = 0; fits && t < terms; t++) {
             fits = s.pairs[2 * t] < (size_t)inputs.len / (2 * polynomial) && s.pairs[2 * t + 1] < (size_t)weights.len / polynomial;
         }
-        for (size_t i = 0; fits && i < primes; i++) {
-            fits = s.moduli[i] % 2 == 1 && s.moduli[i] > 2 && s.moduli[i] >> 2 * HALF_BITS == 0;
-        }
+        fits = fits && are_primes(moduli.buf, primes);
         if (fits) {
             Py_BEGIN_ALLOW_THREADS
             right = sums(&s);
@@ -256,11 +443,7 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
     PyBuffer_Release(&pairs);
     PyBuffer_Release(&moduli);
     PyBuffer_Release(&out);
-    if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "sizes are in range, fit together, and match the buffers; primes are odd and have at most 60 bits");
-        return NULL;
-    }
-    return PyBool_FromLong(right);
+    return fits ? PyBool_FromLong(right) : unfit();
 }
 
 static PyObject *py_supported(PyObject *self, PyObject *unused) {
@@ -274,13 +457,17 @@ static PyMethodDef methods[] = {
     {"sums", py_sums, METH_VARARGS,
      "sums(inputs, weights, pairs, primes, out, degree) -> bool: write the sums of products; tell whether no weight had more\n"
      "than 60 bits. The inputs are residues."},
+    {"cut", py_cut, METH_VARARGS, "cut(residues, primes, inverse of the first modulo the second, drop, size, out)"},
+    {"restore", py_restore, METH_VARARGS,
+     "restore(data, primes, drop, size, out) -> bool: tell whether all numbers were below their modulus."},
+    {"flood", py_flood, METH_VARARGS, "flood(octets, primes, bits, out)"},
     {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {{0, NULL}};
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "deepreduce.private.homomorphic._kernel", "Sums of products of NTT values.", 0, methods, slots,
+    PyModuleDef_HEAD_INIT, "deepreduce.private.homomorphic._kernel", "Arithmetic modulo the primes of a ciphertext.", 0, methods, slots,
     NULL, NULL, NULL,
 };
 

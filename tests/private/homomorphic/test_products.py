@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,16 @@ from deepreduce.private.homomorphic import (
     MessageError,
     Parameters,
     WeightsError,
+    _backends,
+    default_backend,
     draw_share,
     generate_keys,
     plan_layer,
     prepare_weights,
-    products,
     request,
 )
-from deepreduce.private.homomorphic.products import available_backends, multiply, read_inputs, requests_of
+from deepreduce.private.homomorphic._backends import available_backends
+from deepreduce.private.homomorphic.products import multiply, read_inputs, requests_of
 from deepreduce.private.homomorphic.scheme import scheme
 
 from .exact import layer
@@ -31,6 +34,10 @@ from .exact import layer
 needs_kernel = pytest.mark.skipif("kernel" not in available_backends(), reason="the compiled kernel is not there")
 PARAMETERS = [Parameters(27, (56, 56)), Parameters(30, (60, 60)), Parameters(59, (60, 48, 48))]
 LARGEST_PRIME = (1 << 60) - 2**14 * 28 + 1
+
+
+def kernel() -> Any:
+    return _backends.kernel
 
 
 @pytest.fixture(scope="module", params=PARAMETERS, ids=str)
@@ -89,7 +96,7 @@ def test_sums_are_exact(data: st.DataObject) -> None:
     inputs, weights = residues(count, 2), residues(polynomials)
     pairs = np.stack([rng.integers(0, count, terms), rng.integers(0, polynomials, terms)], axis=1).astype(np.uint32)
     out = np.full((2, len(moduli), degree), 7, np.uint64)
-    assert products._kernel.sums(inputs, weights, pairs, primes, out, degree)
+    assert kernel().sums(inputs, weights, pairs, primes, out, degree)
     assert np.array_equal(out, exact(inputs, weights, pairs, primes))
 
 
@@ -103,12 +110,12 @@ def test_weights_that_are_no_residues_but_fit_are_reduced_and_others_told() -> N
     weights = np.full((1, 2, degree), (1 << 60) - 1, np.uint64)
     pairs = np.zeros((40, 2), np.uint32)
     out = np.empty((2, 2, degree), np.uint64)
-    assert products._kernel.sums(inputs, weights, pairs, primes, out, degree)
+    assert kernel().sums(inputs, weights, pairs, primes, out, degree)
     assert np.array_equal(out, exact(inputs, weights, pairs, primes))
     for place, value in ((0, 1 << 60), (69, 1 << 63), (33, (1 << 64) - 1)):
         wrong = weights.copy()
         wrong[0, 1, place] = value
-        assert not products._kernel.sums(inputs, wrong, pairs, primes, out, degree)
+        assert not kernel().sums(inputs, wrong, pairs, primes, out, degree)
 
 
 @needs_kernel
@@ -131,9 +138,9 @@ def test_the_kernel_refuses_sizes_that_do_not_fit(changes: dict) -> None:
         "pairs": np.array([[1, 2]], np.uint32), "primes": np.array([3, 5], np.uint64),
         "out": np.zeros((2, 2, 64), np.uint64), "degree": 64,
     }  # fmt: skip
-    assert products._kernel.sums(*good.values())
+    assert kernel().sums(*good.values())
     with pytest.raises(ValueError, match="fit together"):
-        products._kernel.sums(*(good | changes).values())
+        kernel().sums(*(good | changes).values())
 
 
 @needs_kernel
@@ -141,14 +148,14 @@ def test_the_kernel_writes_only_into_what_may_be_written() -> None:
     out = np.zeros((2, 1, 8), np.uint64)
     out.flags.writeable = False
     with pytest.raises((BufferError, TypeError)):
-        products._kernel.sums(
+        kernel().sums(
             np.zeros((1, 2, 1, 8), np.uint64), np.zeros((1, 1, 8), np.uint64), np.zeros((1, 2), np.uint32),
             np.array([3], np.uint64), out, 8,
         )  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", available_backends())
-def test_weights_that_were_changed_on_the_disk_are_told(tmp_path: Path, backend: products.Name) -> None:
+def test_weights_that_were_changed_on_the_disk_are_told(tmp_path: Path, backend: _backends.Name) -> None:
     keys = generate_keys(PARAMETERS[0])
     shape, file = layer(9, 17, 16), tmp_path / "layer"
     plan = plan_layer(shape)
@@ -165,7 +172,7 @@ def test_weights_that_were_changed_on_the_disk_are_told(tmp_path: Path, backend:
 
 
 @pytest.mark.parametrize("backend", available_backends())
-def test_ciphertexts_are_checked_and_a_layer_without_weights_has_no_product(backend: products.Name) -> None:
+def test_ciphertexts_are_checked_and_a_layer_without_weights_has_no_product(backend: _backends.Name) -> None:
     keys = generate_keys(PARAMETERS[0])
     shape = layer(9, 17, 16)
     plan = plan_layer(shape)
@@ -180,7 +187,7 @@ def test_ciphertexts_are_checked_and_a_layer_without_weights_has_no_product(back
 
 
 def test_without_the_kernel_seal_is_used_and_nothing_else_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_kernel", None)
-    assert products.available_backends() == ("seal",) and products.default_backend() == "seal"
+    monkeypatch.setattr(_backends, "kernel", None)
+    assert available_backends() == ("seal",) and default_backend() == "seal"
     with pytest.raises(UsageError, match="one of seal here.*build the kernel"):
         read_inputs(PARAMETERS[0], {}, backend="kernel")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreduce.private.homomorphic import MessageError
+from deepreduce.private.homomorphic import MessageError, _backends
+from deepreduce.private.homomorphic._backends import available_backends
 from deepreduce.private.homomorphic.residues import (
+    centred,
     combine_modulo,
     compose,
+    cut,
     decompose,
     multiply_modulo,
     pack,
+    restore,
     round_away,
     shift_up,
     unpack,
@@ -78,6 +85,98 @@ def test_rounding_away_low_bits(prime: int, other: int | None, drop: int, data) 
     half = (1 << drop) >> 1
     assert all((v - (h << drop) + half) % modulus <= 2 * half for v, h in zip(values, integers(high), strict=True))
     assert integers(shift_up(high, drop)) == [value << drop for value in integers(high)]
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """The kernel, or numpy in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "seal":
+            patch.setattr(_backends, "kernel", None)
+        yield
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@CALM
+@given(st.sampled_from(LARGE), st.one_of(st.none(), st.sampled_from(LARGE)), st.integers(0, 100), st.data())
+def test_what_is_cut_comes_back_rounded(backend: str, prime: int, other: int | None, drop: int, data) -> None:
+    """Both ways, as bytes, against Python's integers; two equal primes are no pair."""
+    primes = (prime,) if other in (None, prime) else (prime, other)
+    modulus = math.prod(primes)
+    drop = min(drop, modulus.bit_length() - 1)
+    size = -(-(modulus.bit_length() - drop) // 8)
+    values = data.draw(below(modulus))
+    residues = np.array([[value % one for value in values] for one in primes], np.uint64)
+    with using(backend):
+        octets = cut(residues, primes, drop=drop, size=size)
+    high = [value + ((1 << drop) >> 1) >> drop for value in values]
+    high = [value if value << drop < modulus else 0 for value in high]
+    assert octets == b"".join(value.to_bytes(size, "little") for value in high)
+    with using(backend):
+        back = restore(octets, primes, drop=drop, size=size, what="a test")
+        assert back.tolist() == [[(value << drop) % one for value in high] for one in primes]
+        assert np.array_equal(restore(memoryview(octets), primes, drop=drop, size=size, what="a test"), back)
+    least = -(-modulus >> drop)
+    for wrong in {least, (1 << 8 * size) - 1}:
+        if least <= wrong < 1 << 8 * size:
+            with using(backend), pytest.raises(MessageError, match="a test must be below its modulus.*at least"):
+                restore(octets + wrong.to_bytes(size, "little"), primes, drop=drop, size=size, what="a test")
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@CALM
+@given(st.integers(1, 192), st.lists(st.sampled_from([*LARGE, 3, 65537]), min_size=1, max_size=3), st.data())
+def test_random_bits_become_numbers_around_zero(backend: str, bits: int, primes: list[int], data) -> None:
+    size = -(-bits // 8)
+    values = data.draw(st.lists(st.integers(0, (1 << 8 * size) - 1), min_size=1, max_size=20))
+    octets = b"".join(value.to_bytes(size, "little") for value in values)
+    expected = [value % (1 << bits) - (1 << bits - 1) for value in values]
+    with using(backend):
+        found = centred(octets, tuple(primes), bits=bits)
+    assert found.tolist() == [[value % prime for value in expected] for prime in primes]
+
+
+@pytest.mark.skipif("kernel" not in available_backends(), reason="the compiled kernel is not there")
+def test_the_kernel_refuses_what_does_not_fit() -> None:
+    kernel: Any = _backends.kernel
+    numbers, octets, two, one = (
+        np.zeros((2, 5), np.uint64),
+        bytes(40),
+        np.array([5, 7], np.uint64),
+        np.array([5], np.uint64),
+    )
+    kernel.cut(numbers, two, 3, 4, 8, bytearray(40))
+    kernel.restore(octets, two, 4, 8, numbers)
+    kernel.flood(octets, two, 64, numbers)
+    even, large, three = (
+        np.array([5, 8], np.uint64),
+        np.array([5, (1 << 60) + 1], np.uint64),
+        np.array([3, 5, 7], np.uint64),
+    )
+    for primes in (even, large, three, np.zeros(0, np.uint64), one):
+        for call in (
+            lambda own=primes: kernel.cut(numbers, own, 3, 4, 8, bytearray(40)),
+            lambda own=primes: kernel.restore(octets, own, 4, 8, numbers),
+            lambda own=primes: kernel.flood(octets, own, 64, numbers),
+        ):
+            with pytest.raises(ValueError, match="fit together"):
+                call()
+    for inverse, drop, size, length in (
+        (7, 4, 8, 40),
+        (3, -1, 8, 40),
+        (3, 120, 8, 40),
+        (3, 4, 0, 0),
+        (3, 4, 17, 85),
+        (3, 4, 8, 39),
+    ):
+        with pytest.raises(ValueError, match="fit together"):
+            kernel.cut(numbers, two, inverse, drop, size, bytearray(length))
+    for drop, size, length in ((-1, 8, 40), (120, 8, 40), (4, 0, 0), (4, 17, 85), (4, 8, 39), (4, 8, 48)):
+        with pytest.raises(ValueError, match="fit together"):
+            kernel.restore(bytes(length), two, drop, size, numbers)
+    for bits, length in ((0, 0), (-8, 40), (193, 125), (64, 39), (64, 48)):
+        with pytest.raises(ValueError, match="fit together"):
+            kernel.flood(bytes(length), two, bits, numbers)
 
 
 @CALM

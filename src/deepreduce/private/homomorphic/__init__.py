@@ -15,6 +15,7 @@ to 59 bits.
     receive(keys, response.answer) + response.share                               # = W * share mod 2^27
 """
 
+from ._backends import default_backend
 from .client import draw_share, generate_keys, receive, request
 from .errors import (
     HomomorphicError,
@@ -29,7 +30,6 @@ from .noise import check_total
 from .packing import Plan
 from .parameters import Parameters, check_budget, choose_parameters
 from .pool import Pool
-from .products import default_backend
 from .scheme import Keys
 from .server import Response, respond
 from .steps import StepPlan, plan_step, plan_steps

@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+_Octets = bytes | memoryview | NDArray[np.uint8]
+
 def supported() -> bool: ...
 def sums(
     inputs: NDArray[np.uint64],
@@ -11,3 +13,14 @@ def sums(
     degree: int,
     /,
 ) -> bool: ...
+def cut(
+    residues: NDArray[np.uint64],
+    primes: NDArray[np.uint64],
+    inverse: int,
+    drop: int,
+    size: int,
+    out: bytearray,
+    /,
+) -> None: ...
+def restore(data: _Octets, primes: NDArray[np.uint64], drop: int, size: int, out: NDArray[np.uint64], /) -> bool: ...
+def flood(octets: _Octets, primes: NDArray[np.uint64], bits: int, out: NDArray[np.uint64], /) -> None: ...

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from ...errors import UsageError, problem
+from . import _backends
+from ._backends import Name, available_backends
 from ._seal import seal
 from .packing import Plan, Words
 from .parameters import Parameters
 from .scheme import scheme
 from .weights import PreparedWeights
 from .wire import read_ciphertext
-
-try:
-    from . import _kernel
-except ImportError:  # not built: no compiler at installation
-    _kernel = None  # type: ignore[assignment]
-
-Name = Literal["kernel", "seal"]
 
 
 @dataclass(frozen=True)
@@ -42,16 +36,6 @@ class Inputs:
     ciphertexts: Mapping[int, seal.Ciphertext] = field(repr=False)
     words: Words | None = field(default=None, repr=False)
     places: Mapping[int, int] = field(default_factory=dict)
-
-
-def available_backends() -> tuple[Name, ...]:
-    """Return the names of the ways that run here, the default first."""
-    return ("kernel", "seal") if _kernel is not None and _kernel.supported() else ("seal",)
-
-
-def default_backend() -> Name:
-    """Return the name of the way that is used when none is named."""
-    return available_backends()[0]
 
 
 def read_inputs(parameters: Parameters, bodies: Mapping[int, bytes], *, backend: Name | None = None) -> Inputs:
@@ -128,7 +112,8 @@ def _multiply_by_seal(prepared: PreparedWeights, inputs: Inputs, pairs: list[tup
 def _multiply_by_kernel(prepared: PreparedWeights, words: Words, pairs: list[tuple[int, int]]) -> seal.Ciphertext:
     context = scheme(prepared.parameters)
     found = np.empty(words.shape[1:], np.uint64)
-    primes = np.array(context.primes, np.uint64)
-    if not _kernel.sums(words, prepared.words, np.array(pairs, np.uint32), primes, found, prepared.parameters.degree):
+    terms, primes = np.array(pairs, np.uint32), np.array(context.primes, np.uint64)
+    assert _backends.kernel is not None  # `read_inputs` has looked
+    if not _backends.kernel.sums(words, prepared.words, terms, primes, found, prepared.parameters.degree):
         raise prepared.damaged("a word of more than 60 bits")
     return context.ciphertext(found, "transformed")

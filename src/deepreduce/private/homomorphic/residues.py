@@ -2,23 +2,99 @@
 
 An answer is cut down to the high bits of numbers modulo q', the product of the primes that it keeps: one, or two of
 together up to 120 bits. Such numbers are held as limbs, shape (limbs, count), the low limb first, with as many limbs
-as there are primes. Everything is exact.
+as there are primes. Everything is exact. `cut`, `restore` and `centred` are computed by the compiled kernel where there
+is one; the functions on limbs are the same in numpy.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import problem
+from . import _backends
 from .errors import MessageError
 from .packing import Words
 
 _WORD = (1 << 64) - 1
 _HALF = np.uint64(32)
 _LOW_HALF = np.uint64((1 << 32) - 1)
-_PIECE = np.uint64(48)
+_PIECE_BITS = 48
+_PIECE = np.uint64(_PIECE_BITS)
 _LOW_PIECE = np.uint64((1 << 48) - 1)
+
+
+def cut(residues: Words, primes: tuple[int, ...], *, drop: int, size: int) -> bytes:
+    """Round numbers to their high bits and pack them.
+
+    Args:
+        residues: of numbers modulo the product of one or two primes, shape (primes, count).
+        primes: one or two of at most 60 bits.
+        drop: low bits that go.
+        size: bytes that a number takes then; more than eight for two primes alone.
+    """
+    if _backends.kernel is None:
+        return pack(round_away(compose(residues, primes), drop, math.prod(primes)), size)
+    out = bytearray(residues.shape[1] * size)
+    inverse = pow(primes[0], -1, primes[1]) if len(primes) == 2 else 0
+    _backends.kernel.cut(np.ascontiguousarray(residues), np.array(primes, np.uint64), inverse, drop, size, out)
+    return bytes(out)
+
+
+def restore(data: bytes | memoryview, primes: tuple[int, ...], *, drop: int, size: int, what: str) -> Words:
+    """Return the residues of the numbers that `cut` packed, zeros in place of the bits that went.
+
+    Args:
+        data: numbers of `size` bytes each.
+        primes, drop, size: as for `cut`.
+        what: the message that holds them, for the error.
+
+    Returns:
+        Shape (primes, count).
+
+    Raises:
+        MessageError: a number is not below the product of the primes.
+    """
+    modulus = math.prod(primes)
+    if _backends.kernel is None:
+        return decompose(shift_up(unpack(data, size, -(-modulus >> drop), what=what, limbs=len(primes)), drop), primes)
+    found = np.empty((len(primes), len(data) // size), np.uint64)
+    if not _backends.kernel.restore(data, np.array(primes, np.uint64), drop, size, found):
+        raise _too_large(what, size, -(-modulus >> drop))
+    return found
+
+
+def centred(octets: bytes, primes: tuple[int, ...], *, bits: int) -> Words:
+    """Return numbers from -2^(bits - 1) up to 2^(bits - 1), without it, modulo primes.
+
+    Args:
+        octets: of each number 2^(bits - 1) more, in ceil(bits / 8) bytes; bits beyond `bits` are not looked at.
+        primes: of at most 60 bits.
+        bits: from 1 to 192.
+
+    Returns:
+        Shape (primes, count).
+    """
+    size = -(-bits // 8)
+    count = len(octets) // size
+    found = np.empty((len(primes), count), np.uint64)
+    if _backends.kernel is not None:
+        _backends.kernel.flood(octets, np.array(primes, np.uint64), bits, found)
+        return found
+    padded = np.zeros((count, 8 * 6), np.uint8)
+    padded[:, :size] = np.frombuffer(octets, np.uint8).reshape(count, size)
+    pieces = []
+    for low in range(0, bits, _PIECE_BITS):
+        piece = np.zeros((count, 8), np.uint8)
+        piece[:, :6] = padded[:, low // 8 : low // 8 + 6]
+        mask = np.uint64((1 << min(_PIECE_BITS, bits - low)) - 1)
+        pieces.append(piece.view("<u8").ravel().astype(np.uint64) & mask)
+    for line, prime in zip(found, primes, strict=True):
+        line[:] = combine_modulo(pieces, 1, prime)
+    lowest = np.array([(-(1 << (bits - 1))) % prime for prime in primes], np.uint64)[:, None]
+    return add_modulo(found, lowest, primes)
 
 
 def add_modulo(a: Words, b: Words, primes: tuple[int, ...]) -> Words:
@@ -127,14 +203,18 @@ def unpack(data: bytes | memoryview, size: int, bound: int, *, what: str, limbs:
     words[:, :size] = octets
     found = np.ascontiguousarray(words.view("<u8").T.astype(np.uint64, copy=False))
     if _reaches(found, bound).any():
-        raise MessageError(
-            problem(
-                f"every word of {what} must be below its modulus",
-                got=f"a word of up to {8 * size} bits that is at least {bound:#x}",
-                remedy="drop the connection: the other party is broken or hostile",
-            )
-        )
+        raise _too_large(what, size, bound)
     return found
+
+
+def _too_large(what: str, size: int, bound: int) -> MessageError:
+    return MessageError(
+        problem(
+            f"every word of {what} must be below its modulus",
+            got=f"a word of up to {8 * size} bits that is at least {bound:#x}",
+            remedy="drop the connection: the other party is broken or hostile",
+        )
+    )
 
 
 def _shift_down(numbers: Words, bits: int) -> Words:

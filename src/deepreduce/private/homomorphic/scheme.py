@@ -19,15 +19,13 @@ from ._seal import seal
 from .errors import ParameterError
 from .packing import Words
 from .parameters import Parameters
-from .residues import add_modulo, combine_modulo
+from .residues import add_modulo, centred
 
 SEED_BYTES = 64
 """SEAL's generator takes a seed of eight words; the second polynomial of a request is expanded from it."""
 
 Form = Literal["coefficients", "transformed", "answer"]
 """Of a ciphertext: coefficients or NTT values modulo all data primes, or coefficients modulo those of an answer."""
-
-_LIMB_BITS = 48
 
 
 @dataclass(frozen=True)
@@ -210,15 +208,8 @@ class Scheme:
         Returns:
             Shape (prime, coefficient).
         """
-        n, bits = self.parameters.degree, self.parameters.flood_bits
-        limbs = []
-        for low in range(0, bits, _LIMB_BITS):
-            octets = np.zeros((n, 8), np.uint8)
-            octets[:, :6] = np.frombuffer(os.urandom(6 * n), np.uint8).reshape(n, 6)
-            limbs.append(octets.view("<u8").ravel() & np.uint64((1 << min(_LIMB_BITS, bits - low)) - 1))
-        lowest = np.array([(-(1 << (bits - 1))) % prime for prime in self.primes], np.uint64)[:, None]
-        drawn = np.stack([combine_modulo(limbs, 1, prime) for prime in self.primes])
-        return add_modulo(drawn, lowest, self.primes)
+        bits = self.parameters.flood_bits
+        return centred(os.urandom(-(-bits // 8) * self.parameters.degree), self.primes, bits=bits)
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,7 +17,6 @@ below their primes and nothing else: SEAL never parses a byte that a stranger se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +27,7 @@ from ...errors import problem
 from .errors import MessageError
 from .packing import Plan, Words
 from .parameters import Parameters
-from .residues import compose, decompose, pack, round_away, shift_up, unpack
+from .residues import cut, pack, restore, unpack
 from .scheme import SEED_BYTES, Keys, scheme
 
 Indices = npt.NDArray[np.int32]
@@ -179,7 +178,7 @@ def read_ciphertext(parameters: Parameters, body: bytes) -> tuple[Words, bytes]:
     """
     n, place, lines = parameters.degree, SEED_BYTES, []
     for size, prime in zip(parameters.word_bytes, scheme(parameters).primes, strict=True):
-        lines.append(unpack(body[place : place + n * size], size, prime, what="a request")[0])
+        lines.append(restore(body[place : place + n * size], (prime,), drop=0, size=size, what="a request")[0])
         place += n * size
     return np.stack(lines), body[:SEED_BYTES]
 
@@ -193,10 +192,9 @@ def write_answer(parameters: Parameters, words: Words, places: Indices) -> bytes
         places: the coefficients that are results.
     """
     primes = scheme(parameters).answer_primes
-    modulus, (first, second), (drop_first, drop_second) = _answer_numbers(parameters)
-    high = round_away(compose(words[1], primes), drop_second, modulus)
-    results = round_away(compose(words[0][:, places], primes), drop_first, modulus)
-    return pack(high, second) + pack(results, first)
+    (first, second), (drop_first, drop_second) = _answer_numbers(parameters)
+    high = cut(words[1], primes, drop=drop_second, size=second)
+    return high + cut(words[0][:, places], primes, drop=drop_first, size=first)
 
 
 def read_answer(parameters: Parameters, body: bytes, places: Indices) -> Words:
@@ -206,22 +204,21 @@ def read_answer(parameters: Parameters, body: bytes, places: Indices) -> Words:
         MessageError: a number is not below the modulus.
     """
     n, primes = parameters.degree, scheme(parameters).answer_primes
-    modulus, (first, second), (drop_first, drop_second) = _answer_numbers(parameters)
+    (first, second), (drop_first, drop_second) = _answer_numbers(parameters)
     words = np.zeros((2, len(primes), n), np.uint64)
     for start, end, size, drop, line, where in (
         (0, n * second, second, drop_second, 1, slice(None)),
         (n * second, None, first, drop_first, 0, places),
     ):
-        high = unpack(body[start:end], size, -(-modulus >> drop), what="an answer", limbs=len(primes))
-        words[line][:, where] = decompose(shift_up(high, drop), primes)
+        words[line][:, where] = restore(body[start:end], primes, drop=drop, size=size, what="an answer")
     return words
 
 
-def _answer_numbers(parameters: Parameters) -> tuple[int, tuple[int, int], tuple[int, int]]:
-    """Return the modulus of an answer, and of both polynomials the bytes kept and the low bits dropped."""
+def _answer_numbers(parameters: Parameters) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return of both polynomials of an answer the bytes kept and the low bits dropped."""
     bits, (first, second) = sum(parameters.answer_prime_bits), parameters.answer_bytes
     dropped = max(0, bits - 8 * first), max(0, bits - 8 * second)
-    return math.prod(scheme(parameters).answer_primes), (first, second), dropped
+    return (first, second), dropped
 
 
 def _key_sizes(parameters: Parameters) -> list[int]:
