@@ -2,7 +2,8 @@
 
 For each layer: ciphertexts and bytes both ways, products, seconds of wall clock and of processor, the noise budget that
 is left in the answer, and whether the result equals integer convolution. For each network the sum over its layers, each
-as often as it occurs, both parties on this machine and one layer after the other.
+as often as it occurs, both parties on this machine and one layer after the other. And on one core, with the compiled
+kernel and with SEAL and numpy alone in turn: an answer made and decrypted.
 
     python benchmarks/homomorphic.py --networks resnet18
     python benchmarks/homomorphic.py --ring-bits 37 --weight-bits 10
@@ -36,8 +37,10 @@ from deepreduce.private.homomorphic import (
     Layer,
     Parameters,
     Pool,
+    PreparedWeights,
     PublicKey,
     Request,
+    _backends,
     check_budget,
     choose_parameters,
     draw_share,
@@ -49,10 +52,15 @@ from deepreduce.private.homomorphic import (
     request,
     respond,
 )
+from deepreduce.private.homomorphic._backends import available_backends
+from deepreduce.private.homomorphic.client import _decrypt
+from deepreduce.private.homomorphic.products import multiply, read_inputs
 from deepreduce.private.homomorphic.residues import add_modulo, compose
 from deepreduce.private.homomorphic.scheme import scheme
-from deepreduce.private.homomorphic.wire import read_answer
+from deepreduce.private.homomorphic.server import blind
+from deepreduce.private.homomorphic.wire import read_answer, write_answer
 
+STEPS = ("request", "respond", "receive")
 NETWORKS = ("resnet18", "resnet34", "mobilenet_v1", "vgg16", "wide_resnet_22_8")
 
 
@@ -142,6 +150,9 @@ def measure(layer: Layer, keys: Keys, pool: Pool, folder: Path, weight_bits: int
     returned = response.answer.to_bytes()
     clock.lap("respond")
     answer = Answer.from_bytes(parameters, plan, returned)
+    asked = dict(enumerate(Request.from_bytes(parameters, plan, sent).bodies))
+    backends = {name: one_answer(name, prepared, keys, asked) for name in available_backends() * 2}
+    clock.lap("backends")
     result = receive(keys, answer, pool=pool)
     clock.lap("receive")
     ring = np.uint64((1 << parameters.ring_bits) - 1)
@@ -158,10 +169,36 @@ def measure(layer: Layer, keys: Keys, pool: Pool, folder: Path, weight_bits: int
         "weights_bytes": plan.weight_polynomials * parameters.degree * len(parameters.prime_bits) * 8,
         "seconds": clock.wall,
         "processor_seconds": clock.cpu,
+        "seconds_per_answer": backends,
         "noise_budget_bits": budget(keys, answer),
         "flood_bits_to_spare": check_budget(parameters, plan, weight_bits=weight_bits),
         "exact": exact,
     }
+
+
+def one_answer(
+    backend: str, prepared: PreparedWeights, keys: Keys, asked: dict[int, bytes], *, repeats: int = 3
+) -> dict[str, float]:
+    """Return the least seconds in which one answer is made of expanded inputs, and decrypted, by this process alone."""
+    parameters, context, places = prepared.parameters, scheme(prepared.parameters), [prepared.plan.results[0][0]]
+    own = _backends.kernel
+    _backends.kernel = own if backend == "kernel" else None
+    try:
+        inputs, laps = read_inputs(parameters, asked), []
+        encryptor = context.public_encryptor(PublicKey.of(keys).words)
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            product = multiply(prepared, inputs, 0)
+            multiplied = time.perf_counter()
+            blinded, _ = blind(context, encryptor, product)
+            smallest = context.evaluator.mod_switch_to(blinded, context.answer_level)
+            body = write_answer(parameters, context.words(smallest), places[0])
+            made = time.perf_counter()
+            _decrypt(keys, [body], places)
+            laps.append((multiplied - begun, made - multiplied, time.perf_counter() - made))
+    finally:
+        _backends.kernel = own
+    return dict(zip(("multiply", "blind", "decrypt"), map(min, zip(*laps, strict=True)), strict=True))
 
 
 def budget(keys: Keys, answer: Answer) -> float:
@@ -217,12 +254,18 @@ def convolve(layer: Layer, values: np.ndarray[Any, Any], weights: np.ndarray[Any
 def total(layers: Counter[Layer], rows: dict[Layer, dict[str, Any]]) -> dict[str, Any]:
     """Add up a network."""
     counted = [(rows[layer], count) for layer, count in layers.items()]
-    steps = ("request", "respond", "receive")
     names = ("ciphertexts_sent", "ciphertexts_returned", "products", "bytes_sent", "bytes_returned", "weights_bytes")
     return {
         **{name: sum(row[name] * count for row, count in counted) for name in names},
-        "seconds": sum(row["seconds"][step] * count for row, count in counted for step in steps),
-        "processor_seconds": sum(row["processor_seconds"][step] * count for row, count in counted for step in steps),
+        "seconds": sum(row["seconds"][step] * count for row, count in counted for step in STEPS),
+        "processor_seconds": sum(row["processor_seconds"][step] * count for row, count in counted for step in STEPS),
+        "answers_seconds_on_one_core": {
+            name: sum(
+                sum(row["seconds_per_answer"][name].values()) * row["ciphertexts_returned"] * count
+                for row, count in counted
+            )
+            for name in available_backends()
+        },
         "prepare_seconds": sum(row["seconds"]["prepare"] * count for row, count in counted),
         "noise_budget_bits": min(row["noise_budget_bits"] for row, _ in counted),
         "exact": all(row["exact"] for row, _ in counted),
@@ -231,7 +274,7 @@ def total(layers: Counter[Layer], rows: dict[Layer, dict[str, Any]]) -> dict[str
 
 def line(row: dict[str, Any]) -> str:
     """Lay one layer out as text."""
-    wall, cpu = (sum(v for k, v in row[name].items() if k != "prepare") for name in ("seconds", "processor_seconds"))
+    wall, cpu = (sum(row[name][step] for step in STEPS) for name in ("seconds", "processor_seconds"))
     return (
         f"{row['layer'].removeprefix('Layer')}: {row['ciphertexts_sent']} + {row['ciphertexts_returned']} ciphertexts, "
         f"{row['products']} products, {row['bytes_sent'] / 1e6:.2f} + {row['bytes_returned'] / 1e6:.2f} MB, "
