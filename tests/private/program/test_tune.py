@@ -31,7 +31,7 @@ def test_it_is_tried_anew_where_coarser_layers_were_too_coarse(monkeypatch: pyte
     def measure(*args: Any) -> Any:
         found = own_measure(*args)
         measured.append(found.rms_error)
-        return found if len(measured) > 1 else replace(found, rms_error=1e9)
+        return found if len(measured) > 2 else replace(found, rms_error=1e9)
 
     for name, function in (("tune", tune), ("plan", plan), ("_measure", measure)):
         monkeypatch.setattr(build, name, function)
@@ -39,4 +39,4 @@ def test_it_is_tried_anew_where_coarser_layers_were_too_coarse(monkeypatch: pyte
     settle(base.network, photographs(64, 16))
     network = build_candidate(base, Candidate(("S3", "S4"), thin=True, bypass=True))
     make_program(network, photographs(32, 16), settings=FormatSettings(tolerance=0.01))
-    assert asked == [True, False] and len(measured) == 2
+    assert asked == [True, False] and len(measured) == 3  # with signs as they are, and exact

@@ -95,12 +95,15 @@ def make_program(
         if agreement.rms_error <= used.tolerance * agreement.spread:
             _check_public(program.public)
             return program
-        if not made.trimmed:
-            errors = sign_errors(graph, calibration, made.formats) if errors is None else errors
-            exact = _measure(_with_exact_signs(program), calibration, seen.logits, used)
-            last = Measured(used, made.formats, agreement, exact, errors)
+        errors = sign_errors(graph, calibration, made.formats) if errors is None else errors
+        exact = _measure(_with_exact_signs(program), calibration, seen.logits, used)
+        last = Measured(used, made, agreement, exact, errors)
+        try:
             used, signs = finer(graph, seen.ranges, chosen, last, trim=trim)
             continue
+        except NetworkError:
+            if not made.trimmed:
+                raise
         trim = False
         if used.merge:  # what was not worth merging may be, now that all layers keep their bits
             seen = _tuned(graph, calibration, logits, used, trim=False)

@@ -10,24 +10,24 @@ import math
 from dataclasses import dataclass, replace
 
 from ...errors import NetworkError, problem
-from .formats import Formats, Ranges
+from .formats import Ranges
 from .graph import Graph, Node
-from .plan import plan
+from .plan import Plan, plan
 from .program import Agreement
 from .settings import FormatSettings
-from .signs import EXACT, SignErrors, lookup_bytes, share_bits, total
+from .signs import EXACT, SignErrors, lookup_bytes, online_bytes, share_bits, total
 
 _MORE_BITS = 6
 """How many bits a network that needs them may get beyond its settings."""
 
 _ROUNDING = 0.8
-"""Share of the tolerance that rounding may take; the signs then have three fifths of it."""
+"""Share of the tolerance up to which rounding leaves enough for the signs: three fifths."""
 
 _SAFE = 0.9
 """Share of what rounding leaves that the signs are given, in squares: their error is an estimate."""
 
-_GATE_BYTES = 16
-"""What an AND gate weighs beside a table, as in `formats.gates`."""
+_GATE_BYTES, _ONLINE = 16, 20
+"""What an AND gate weighs beside a table, as in `formats.gates`, and a byte online beside one before the image."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +36,35 @@ class Measured:
 
     Attributes:
         settings: with which it was planned.
-        formats: of its plan.
+        plan: of it, undone.
         agreement: what came out.
         exact: what comes out with exact signs: rounding alone.
         errors: of signs, for any number of bits.
     """
 
     settings: FormatSettings
-    formats: Formats
+    plan: Plan
     agreement: Agreement
     exact: Agreement
     errors: SignErrors
 
     @property
+    def bound(self) -> float:
+        """Root mean square error of the logits that the settings allow."""
+        return self.settings.tolerance * max(self.agreement.spread, 1e-300)
+
+    @property
     def rounding(self) -> float:
         """Square error of the logits from rounding, over that which is allowed."""
-        return self.exact.rms_error**2 / self.allowed
+        error = self.exact.rms_error / self.bound
+        return error * error
 
     @property
     def worse(self) -> float:
         """How many times the square error of the signs is what was estimated, if it is more."""
-        estimated = total(self.errors, self.formats.tested)
-        measured = self.agreement.rms_error**2 - self.exact.rms_error**2
-        return max(1.0, measured / estimated) if estimated else 1.0
-
-    @property
-    def allowed(self) -> float:
-        """Square error that the settings allow."""
-        return (self.settings.tolerance * max(self.agreement.spread, 1e-300)) ** 2
+        error, formats = self.agreement.rms_error / self.bound, self.plan.formats
+        estimated = total(self.errors, formats.tested, formats.width) / self.bound / self.bound
+        return max(1.0, (error * error - self.rounding) / estimated) if estimated else 1.0
 
 
 def finer(
@@ -71,8 +72,9 @@ def finer(
 ) -> tuple[FormatSettings, dict[Node, int]]:
     """Return settings and bits of signs for a smaller error of the logits.
 
-    All numbers get as many bits as they need, or one more where that makes the tables of the signs smaller than what
-    it costs.
+    Several numbers of bits are planned: from those with which rounding is just good enough to one more than leaves
+    enough for the signs. The cheapest plan is taken; one whose signs do not reach their target, or that trims layers,
+    only if there is no other.
 
     Args:
         graph: as the program was planned from; not changed.
@@ -85,54 +87,59 @@ def finer(
         Settings, and of ReLU layers by how many bits at least they decide their signs.
 
     Raises:
-        NetworkError: if no bits are left to give, or no plan has room for them.
+        NetworkError: if no bits are left to give, or no plan has room for them; or if the last plan trimmed layers, and
+            rounding alone is too much for it.
     """
-    rounding = last.rounding
-    needed = 0
-    if not math.isfinite(rounding):
-        needed = _MORE_BITS + 1
-    elif rounding > _ROUNDING**2:
-        needed = math.ceil(math.log2(rounding) / 2 - math.log2(_ROUNDING))
-    found: list[tuple[float, FormatSettings, dict[Node, int]]] = []
-    refused: NetworkError | None = None
-    for more in (needed, needed + 1):
+    if last.plan.trimmed and not last.rounding < 1:
+        raise _refusal(last)
+    found: list[tuple[bool, bool, float, FormatSettings, dict[Node, int]]] = []
+    refused = _refusal(last)
+    for more in _choices(last, first):
+        settings = replace(
+            last.settings,
+            weight_bits=last.settings.weight_bits + more,
+            activation_bits=last.settings.activation_bits + more,
+            input_bits=min(30, last.settings.input_bits + more),
+        )
         try:
-            settings = _with_more(last, first, more)
             made = plan(graph, ranges, settings, trim=trim)
         except NetworkError as error:
-            refused = refused or error
+            refused = error
             continue
         made.undo()
-        left = max(0.0, 1 - rounding / 4**more)
-        target = _SAFE * left * last.allowed / last.worse
-        signs = share_bits(last.errors, last.formats, made.formats.width, target)
-        changed = more or any(bits != (last.formats.tested[node] or EXACT) for node, bits in signs.items())
-        if changed:
-            found.append((made.cost + lookup_bytes(signs) / _GATE_BYTES, settings, signs))
+        left = 1 - last.rounding / 4.0 ** (more + last.plan.trimmed - made.trimmed)
+        target = _SAFE * max(0.0, left) / last.worse * last.bound * last.bound
+        signs = share_bits(last.errors, last.plan.formats, made.formats.width, target)
+        if not more and all(bits == (last.plan.formats.tested[node] or EXACT) for node, bits in signs.items()):
+            continue
+        reached = total(last.errors, signs, made.formats.width) <= target
+        cost = made.cost + (lookup_bytes(signs) + _ONLINE * online_bytes(signs, made.formats)) / _GATE_BYTES
+        found.append((not reached, made.trimmed > 0, cost, settings, signs))
     if not found:
-        assert refused is not None  # with a bit more there was a change
         raise refused
-    _, settings, signs = min(found, key=lambda option: option[0])
+    *_, settings, signs = min(found, key=lambda option: option[:3])
     return settings, signs
 
 
-def _with_more(last: Measured, first: FormatSettings, more: int) -> FormatSettings:
-    """Return the last settings with more bits for all numbers.
+def _choices(last: Measured, first: FormatSettings) -> list[int]:
+    """Return by how many bits all numbers may grow: as many as they need, or as they may have."""
+    room = min(first.weight_bits + _MORE_BITS, 20) - last.settings.weight_bits
+    room = min(room, 30 - last.settings.activation_bits)
+    if not math.isfinite(last.rounding):
+        return []
+    short = math.log2(last.rounding) / 2 if last.rounding else -math.inf
+    fewest = 0 if short < 0 else math.floor(short) + 1
+    enough = max(0, math.ceil(short - math.log2(_ROUNDING))) if math.isfinite(short) else 0
+    return [more for more in range(fewest, enough + 2) if more <= room] or ([room] if room > 0 else [])
 
-    Raises:
-        NetworkError: if they may not have so many.
-    """
+
+def _refusal(last: Measured) -> NetworkError:
     used, agreement = last.settings, last.agreement
-    weight_bits, activation_bits = used.weight_bits + more, used.activation_bits + more
-    if weight_bits > min(first.weight_bits + _MORE_BITS, 20) or activation_bits > 30:
-        raise NetworkError(
-            problem(
-                f"the logits of a program differ from the network's by at most {used.tolerance:g} of their spread",
-                got=f"{agreement.rms_error:.3g} at a spread of {agreement.spread:.3g}, "
-                f"with weight_bits {used.weight_bits} and activation_bits {used.activation_bits}",
-                remedy="raise tolerance if the labels agree well enough, or start from more bits",
-            )
+    return NetworkError(
+        problem(
+            f"the logits of a program differ from the network's by at most {used.tolerance:g} of their spread",
+            got=f"{agreement.rms_error:.3g}, of which {last.exact.rms_error:.3g} by rounding, at a spread of "
+            f"{agreement.spread:.3g}, with weight_bits {used.weight_bits} and activation_bits {used.activation_bits}",
+            remedy="raise tolerance if the labels agree well enough, or start from more bits",
         )
-    return replace(
-        used, weight_bits=weight_bits, activation_bits=activation_bits, input_bits=min(30, used.input_bits + more)
     )

@@ -25,7 +25,7 @@ EXACT = MOST_TABLE_BITS + 1
 """In place of a number of bits: all bits decide, in a garbled circuit."""
 
 _IMAGES = 64
-"""So many show what a layer does."""
+"""So many, spread over all, show what a layer does."""
 
 _BATCH = 8
 _SEED = 0
@@ -47,7 +47,7 @@ def sign_errors(graph: Graph, images: Float[Tensor, "n channels height width"], 
         images: for calibration, float64.
         formats: of a plan of the graph: how large the layers' ranges are.
     """
-    images = images[:_IMAGES]
+    images = images[np.linspace(0, len(images) - 1, min(len(images), _IMAGES)).round().astype(int)]
     draw = torch.Generator().manual_seed(_SEED)
     found: SignErrors = {}
     for start in range(0, len(images), _BATCH):
@@ -62,7 +62,7 @@ def _derivatives(graph: Graph, images: Tensor, draw: torch.Generator) -> list[tu
     """Return of each ReLU layer its input, and by its output the derivative of the logits' sum under random signs."""
     values: dict[Node, Tensor] = {}
     layers = []
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
+    with torch.inference_mode(False):  # whatever the caller has switched off; with it gradients are on
         for node in graph.order():
             values[node] = images.clone() if node is graph.input else evaluate(node, [values[i] for i in node.inputs])
             if isinstance(node.op, Circuit) and node.op.kind == RELU:
@@ -111,15 +111,22 @@ def decide(formats: Formats, signs: Mapping[Node, int]) -> None:
             formats.tested[node] = min(max(formats.tested[node], bits), formats.width[node])
 
 
-def total(errors: SignErrors, bits: Mapping[Node, int]) -> float:
-    """Return the mean square error of all layers together, with these bits (0 is `EXACT`, as in `Formats.tested`)."""
-    return float(sum(own[bits[node] or EXACT] for node, own in errors.items()))
+def total(errors: SignErrors, bits: Mapping[Node, int], width: Mapping[Node, int]) -> float:
+    """Return the mean square error of all layers together.
+
+    Args:
+        errors: see `sign_errors`.
+        bits: that decide; 0 is `EXACT`, as in `Formats.tested`.
+        width: of each layer's input; where all of it decides, there is no error.
+    """
+    return float(sum(own[bits[node] or EXACT] for node, own in errors.items() if bits[node] < width[node]))
 
 
 def share_bits(errors: SignErrors, formats: Formats, width: Mapping[Node, int], target: float) -> dict[Node, int]:
     """Return by how many bits each layer decides, so that the error is at most `target`: the cheapest that is found.
 
-    Bits go one by one to the layer where they take most of the error for their bytes.
+    Bits go one by one to the layer where they take most of the error for their bytes. Where no error was seen they go
+    to all layers alike.
 
     Args:
         errors: see `sign_errors`.
@@ -130,23 +137,26 @@ def share_bits(errors: SignErrors, formats: Formats, width: Mapping[Node, int], 
     Returns:
         From 2 to 13, or `EXACT`.
     """
-    chosen = {node: formats.tested[node] or EXACT for node in errors}
-    least = dict(chosen)
+    least = {node: formats.tested[node] or EXACT for node in errors}
+    most = {node: max(least[node], min(width[node], EXACT)) for node in errors}
+    if not any(own.any() for own in errors.values()):
+        return {node: min(bits + 1, most[node]) for node, bits in least.items()}
+    chosen = dict(least)
 
-    def most(node: Node) -> int:
-        return width[node] if width[node] <= MOST_TABLE_BITS else EXACT
+    def error(node: Node, bits: int) -> float:
+        return float(errors[node][bits]) if bits < width[node] else 0.0
 
     def worth(node: Node) -> float:
-        own, bits = errors[node], chosen[node]
-        return float(own[bits] - own[bits + 1]) / (_bytes(node, bits + 1) - _bytes(node, bits))
+        bits = chosen[node]
+        return (error(node, bits) - error(node, bits + 1)) / (_bytes(node, bits + 1) - _bytes(node, bits))
 
-    while total(errors, chosen) > target:
-        open_layers = [node for node in chosen if chosen[node] < most(node) and errors[node][chosen[node]] > 0]
+    while total(errors, chosen, width) > target:
+        open_layers = [node for node in chosen if chosen[node] < most[node] and error(node, chosen[node])]
         if not open_layers:
             break
         chosen[max(open_layers, key=worth)] += 1
     for node in sorted(chosen, key=lambda node: _bytes(node, chosen[node]), reverse=True):
-        while chosen[node] > least[node] and total(errors, chosen | {node: chosen[node] - 1}) <= target:
+        while chosen[node] > least[node] and total(errors, chosen | {node: chosen[node] - 1}, width) <= target:
             chosen[node] -= 1  # an earlier bit that later ones made needless
     return chosen
 
@@ -156,10 +166,22 @@ def lookup_bytes(signs: Mapping[Node, int]) -> int:
     return sum(_bytes(node, bits) for node, bits in signs.items())
 
 
+def online_bytes(signs: Mapping[Node, int], formats: Formats) -> int:
+    """Return what all layers send online, with these bits, if all are looked up (docs/protocol.md, section 5)."""
+    sent = 0
+    for node, bits in signs.items():
+        ring, upper = formats.ring[node], formats.ring[node] - formats.width[node]
+        sent += _elements(node) * (-(-bits // 8) + 3 * -(-ring // 8) + 2 * -(-upper // 8))
+    return sent
+
+
 def _bytes(node: Node, bits: int) -> int:
     """Return what a layer sends before the image for its signs; see docs/protocol.md, section 5."""
-    assert isinstance(node.op, Circuit)
-    elements = node.size if node.op.kept is None else len(node.op.kept)
     if bits == EXACT:
-        return elements * _EXACT_BYTES
-    return elements * (8 * (bits - 1) * max(1 << 7, 1 << (bits - 1)) // (1 << 7) + 4 * bits)
+        return _elements(node) * _EXACT_BYTES
+    return _elements(node) * (8 * (bits - 1) * max(1 << 7, 1 << (bits - 1)) // (1 << 7) + 4 * bits)
+
+
+def _elements(node: Node) -> int:
+    assert isinstance(node.op, Circuit)
+    return node.size if node.op.kept is None else len(node.op.kept)
