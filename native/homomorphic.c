@@ -19,8 +19,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__SIZEOF_INT128__) && defined(__LP64__) && !defined(_WIN32)
-#define DR_SUMS 1
+#if defined(__SIZEOF_INT128__) && defined(__LP64__) && !defined(_WIN32) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define DR_KERNEL 1
 __extension__ typedef unsigned __int128 Wide;
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,19 +28,20 @@ __extension__ typedef unsigned __int128 Wide;
 #include <arm_neon.h>
 #endif
 #else
-#define DR_SUMS 0
+#define DR_KERNEL 0
 #endif
 
 #define MOST_DEGREE 65536
 #define MOST_PRIMES 16
 #define MOST_FLOOD_BITS 192
-#define HALF_BITS 30 /* numbers are multiplied in two halves; a prime has two of them at most */
+#define MOST_BITS 60 /* of a prime */
+#define HALF_BITS 30 /* numbers are multiplied in two halves */
 #define HALF (((uint64_t)1 << HALF_BITS) - 1)
 #define ROUND 16     /* so many products of halves fit into 64 bits together */
 #define FEW 2        /* so many are read side by side */
 #define BLOCK 256    /* values whose sums stay in the first cache */
 
-#if DR_SUMS
+#if DR_KERNEL
 
 /* A prime, and what Montgomery's reduction needs (Mathematics of Computation 44, 1985): S 2^-64 modulo p of any S < p 2^64 is
  * the high word of S - p (S p^-1 mod 2^64), or p more. */
@@ -62,6 +63,12 @@ static inline uint64_t reduce(const Prime *prime, uint64_t low, uint64_t high) {
     return high - taken + (high < taken ? prime->p : 0);
 }
 
+/* (high 2^64 + low) modulo the prime, for high below it. */
+static inline uint64_t remainder_of(const Prime *prime, uint64_t low, uint64_t high) {
+    const Wide scaled = (Wide)reduce(prime, low, high) * prime->back;
+    return reduce(prime, (uint64_t)scaled, (uint64_t)(scaled >> 64));
+}
+
 typedef struct {
     size_t degree, primes, terms;
     const uint64_t *inputs;  /* [ciphertext, polynomial (2), prime, value] */
@@ -77,20 +84,22 @@ typedef struct {
     uint64_t low[2][BLOCK], high[2][BLOCK], parts[2][4][BLOCK];
 } Block;
 
-/* Where the factors of a few products lie: of the ciphertexts both polynomials. */
+/* Where the factors of a few products lie, of the ciphertexts both polynomials; and the largest residue. */
 typedef struct {
     const uint64_t *inputs[2][FEW], *weights[FEW];
+    uint64_t largest;
     size_t terms;
 } Factors;
 
-/* Add products at values [first, count), one by one. Return all bits of the weights. */
+/* Add products at values [first, count), one by one. Return all bits of the weights, and of what they lack to the largest: of a
+ * weight that is no residue one of the two has more than MOST_BITS. */
 static uint64_t add_singly(const Factors *factors, Block *block, size_t first, size_t count) {
     uint64_t bits = 0;
     for (size_t t = 0; t < factors->terms; t++) {
         for (size_t half = 0; half < 2; half++) {
             for (size_t i = first; i < count; i++) {
                 const uint64_t a = factors->inputs[half][t][i], b = factors->weights[t][i];
-                bits |= b;
+                bits |= b | (factors->largest - b);
                 block->parts[half][0][i] += (a & HALF) * (b & HALF);
                 block->parts[half][1][i] += (a >> HALF_BITS) * (b & HALF);
                 block->parts[half][2][i] += (a & HALF) * (b >> HALF_BITS);
@@ -133,7 +142,7 @@ TARGET static inline __attribute__((always_inline)) uint64_t add_vectors(const F
         }
         for (size_t t = 0; t < terms; t++) {
             const Vector b = LOAD(factors->weights[t] + i), b_low = b & HALF, b_high = b >> HALF_BITS;
-            bits |= b;
+            bits |= b | (factors->largest - b);
             for (size_t half = 0; half < 2; half++) {
                 const Vector a = LOAD(factors->inputs[half][t] + i), a_low = a & HALF, a_high = a >> HALF_BITS;
                 parts[half][0] += TIMES(a_low, b_low);
@@ -187,17 +196,17 @@ static void collect(Block *block, uint64_t p, size_t count) {
     memset(block->parts, 0, sizeof block->parts);
 }
 
-/* Compute values [first, first + count) for one prime. Return all bits of the weights. */
+/* Compute values [first, first + count) for one prime. Return bits as `add` does. */
 static uint64_t sum_block(const Sums *s, const Prime *prime, size_t number, size_t first, size_t count) {
     const size_t polynomial = s->primes * s->degree, place = number * s->degree + first;
     Block block;
     uint64_t bits = 0;
     memset(&block, 0, sizeof block);
     for (size_t term = 0; term < s->terms; term += FEW) {
-        Factors factors = {.terms = s->terms - term < FEW ? s->terms - term : FEW};
+        Factors factors = {.largest = prime->p - 1, .terms = s->terms - term < FEW ? s->terms - term : FEW};
         for (size_t t = 0; t < factors.terms; t++) {
             const uint32_t *pair = s->pairs + 2 * (term + t);
-            factors.inputs[0][t] = s->inputs + pair[0] * 2 * polynomial + place;
+            factors.inputs[0][t] = s->inputs + (size_t)pair[0] * 2 * polynomial + place;
             factors.inputs[1][t] = factors.inputs[0][t] + polynomial;
             factors.weights[t] = s->weights + pair[1] * polynomial + place;
         }
@@ -210,14 +219,13 @@ static uint64_t sum_block(const Sums *s, const Prime *prime, size_t number, size
     for (size_t half = 0; half < 2; half++) {
         uint64_t *out = s->out + half * polynomial + place;
         for (size_t i = 0; i < count; i++) {
-            const Wide scaled = (Wide)reduce(prime, block.low[half][i], block.high[half][i]) * prime->back;
-            out[i] = reduce(prime, (uint64_t)scaled, (uint64_t)(scaled >> 64));
+            out[i] = remainder_of(prime, block.low[half][i], block.high[half][i]);
         }
     }
     return bits;
 }
 
-/* Return whether all weights had at most 60 bits. */
+/* Return whether all weights were residues. */
 static int sums(const Sums *s) {
     uint64_t bits = 0;
     for (size_t number = 0; number < s->primes; number++) {
@@ -226,17 +234,8 @@ static int sums(const Sums *s) {
             bits |= sum_block(s, &prime, number, first, s->degree - first < BLOCK ? s->degree - first : BLOCK);
         }
     }
-    return bits >> 2 * HALF_BITS == 0;
+    return bits >> MOST_BITS == 0;
 }
-#endif
-
-#if DR_SUMS
-/* (high 2^64 + low) modulo the prime, for high below it. */
-static inline uint64_t remainder_of(const Prime *prime, uint64_t low, uint64_t high) {
-    const Wide scaled = (Wide)reduce(prime, low, high) * prime->back;
-    return reduce(prime, (uint64_t)scaled, (uint64_t)(scaled >> 64));
-}
-
 static uint64_t load_word(const uint8_t *from, size_t size) {
     uint64_t word = 0;
     for (size_t i = 0; i < size; i++) {
@@ -316,10 +315,13 @@ static void flood(const uint8_t *octets, const uint64_t *moduli, size_t primes, 
     }
 }
 
+/* Do words of this size lie where they can be read? */
+static int is_aligned(const Py_buffer *buffer, size_t size) { return (uintptr_t)buffer->buf % size == 0; }
+
 /* Are these odd numbers from 3 on, of at most 60 bits? */
 static int are_primes(const uint64_t *moduli, size_t primes) {
     for (size_t i = 0; i < primes; i++) {
-        if (moduli[i] % 2 == 0 || moduli[i] < 3 || moduli[i] >> 2 * HALF_BITS) {
+        if (moduli[i] % 2 == 0 || moduli[i] < 3 || moduli[i] >> MOST_BITS) {
             return 0;
         }
     }
@@ -328,7 +330,7 @@ static int are_primes(const uint64_t *moduli, size_t primes) {
 #endif
 
 static PyObject *unfit(void) {
-    PyErr_SetString(PyExc_ValueError, "sizes are in range, fit together, and match the buffers; primes are odd and have at most 60 bits");
+    PyErr_SetString(PyExc_ValueError, "sizes are in range, fit together, and match the buffers, which are aligned; primes are odd and have at most 60 bits");
     return NULL;
 }
 
@@ -341,10 +343,11 @@ static PyObject *py_cut(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*Knnw*", &residues, &moduli, &inverse, &drop, &size, &out)) {
         return NULL;
     }
-#if DR_SUMS
+#if DR_KERNEL
     const size_t primes = (size_t)moduli.len / 8;
-    if ((primes == 1 || primes == 2) && moduli.len % 8 == 0 && are_primes(moduli.buf, primes) && (size_t)residues.len % (8 * primes) == 0 &&
-        drop >= 0 && drop < 4 * HALF_BITS && size >= 1 && size <= 16) {
+    if (is_aligned(&residues, 8) && is_aligned(&moduli, 8) && (primes == 1 || primes == 2) && moduli.len % 8 == 0 &&
+        are_primes(moduli.buf, primes) && (size_t)residues.len % (8 * primes) == 0 &&
+        drop >= 0 && drop < 2 * MOST_BITS && size >= 1 && size <= 16) {
         const size_t count = (size_t)residues.len / (8 * primes);
         fits = (size_t)out.len == count * (size_t)size && (primes == 1 || inverse < ((const uint64_t *)moduli.buf)[1]);
         if (fits) {
@@ -368,9 +371,10 @@ static PyObject *py_restore(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*nnw*", &data, &moduli, &drop, &size, &out)) {
         return NULL;
     }
-#if DR_SUMS
+#if DR_KERNEL
     const size_t primes = (size_t)moduli.len / 8;
-    if ((primes == 1 || primes == 2) && moduli.len % 8 == 0 && are_primes(moduli.buf, primes) && drop >= 0 && drop < 4 * HALF_BITS && size >= 1 &&
+    if (is_aligned(&moduli, 8) && is_aligned(&out, 8) && (primes == 1 || primes == 2) && moduli.len % 8 == 0 &&
+        are_primes(moduli.buf, primes) && drop >= 0 && drop < 2 * MOST_BITS && size >= 1 &&
         size <= 16 && data.len % size == 0) {
         const size_t count = (size_t)data.len / (size_t)size;
         fits = (size_t)out.len % (8 * primes) == 0 && (size_t)out.len / (8 * primes) == count;
@@ -395,9 +399,10 @@ static PyObject *py_flood(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*nw*", &octets, &moduli, &bits, &out)) {
         return NULL;
     }
-#if DR_SUMS
+#if DR_KERNEL
     const size_t primes = (size_t)moduli.len / 8;
-    if (primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 && are_primes(moduli.buf, primes) && bits >= 1 && bits <= MOST_FLOOD_BITS) {
+    if (is_aligned(&moduli, 8) && is_aligned(&out, 8) && primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 &&
+        are_primes(moduli.buf, primes) && bits >= 1 && bits <= MOST_FLOOD_BITS) {
         const size_t size = ((size_t)bits + 7) / 8, count = (size_t)octets.len / size;
         fits = (size_t)octets.len % size == 0 && (size_t)out.len % (8 * primes) == 0 && (size_t)out.len / (8 * primes) == count;
         if (fits) {
@@ -421,9 +426,10 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*y*y*w*n", &inputs, &weights, &pairs, &moduli, &out, &degree)) {
         return NULL;
     }
-#if DR_SUMS
+#if DR_KERNEL
     const size_t primes = (size_t)moduli.len / 8, terms = (size_t)pairs.len / 8;
-    if (degree >= 1 && degree <= MOST_DEGREE && primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 && pairs.len % 8 == 0) {
+    if (is_aligned(&inputs, 8) && is_aligned(&weights, 8) && is_aligned(&pairs, 4) && is_aligned(&moduli, 8) && is_aligned(&out, 8) &&
+        degree >= 1 && degree <= MOST_DEGREE && primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 && pairs.len % 8 == 0) {
         const Sums s = {(size_t)degree, primes, terms, inputs.buf, weights.buf, pairs.buf, moduli.buf, out.buf};
         const size_t polynomial = 8 * primes * (size_t)degree;
         fits = (size_t)out.len == 2 * polynomial && (size_t)inputs.len % (2 * polynomial) == 0 && (size_t)weights.len % polynomial == 0;
@@ -449,14 +455,14 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
 static PyObject *py_supported(PyObject *self, PyObject *unused) {
     (void)self;
     (void)unused;
-    return PyBool_FromLong(DR_SUMS);
+    return PyBool_FromLong(DR_KERNEL);
 }
 
 static PyMethodDef methods[] = {
     {"supported", py_supported, METH_NOARGS, "supported() -> bool: whether this kernel runs here."},
     {"sums", py_sums, METH_VARARGS,
-     "sums(inputs, weights, pairs, primes, out, degree) -> bool: write the sums of products; tell whether no weight had more\n"
-     "than 60 bits. The inputs are residues."},
+     "sums(inputs, weights, pairs, primes, out, degree) -> bool: write the sums of products; tell whether all weights were\n"
+     "residues. The inputs must be."},
     {"cut", py_cut, METH_VARARGS, "cut(residues, primes, inverse of the first modulo the second, drop, size, out)"},
     {"restore", py_restore, METH_VARARGS,
      "restore(data, primes, drop, size, out) -> bool: tell whether all numbers were below their modulus."},

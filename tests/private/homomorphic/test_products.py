@@ -101,21 +101,36 @@ def test_sums_are_exact(data: st.DataObject) -> None:
 
 
 @needs_kernel
-def test_weights_that_are_no_residues_but_fit_are_reduced_and_others_told() -> None:
+def test_thousands_of_the_largest_products_are_exact() -> None:
+    """The high word of a sum is corrected again and again."""
+    degree, terms = 5, 4097
+    for prime in (LARGEST_PRIME, (1 << 59) + 1):
+        primes = np.array([prime], np.uint64)
+        inputs, weights = (
+            np.full((1, 2, 1, degree), prime - 1, np.uint64),
+            np.full((1, 1, degree), prime - 1, np.uint64),
+        )
+        out = np.empty((2, 1, degree), np.uint64)
+        assert kernel().sums(inputs, weights, np.zeros((terms, 2), np.uint32), primes, out, degree)
+        assert set(out.ravel().tolist()) == {terms * (prime - 1) ** 2 % prime}
+
+
+@needs_kernel
+@pytest.mark.parametrize("degree", [7, 259])
+def test_a_weight_that_is_no_residue_is_told_wherever_it_stands(degree: int) -> None:
     """The file is read through a map: what another process writes into it must not be taken for a product."""
-    degree, primes = 70, np.array([LARGEST_PRIME, (1 << 48) - 59], np.uint64)
-    rng = np.random.default_rng(1)
-    inputs = np.stack([rng.integers(0, p, (1, 2, degree), np.uint64) for p in primes.tolist()], axis=2)
-    inputs = np.ascontiguousarray(inputs)
-    weights = np.full((1, 2, degree), (1 << 60) - 1, np.uint64)
-    pairs = np.zeros((40, 2), np.uint32)
-    out = np.empty((2, 2, degree), np.uint64)
+    moduli = (LARGEST_PRIME, (1 << 48) - 59)
+    primes = np.array(moduli, np.uint64)
+    inputs, out = np.zeros((1, 2, 2, degree), np.uint64), np.empty((2, 2, degree), np.uint64)
+    weights = np.stack([np.full(degree, prime - 1, np.uint64) for prime in moduli])[None].copy()
+    pairs = np.zeros((3, 2), np.uint32)
     assert kernel().sums(inputs, weights, pairs, primes, out, degree)
-    assert np.array_equal(out, exact(inputs, weights, pairs, primes))
-    for place, value in ((0, 1 << 60), (69, 1 << 63), (33, (1 << 64) - 1)):
-        wrong = weights.copy()
-        wrong[0, 1, place] = value
-        assert not kernel().sums(inputs, wrong, pairs, primes, out, degree)
+    for place in range(degree):
+        for line, prime in enumerate(moduli):
+            for value in (prime, (1 << 60) - 1, 1 << 60, 1 << 63, (1 << 64) - 1):
+                wrong = weights.copy()
+                wrong[0, line, place] = value
+                assert not kernel().sums(inputs, wrong, pairs, primes, out, degree)
 
 
 @needs_kernel
@@ -144,6 +159,17 @@ def test_the_kernel_refuses_sizes_that_do_not_fit(changes: dict) -> None:
 
 
 @needs_kernel
+def test_the_kernel_reads_only_aligned_words() -> None:
+    raw = bytes(1 + 8 * 256)
+    words = np.frombuffer(raw, "<u8", offset=1).reshape(2, 2, 1, 64)
+    with pytest.raises(ValueError, match="which are aligned"):
+        kernel().sums(
+            words, np.zeros((1, 1, 64), np.uint64), np.zeros((1, 2), np.uint32), np.array([3], np.uint64),
+            np.zeros((2, 1, 64), np.uint64), 64,
+        )  # fmt: skip
+
+
+@needs_kernel
 def test_the_kernel_writes_only_into_what_may_be_written() -> None:
     out = np.zeros((2, 1, 8), np.uint64)
     out.flags.writeable = False
@@ -166,7 +192,7 @@ def test_weights_that_were_changed_on_the_disk_are_told(tmp_path: Path, backend:
     )  # fmt: skip
     assert multiply(prepared, inputs, 0) is not None
     words = np.array(prepared.words)
-    words[prepared.polynomials(0)[0], 5] = (1 << 64) - 1
+    words[prepared.polynomials(0)[0], 5] = scheme(keys.parameters).primes[0]
     with pytest.raises(WeightsError, match="Prepared weights must be as prepare_weights wrote them"):
         multiply(replace(prepared, words=words), inputs, 0)
 

@@ -115,5 +115,5 @@ def _multiply_by_kernel(prepared: PreparedWeights, words: Words, pairs: list[tup
     terms, primes = np.array(pairs, np.uint32), np.array(context.primes, np.uint64)
     assert _backends.kernel is not None  # `read_inputs` has looked
     if not _backends.kernel.sums(words, prepared.words, terms, primes, found, prepared.parameters.degree):
-        raise prepared.damaged("a word of more than 60 bits")
+        raise prepared.damaged("a word that is not below its prime")
     return context.ciphertext(found, "transformed")

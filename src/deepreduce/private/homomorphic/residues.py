@@ -39,7 +39,9 @@ def cut(residues: Words, primes: tuple[int, ...], *, drop: int, size: int) -> by
         return pack(round_away(compose(residues, primes), drop, math.prod(primes)), size)
     out = bytearray(residues.shape[1] * size)
     inverse = pow(primes[0], -1, primes[1]) if len(primes) == 2 else 0
-    _backends.kernel.cut(np.ascontiguousarray(residues), np.array(primes, np.uint64), inverse, drop, size, out)
+    _backends.kernel.cut(
+        np.require(residues, np.uint64, ["C", "A"]), np.array(primes, np.uint64), inverse, drop, size, out
+    )
     return bytes(out)
 
 
@@ -83,7 +85,7 @@ def centred(octets: bytes, primes: tuple[int, ...], *, bits: int) -> Words:
     if _backends.kernel is not None:
         _backends.kernel.flood(octets, np.array(primes, np.uint64), bits, found)
         return found
-    padded = np.zeros((count, 8 * 6), np.uint8)
+    padded = np.zeros((count, 24), np.uint8)
     padded[:, :size] = np.frombuffer(octets, np.uint8).reshape(count, size)
     pieces = []
     for low in range(0, bits, _PIECE_BITS):
