@@ -28,6 +28,7 @@ from private import saved, saved_places, weights_of, write
 
 import deepreduce
 from deepreduce.data import Dataset, Split, load
+from deepreduce.errors import NetworkError
 from deepreduce.private.deployment import About, make_model
 from deepreduce.private.estimate import our_cost
 from deepreduce.private.program import FormatSettings, make_program
@@ -120,7 +121,11 @@ def measure(
             settings = replace(
                 settings, activation_bits=bits, sign_bits=signs, input_bits=bits + 1, tolerance=_ANY_ERROR
             )
-        program = make_program(network, calibration, settings=settings)
+        try:
+            program = make_program(network, calibration, settings=settings)
+        except NetworkError as error:
+            print(f"{pair}: {error}", flush=True)
+            continue
         public = program.public
         about = About("precision", public.relus, recipe.classes, recipe.mean, recipe.std)
         cost = our_cost(make_model(program, about).client.layout, [])
@@ -151,11 +156,18 @@ def drawn(split: Split, count: int, recipe: Recipe, generator: torch.Generator) 
     return (split.images[chosen].float() / 255 - mean) / std, split.labels[chosen].numpy()
 
 
+def told(sign_bits: list[int]) -> str:
+    """Say by how many bits layers decide; a garbled one, 0 in the list, by all."""
+    found = sorted({bits for bits in sign_bits if bits})
+    words = ["-".join(map(str, dict.fromkeys((found[0], found[-1]))))] if found else []
+    return " and ".join([*words, *["all"] * (0 in sign_bits)]) or "no"
+
+
 def line(label: str, row: dict[str, Any]) -> str:
     """Write one row of the table."""
     change = 100 * (row["accuracy"] - row["accuracy_in_floating_point"])
     return (
-        f"{label:>28}  {row['asked']}: {row['activation_bits']}/{min(row['sign_bits'])}-{max(row['sign_bits'])} bits"
+        f"{label:>28}  {row['asked']}: {row['activation_bits']}/{told(row['sign_bits'])} bits"
         f"  {row['online_bytes'] / max(1, row['relus']):.0f} bytes per ReLU, {row['offline_bytes'] / 1e6:.1f} MB before"
         f"  error {row['error']:.4f}"
         f"  same label {row['same_label']:.2%}  accuracy {row['accuracy']:.2%} ({change:+.2f})"

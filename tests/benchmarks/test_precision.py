@@ -22,3 +22,11 @@ def test_images_of_another_split_do_not_judge(tmp_path: Path) -> None:
     run.write_text(json.dumps({"data": {"fingerprint": load("digits", validation=0.2).fingerprint}}))
     with pytest.raises(SystemExit, match="held-out images differ"):
         precision.check_split(folder, data)
+
+
+def test_bits_of_signs_are_told_by_their_range() -> None:
+    assert precision.told([8, 9, 8]) == "8-9"
+    assert precision.told([8]) == "8"
+    assert precision.told([9, 0, 12]) == "9-12 and all"
+    assert precision.told([0]) == "all"
+    assert precision.told([]) == "no"

@@ -39,9 +39,8 @@ def cut(residues: Words, primes: tuple[int, ...], *, drop: int, size: int) -> by
         return pack(round_away(compose(residues, primes), drop, math.prod(primes)), size)
     out = bytearray(residues.shape[1] * size)
     inverse = pow(primes[0], -1, primes[1]) if len(primes) == 2 else 0
-    _backends.kernel.cut(
-        np.require(residues, np.uint64, ["C", "A"]), np.array(primes, np.uint64), inverse, drop, size, out
-    )
+    aligned = np.require(residues, np.uint64, ["C", "A"])  # SEAL's words lie behind a header of an odd size
+    _backends.kernel.cut(aligned, np.array(primes, np.uint64), inverse, drop, size, out)
     return bytes(out)
 
 
