@@ -42,7 +42,7 @@ class Prices:
 
     request: float = 6.5
     answer: float = 5.8
-    product: float = 0.21
+    product: float = 0.055
 
     def of(self, plan: Plan) -> float:
         """Return the price of a plan."""
