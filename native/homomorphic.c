@@ -4,7 +4,7 @@
  *            128 bits and reduced once, at the end, instead of one by one
  *   cut      numbers modulo the product of one or two primes, rounded to their high bits, as bytes
  *   restore  the way back, with the bound that a stranger's numbers must keep
- *   flood    random bits as numbers around 0, modulo every prime
+ *   centred  random bits as numbers around 0, modulo every prime
  *
  * All give the least residues, as SEAL does.
  *
@@ -33,7 +33,7 @@ __extension__ typedef unsigned __int128 Wide;
 
 #define MOST_DEGREE 65536
 #define MOST_PRIMES 16
-#define MOST_FLOOD_BITS 192
+#define MOST_CENTRED_BITS 192
 #define MOST_BITS 60 /* of a prime */
 #define HALF_BITS 30 /* numbers are multiplied in two halves */
 #define HALF (((uint64_t)1 << HALF_BITS) - 1)
@@ -236,6 +236,7 @@ static int sums(const Sums *s) {
     }
     return bits >> MOST_BITS == 0;
 }
+
 static uint64_t load_word(const uint8_t *from, size_t size) {
     uint64_t word = 0;
     for (size_t i = 0; i < size; i++) {
@@ -293,7 +294,7 @@ static int restore(const uint8_t *data, const uint64_t *moduli, size_t primes, s
 }
 
 /* octets [count, size] to out [primes, count]: their low `bits`, less 2^(bits - 1). */
-static void flood(const uint8_t *octets, const uint64_t *moduli, size_t primes, size_t bits, size_t size, uint64_t *out, size_t count) {
+static void centred(const uint8_t *octets, const uint64_t *moduli, size_t primes, size_t bits, size_t size, uint64_t *out, size_t count) {
     const size_t words = (size + 7) / 8;
     for (size_t k = 0; k < primes; k++) {
         const Prime prime = prime_of(moduli[k]);
@@ -318,14 +319,19 @@ static void flood(const uint8_t *octets, const uint64_t *moduli, size_t primes, 
 /* Do words of this size lie where they can be read? */
 static int is_aligned(const Py_buffer *buffer, size_t size) { return (uintptr_t)buffer->buf % size == 0; }
 
-/* Are these odd numbers from 3 on, of at most 60 bits? */
-static int are_primes(const uint64_t *moduli, size_t primes) {
+/* How many moduli a buffer holds; 0 unless these are 1 to `most` odd numbers from 3 on, of at most 60 bits. */
+static size_t primes_in(const Py_buffer *buffer, size_t most) {
+    const uint64_t *moduli = buffer->buf;
+    const size_t primes = (size_t)buffer->len / 8;
+    if (!is_aligned(buffer, 8) || buffer->len % 8 != 0 || primes > most) {
+        return 0;
+    }
     for (size_t i = 0; i < primes; i++) {
         if (moduli[i] % 2 == 0 || moduli[i] < 3 || moduli[i] >> MOST_BITS) {
             return 0;
         }
     }
-    return 1;
+    return primes;
 }
 #endif
 
@@ -344,10 +350,9 @@ static PyObject *py_cut(PyObject *self, PyObject *args) {
         return NULL;
     }
 #if DR_KERNEL
-    const size_t primes = (size_t)moduli.len / 8;
-    if (is_aligned(&residues, 8) && is_aligned(&moduli, 8) && (primes == 1 || primes == 2) && moduli.len % 8 == 0 &&
-        are_primes(moduli.buf, primes) && (size_t)residues.len % (8 * primes) == 0 &&
-        drop >= 0 && drop < 2 * MOST_BITS && size >= 1 && size <= 16) {
+    const size_t primes = primes_in(&moduli, 2);
+    if (primes && is_aligned(&residues, 8) && (size_t)residues.len % (8 * primes) == 0 && drop >= 0 && drop < 2 * MOST_BITS && size >= 1 &&
+        size <= 16) {
         const size_t count = (size_t)residues.len / (8 * primes);
         fits = (size_t)out.len == count * (size_t)size && (primes == 1 || inverse < ((const uint64_t *)moduli.buf)[1]);
         if (fits) {
@@ -372,10 +377,8 @@ static PyObject *py_restore(PyObject *self, PyObject *args) {
         return NULL;
     }
 #if DR_KERNEL
-    const size_t primes = (size_t)moduli.len / 8;
-    if (is_aligned(&moduli, 8) && is_aligned(&out, 8) && (primes == 1 || primes == 2) && moduli.len % 8 == 0 &&
-        are_primes(moduli.buf, primes) && drop >= 0 && drop < 2 * MOST_BITS && size >= 1 &&
-        size <= 16 && data.len % size == 0) {
+    const size_t primes = primes_in(&moduli, 2);
+    if (primes && is_aligned(&out, 8) && drop >= 0 && drop < 2 * MOST_BITS && size >= 1 && size <= 16 && data.len % size == 0) {
         const size_t count = (size_t)data.len / (size_t)size;
         fits = (size_t)out.len % (8 * primes) == 0 && (size_t)out.len / (8 * primes) == count;
         if (fits) {
@@ -391,7 +394,7 @@ static PyObject *py_restore(PyObject *self, PyObject *args) {
     return fits ? PyBool_FromLong(below) : unfit();
 }
 
-static PyObject *py_flood(PyObject *self, PyObject *args) {
+static PyObject *py_centred(PyObject *self, PyObject *args) {
     Py_buffer octets, moduli, out;
     Py_ssize_t bits;
     int fits = 0;
@@ -400,14 +403,13 @@ static PyObject *py_flood(PyObject *self, PyObject *args) {
         return NULL;
     }
 #if DR_KERNEL
-    const size_t primes = (size_t)moduli.len / 8;
-    if (is_aligned(&moduli, 8) && is_aligned(&out, 8) && primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 &&
-        are_primes(moduli.buf, primes) && bits >= 1 && bits <= MOST_FLOOD_BITS) {
+    const size_t primes = primes_in(&moduli, MOST_PRIMES);
+    if (primes && is_aligned(&out, 8) && bits >= 1 && bits <= MOST_CENTRED_BITS) {
         const size_t size = ((size_t)bits + 7) / 8, count = (size_t)octets.len / size;
         fits = (size_t)octets.len % size == 0 && (size_t)out.len % (8 * primes) == 0 && (size_t)out.len / (8 * primes) == count;
         if (fits) {
             Py_BEGIN_ALLOW_THREADS
-            flood(octets.buf, moduli.buf, primes, (size_t)bits, size, out.buf, count);
+            centred(octets.buf, moduli.buf, primes, (size_t)bits, size, out.buf, count);
             Py_END_ALLOW_THREADS
         }
     }
@@ -427,16 +429,15 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
         return NULL;
     }
 #if DR_KERNEL
-    const size_t primes = (size_t)moduli.len / 8, terms = (size_t)pairs.len / 8;
-    if (is_aligned(&inputs, 8) && is_aligned(&weights, 8) && is_aligned(&pairs, 4) && is_aligned(&moduli, 8) && is_aligned(&out, 8) &&
-        degree >= 1 && degree <= MOST_DEGREE && primes >= 1 && primes <= MOST_PRIMES && moduli.len % 8 == 0 && pairs.len % 8 == 0) {
+    const size_t primes = primes_in(&moduli, MOST_PRIMES), terms = (size_t)pairs.len / 8;
+    if (primes && is_aligned(&inputs, 8) && is_aligned(&weights, 8) && is_aligned(&pairs, 4) && is_aligned(&out, 8) && degree >= 1 &&
+        degree <= MOST_DEGREE && pairs.len % 8 == 0) {
         const Sums s = {(size_t)degree, primes, terms, inputs.buf, weights.buf, pairs.buf, moduli.buf, out.buf};
         const size_t polynomial = 8 * primes * (size_t)degree;
         fits = (size_t)out.len == 2 * polynomial && (size_t)inputs.len % (2 * polynomial) == 0 && (size_t)weights.len % polynomial == 0;
         for (size_t t = 0; fits && t < terms; t++) {
             fits = s.pairs[2 * t] < (size_t)inputs.len / (2 * polynomial) && s.pairs[2 * t + 1] < (size_t)weights.len / polynomial;
         }
-        fits = fits && are_primes(moduli.buf, primes);
         if (fits) {
             Py_BEGIN_ALLOW_THREADS
             right = sums(&s);
@@ -466,7 +467,7 @@ static PyMethodDef methods[] = {
     {"cut", py_cut, METH_VARARGS, "cut(residues, primes, inverse of the first modulo the second, drop, size, out)"},
     {"restore", py_restore, METH_VARARGS,
      "restore(data, primes, drop, size, out) -> bool: tell whether all numbers were below their modulus."},
-    {"flood", py_flood, METH_VARARGS, "flood(octets, primes, bits, out)"},
+    {"centred", py_centred, METH_VARARGS, "centred(octets, primes, bits, out)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -163,7 +163,7 @@ def test_the_kernel_refuses_what_does_not_fit() -> None:
     )
     kernel.cut(numbers, two, 3, 4, 8, bytearray(40))
     kernel.restore(octets, two, 4, 8, numbers)
-    kernel.flood(octets, two, 64, numbers)
+    kernel.centred(octets, two, 64, numbers)
     even, large, three = (
         np.array([5, 8], np.uint64),
         np.array([5, (1 << 60) + 1], np.uint64),
@@ -173,7 +173,7 @@ def test_the_kernel_refuses_what_does_not_fit() -> None:
         for call in (
             lambda own=primes: kernel.cut(numbers, own, 3, 4, 8, bytearray(40)),
             lambda own=primes: kernel.restore(octets, own, 4, 8, numbers),
-            lambda own=primes: kernel.flood(octets, own, 64, numbers),
+            lambda own=primes: kernel.centred(octets, own, 64, numbers),
         ):
             with pytest.raises(ValueError, match="fit together"):
                 call()
@@ -192,7 +192,7 @@ def test_the_kernel_refuses_what_does_not_fit() -> None:
             kernel.restore(bytes(length), two, drop, size, numbers)
     for bits, length in ((0, 0), (-8, 40), (193, 125), (64, 39), (64, 48)):
         with pytest.raises(ValueError, match="fit together"):
-            kernel.flood(bytes(length), two, bits, numbers)
+            kernel.centred(bytes(length), two, bits, numbers)
 
 
 @CALM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -343,7 +344,6 @@ def test_numbers_get_more_bits_where_rounding_needs_them_or_tables_are_dear() ->
 
     assert asked(0.1, 2.0) == (0, {4})  # signs alone
     assert asked(2.0, 0.1) == (2, {3})  # rounding alone: halved once it would take all that is allowed
-    assert asked(0.9, 0.9)[0] < 2  # what is good enough may stay, if the signs can do with the rest
     more, bits = asked(0.75, 3000.0)
     assert more == 1 and min(bits) > 10  # a bit for all costs less than large tables
     assert asked(100.0, 0.1)[0] == 6  # as many as it may have; it is measured again
@@ -354,6 +354,22 @@ def test_numbers_get_more_bits_where_rounding_needs_them_or_tables_are_dear() ->
     trimmed = measured(1.5, 0.1, {}, made.formats, trimmed=1)
     with pytest.raises(NetworkError, match="0.015 by rounding"):  # layers must get their bits back first
         finer.finer(graph, seen.ranges, chosen, trimmed, trim=True)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "room", "expected"),
+    [
+        (0.0, 6, [0, 1]), (0.1, 6, [0, 1]), (0.9, 6, [0, 1, 2]), (0.9, 0, [0]), (1.0, 6, [1, 2]), (2.0, 6, [2, 3]),
+        (2.0, 1, [1]), (2.0, 0, []), (math.inf, 6, []),
+    ],
+)  # fmt: skip
+def test_numbers_may_keep_their_bits_where_rounding_is_just_good_enough(
+    rounding: float, room: int, expected: list[int]
+) -> None:
+    """Signs may do with little; and a network that may have no more bits must not be refused before that is tried."""
+    last = measured(rounding, 0.0, {}, formats([]))
+    first = replace(last.settings, weight_bits=last.settings.weight_bits + room - 6)
+    assert finer._choices(last, first) == expected
 
 
 def test_an_estimate_that_was_too_low_is_corrected() -> None:

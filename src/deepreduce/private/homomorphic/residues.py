@@ -82,7 +82,7 @@ def centred(octets: bytes, primes: tuple[int, ...], *, bits: int) -> Words:
     count = len(octets) // size
     found = np.empty((len(primes), count), np.uint64)
     if _backends.kernel is not None:
-        _backends.kernel.flood(octets, np.array(primes, np.uint64), bits, found)
+        _backends.kernel.centred(octets, np.array(primes, np.uint64), bits, found)
         return found
     padded = np.zeros((count, 24), np.uint8)
     padded[:, :size] = np.frombuffer(octets, np.uint8).reshape(count, size)
