@@ -54,10 +54,10 @@ from deepreduce.private.homomorphic import (
 )
 from deepreduce.private.homomorphic._backends import available_backends
 from deepreduce.private.homomorphic.client import _decrypt
-from deepreduce.private.homomorphic.products import multiply, read_inputs
+from deepreduce.private.homomorphic.encryption import Blinder
+from deepreduce.private.homomorphic.products import TOGETHER, multiply, read_inputs
 from deepreduce.private.homomorphic.residues import add_modulo, compose
 from deepreduce.private.homomorphic.scheme import scheme
-from deepreduce.private.homomorphic.server import blind
 from deepreduce.private.homomorphic.wire import read_answer, write_answer
 
 STEPS = ("request", "respond", "receive")
@@ -179,23 +179,26 @@ def measure(layer: Layer, keys: Keys, pool: Pool, folder: Path, weight_bits: int
 def one_answer(
     backend: str, prepared: PreparedWeights, keys: Keys, asked: dict[int, bytes], *, repeats: int = 3
 ) -> dict[str, float]:
-    """Return the least seconds in which one answer is made of expanded inputs, and decrypted, by this process alone."""
-    parameters, context, places = prepared.parameters, scheme(prepared.parameters), [prepared.plan.results[0][0]]
+    """Return the least seconds in which one answer is made of expanded inputs, and decrypted, by this process alone.
+
+    Products are those of as many answers as a server computes together, divided by their number.
+    """
+    parameters, places = prepared.parameters, [prepared.plan.results[0][0]]
     own = _backends.kernel
     _backends.kernel = own if backend == "kernel" else None
     try:
-        inputs, laps = read_inputs(parameters, asked), []
-        encryptor = context.public_encryptor(PublicKey.of(keys).words)
+        together = list(range(min(TOGETHER, prepared.plan.answers)))
+        inputs, blinder, laps = read_inputs(parameters, asked), Blinder(PublicKey.of(keys)), []
         for _ in range(repeats):
             begun = time.perf_counter()
-            product = multiply(prepared, inputs, 0)
+            product = multiply(prepared, inputs, together)[0]
             multiplied = time.perf_counter()
-            blinded, _ = blind(context, encryptor, product)
-            smallest = context.evaluator.mod_switch_to(blinded, context.answer_level)
-            body = write_answer(parameters, context.words(smallest), places[0])
+            blinded, _ = blinder.blind(product)
+            body = write_answer(parameters, blinder.switch(blinded), places[0])
             made = time.perf_counter()
             _decrypt(keys, [body], places)
-            laps.append((multiplied - begun, made - multiplied, time.perf_counter() - made))
+            decrypted = time.perf_counter()
+            laps.append(((multiplied - begun) / len(together), made - multiplied, decrypted - made))
     finally:
         _backends.kernel = own
     return dict(zip(("multiply", "blind", "decrypt"), map(min, zip(*laps, strict=True)), strict=True))

@@ -43,9 +43,8 @@ from deepreduce.private.homomorphic import (
     request,
     respond,
 )
-from deepreduce.private.homomorphic.products import multiply, read_inputs
-from deepreduce.private.homomorphic.scheme import scheme
-from deepreduce.private.homomorphic.server import blind
+from deepreduce.private.homomorphic.encryption import Blinder
+from deepreduce.private.homomorphic.products import TOGETHER, multiply, read_inputs
 from deepreduce.private.homomorphic.wire import write_answer
 from deepreduce.private.program import Circuit, Step
 from deepreduce.private.protocol import infer_client, infer_server
@@ -235,7 +234,7 @@ def homomorphic(repeats: int) -> Measured:
     plan = plan_layer(layer)
     weights = np.random.default_rng(0).integers(-128, 128, layer.weight_shape)
     for parameters in (Parameters(30, (60, 60)), Parameters(59, (60, 48, 48))):  # as networks with long stretches have
-        context, primes = scheme(parameters), len(parameters.prime_bits)
+        primes = len(parameters.prime_bits)
         samples: Samples = {name: [] for name in ("keys", "encrypt", "unpack", "product", "answer", "decrypt")}
         for _ in range(max(3, repeats // 2)):
             seconds, keys = clocked(generate_keys, parameters)
@@ -249,24 +248,16 @@ def homomorphic(repeats: int) -> Measured:
             inputs = read_inputs(parameters, dict(enumerate(asked.bodies)))
             samples["unpack"].append((time.perf_counter() - begun) / plan.requests)
 
-            seconds, products = clocked(
-                lambda own, inputs: [multiply(own, inputs, answer) for answer in range(plan.answers)],
-                prepared,
-                inputs,
-            )
-            transformed = [context.evaluator.transform_to_ntt(product) for product in products]
-            begun = time.perf_counter()
-            for product in transformed:
-                context.evaluator.transform_from_ntt_inplace(product)
-            back = time.perf_counter() - begun  # once for an answer, however many products it adds up
-            samples["product"].append((seconds - back) / plan.products)
+            begun, products = time.perf_counter(), []
+            for first in range(0, plan.answers, TOGETHER):
+                products += multiply(prepared, inputs, range(plan.answers)[first : first + TOGETHER])
+            samples["product"].append((time.perf_counter() - begun) / plan.products)
 
-            begun = time.perf_counter() - back
-            encryptor = context.public_encryptor(public.words)
+            begun = time.perf_counter()
+            blinder = Blinder(public)
             for answer, product in enumerate(products):
-                blinded, _ = blind(context, encryptor, product)
-                smallest = context.evaluator.mod_switch_to(blinded, context.answer_level)
-                write_answer(parameters, context.words(smallest), plan.results[answer][0])
+                blinded, _ = blinder.blind(product)
+                write_answer(parameters, blinder.switch(blinded), plan.results[answer][0])
             samples["answer"].append((time.perf_counter() - begun) / plan.answers)
 
             answer = respond(prepared, public, asked).answer

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deepreduce.private.service import Client, Server, ServerLimits
+from deepreduce.private.service.messages import PROTOCOL
 from deepreduce.private.store import BundleStore
 from deepreduce.private.wire import Channel, Kind, PeerGone, PeerTimeout
 
@@ -132,7 +133,7 @@ def test_a_server_that_says_nothing_more(tmp_path: Path) -> None:
         ours, theirs = socket.socketpair()
         with theirs, Channel(theirs) as silent:
             if kind == Kind.GO:
-                welcome = {"protocol": 3, "session": "00" * 16, "reveal": ["label"], "images": 1, "bundles": 1}
+                welcome = {"protocol": PROTOCOL, "session": "00" * 16, "reveal": ["label"], "images": 1, "bundles": 1}
                 silent.send(Kind.WELCOME, json.dumps(welcome).encode())
             begin = time.monotonic()
             store = BundleStore(tmp_path / "client", program=tiny().client.digest, role="client")

@@ -105,6 +105,12 @@ def noise(keys: Keys, words: NDArray[np.uint64], form: Form = "coefficients") ->
     return (scaled + modulus // 2) % modulus - modulus // 2
 
 
+def coefficients(keys: Keys, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Transform a ciphertext back, with SEAL."""
+    context = scheme(keys.parameters)
+    return context.words(context.evaluator.transform_from_ntt(context.ciphertext(words, "transformed")))
+
+
 def decrypt(keys: Keys, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Decrypt all N coefficients of a ciphertext modulo all data primes."""
     context = scheme(keys.parameters)

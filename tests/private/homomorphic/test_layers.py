@@ -36,9 +36,11 @@ from deepreduce.private.homomorphic import (
     request,
     respond,
 )
+from deepreduce.private.homomorphic._backends import available_backends
 from deepreduce.private.homomorphic.parameters import PRIME_SETS
 from deepreduce.private.homomorphic.scheme import scheme
 from deepreduce.private.homomorphic.server import _answer
+from deepreduce.private.homomorphic.weights import transform_weights
 from deepreduce.private.homomorphic.wire import read_answer
 
 from .exact import RESNET18, convolve, layer, network_layers, noise
@@ -109,7 +111,7 @@ def test_one_answer_of_every_full_layer_of_resnet18(name: str, shape: Layer, key
     words = np.zeros((plan.weight_polynomials, parameters.degree * 2), np.uint64)
     first = (group_tile * plan.channel_tiles + channel_tile) * plan.plane_tiles
     for offset, polynomial in enumerate(plan.encode_weights(weights, group_tile, channel_tile)):
-        words[first + offset] = np.frombuffer(context.transform(polynomial.astype(np.uint64) & ring(keys)), "<u8")
+        words[first + offset] = transform_weights(parameters, polynomial).ravel()
     prepared = PreparedWeights(parameters, plan, np.ones(len(words), np.uint8), words)
     share = draw_share(parameters, shape.in_shape)
     bodies = dict(enumerate(request(keys, plan, share).bodies))
@@ -172,7 +174,8 @@ def test_weights_are_lifted_with_their_sign(ring_bits: int, primes: tuple[int, .
     context, n = scheme(keys.parameters), keys.parameters.degree
     weights = np.random.default_rng(5).integers(-(1 << 31), 1 << 31, n)
     weights[:5] = [-1, 1, 0, -(1 << 31), (1 << 31) - 1]
-    transformed = np.frombuffer(context.transform(weights.astype(np.uint64) & ring(keys)), "<u8").reshape(-1, n)
+    transformed, *others = (transform_weights(keys.parameters, weights, backend=name) for name in available_backends())
+    assert all(np.array_equal(transformed, other) for other in others)
     both = context.ciphertext(np.stack([transformed, transformed]), "transformed")
     found = context.words(context.evaluator.transform_from_ntt(both))[0]
     for line, prime in zip(found, context.primes, strict=True):

@@ -16,32 +16,37 @@ from deepreduce.private.homomorphic import (
     ParameterError,
     Parameters,
     PublicKey,
+    _backends,
     check_budget,
     check_total,
     choose_parameters,
     draw_share,
+    encryption,
     generate_keys,
     plan_layer,
     prepare_weights,
     request,
     respond,
 )
+from deepreduce.private.homomorphic._backends import available_backends
+from deepreduce.private.homomorphic.draws import expand, flood
+from deepreduce.private.homomorphic.encryption import Blinder, Encryptor
 from deepreduce.private.homomorphic.noise import (
     ROUNDING_MEAN,
     blinding_noise,
     flood_bits_needed,
+    mean_blinding_noise,
     mean_noise,
     weights_noise,
 )
 from deepreduce.private.homomorphic.parameters import PRIME_SETS
 from deepreduce.private.homomorphic.products import multiply, read_inputs
 from deepreduce.private.homomorphic.scheme import Scheme, scheme
-from deepreduce.private.homomorphic.server import blind
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
 from deepreduce.private.program import FormatSettings
 from deepreduce.private.ring import UNIFORM_BITS
 
-from .exact import RESNET18, decrypt, layer, negacyclic, noise
+from .exact import RESNET18, coefficients, decrypt, layer, negacyclic, noise
 
 SHAPE = layer(12, 3, 16)
 PLAN = plan_layer(SHAPE)
@@ -65,6 +70,14 @@ def keys(request: pytest.FixtureRequest) -> Keys:
     return generate_keys(request.param)
 
 
+@pytest.fixture(params=available_backends(), autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> _backends.Name:
+    """Every test here is of either way to encrypt and to blind."""
+    if request.param == "seal":
+        monkeypatch.setattr(_backends, "kernel", None)
+    return request.param
+
+
 def unit(keys: Keys) -> int:
     """t, in whose inverse `noise` measures."""
     return 1 << keys.parameters.ring_bits
@@ -86,39 +99,38 @@ class Conversation:
         self.prepared = prepare_weights(keys.parameters, PLAN, weights, weight_bits=8)
         self.share = draw_share(keys.parameters, SHAPE.in_shape)
         self.request = request(keys, PLAN, self.share)
-        self.inputs = {
-            number: self.context.seeded(*read_ciphertext(keys.parameters, body))
-            for number, body in enumerate(self.request.bodies)
-        }
-        self.encryptor = self.context.public_encryptor(PublicKey.of(keys).words)
+        self.blinder = Blinder(PublicKey.of(keys))
         self.weights = weights
 
-    def product(self):
-        """The unblinded sum of products."""
-        return multiply(self.prepared, read_inputs(self.keys.parameters, dict(enumerate(self.request.bodies))), 0)
+    def product(self) -> np.ndarray:
+        """The unblinded sum of products, as NTT values."""
+        inputs = read_inputs(self.keys.parameters, dict(enumerate(self.request.bodies)))
+        [found] = multiply(self.prepared, inputs, [0])
+        assert found is not None
+        return found
 
-    def without_flood(self, monkeypatch: pytest.MonkeyPatch):
+    def without_flood(self, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
         """An answer that is masked and re-randomised, but not flooded."""
-        zero = np.zeros((len(self.context.primes), PLAN.degree), np.uint64)
         with monkeypatch.context() as patch:
-            patch.setattr(Scheme, "flood", lambda self: zero)
-            return blind(self.context, self.encryptor, self.product())[0]
+            patch.setattr(encryption, "flood", lambda parameters: np.zeros_like(flood(parameters)))
+            return self.blinded()
 
-    def blinded(self):
+    def blinded(self) -> np.ndarray:
         """What `respond` makes, before it is switched to the smaller modulus."""
-        return blind(self.context, self.encryptor, self.product())[0]
+        return self.blinder.blind(self.product())[0]
 
-    def noise(self, ciphertext) -> np.ndarray:
+    def noise(self, words: np.ndarray) -> np.ndarray:
         """The exact noise that the client finds."""
-        return noise(self.keys, self.context.words(ciphertext)) / unit(self.keys)
+        return noise(self.keys, words) / unit(self.keys)
 
     def predicted(self) -> np.ndarray:
         """w * e: what the client, who knows e, would find without blinding if it guessed the weights right."""
         total = np.zeros(PLAN.degree, np.float64)
         polynomials = PLAN.encode_weights(self.weights, 0, 0)
         for plane_tile, polynomial in enumerate(polynomials):
-            fresh = self.context.evaluator.transform_from_ntt(self.inputs[PLAN.request_of(0, plane_tile, 0)])
-            own = (noise(self.keys, self.context.words(fresh)) << _SCALE) // unit(self.keys)
+            first, seed = read_ciphertext(self.keys.parameters, self.request.bodies[PLAN.request_of(0, plane_tile, 0)])
+            fresh = coefficients(self.keys, np.stack([first, expand(self.keys.parameters, seed)]))
+            own = (noise(self.keys, fresh) << _SCALE) // unit(self.keys)
             total += negacyclic(own.astype(np.int64), polynomial) / 2**_SCALE
         return total
 
@@ -129,7 +141,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_example_unblinded_noise_is_the_weights_times_the_clients_own_noise(keys: Keys) -> None:
     talk = Conversation(keys, sets_of_weights()[1])
-    found, predicted = talk.noise(talk.product()), talk.predicted()
+    found, predicted = talk.noise(coefficients(keys, talk.product())), talk.predicted()
     assert np.abs(found.astype(float) - predicted).max() < 0.01
     assert np.abs(predicted).max() <= weights_noise(PLAN, 8)
 
@@ -177,8 +189,8 @@ def test_the_noise_of_what_travels_is_the_same_for_two_sets_of_weights(keys: Key
 def test_the_second_polynomial_is_fresh(keys: Keys) -> None:
     """Without re-randomisation it is sum w c_1, from which the client solves for w."""
     talk = Conversation(keys, sets_of_weights()[1])
-    bare, first, second = (talk.context.words(c)[1] for c in (talk.product(), talk.blinded(), talk.blinded()))
-    assert np.array_equal(bare, talk.context.words(talk.product())[1])
+    bare, first, second = coefficients(keys, talk.product())[1], talk.blinded()[1], talk.blinded()[1]
+    assert np.array_equal(bare, coefficients(keys, talk.product())[1])
     for a, b in ((bare, first), (first, second)):
         for line, other, prime in zip(a, b, talk.context.primes, strict=True):
             difference = (line.astype(object) - other) % prime / prime
@@ -187,8 +199,8 @@ def test_the_second_polynomial_is_fresh(keys: Keys) -> None:
 
 def test_all_coefficients_are_masked_not_only_the_results(keys: Keys) -> None:
     talk = Conversation(keys, sets_of_weights()[1])
-    partial = decrypt(keys, talk.context.words(talk.product()))
-    first, second = (decrypt(keys, talk.context.words(talk.blinded())) for _ in range(2))
+    partial = decrypt(keys, coefficients(keys, talk.product()))
+    first, second = (decrypt(keys, talk.blinded()) for _ in range(2))
     rest = np.setdiff1d(np.arange(PLAN.degree), PLAN.results[0][0])
     assert partial[rest].astype(bool).mean() > 0.3, "there is nothing to hide"
     for sample in (
@@ -200,17 +212,24 @@ def test_all_coefficients_are_masked_not_only_the_results(keys: Keys) -> None:
         assert kstest(sample[rest] / unit(keys), "uniform").pvalue > CHANCE
 
 
-def test_seal_draws_the_noise_that_the_bounds_assume(keys: Keys) -> None:
-    context = scheme(keys.parameters)
-    own = Conversation(keys, sets_of_weights()[0]).inputs
-    words = [context.words(context.evaluator.transform_from_ntt(one)) for one in own.values()]
+def test_the_noise_is_drawn_as_the_bounds_assume(keys: Keys, backend: _backends.Name) -> None:
+    encryptor, values = Encryptor(keys), draw_share(keys.parameters, (PLAN.degree,))
+    drawn = [encryptor.encrypt(values) for _ in range(3)]
+    words = [coefficients(keys, np.stack([first, expand(keys.parameters, seed)])) for first, seed in drawn]
+    assert all(np.array_equal(decrypt(keys, one), values) for one in words)
     fresh = np.concatenate([noise(keys, one) for one in words]) / unit(keys)
     rounding = 0.5
-    assert np.abs(fresh).max() <= 21 + rounding
+    assert 10 < np.abs(fresh).max() <= 21 + rounding
     assert abs(fresh.astype(float).var() - 10.5) < 1.5  # nine standard deviations
-    public = context.public_encryptor(PublicKey.of(keys).words)
-    zeros = [noise(keys, context.words(public.encrypt_zero())) / unit(keys) for _ in range(3)]
-    assert np.abs(np.concatenate(zeros)).max() <= blinding_noise(PLAN.degree)
+    blinder = Blinder(PublicKey.of(keys))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encryption, "flood", lambda parameters: np.zeros_like(flood(parameters)))
+        zeros = [noise(keys, blinder.blind(None)[0]) / unit(keys) for _ in range(3)]
+    sizes = np.abs(np.concatenate(zeros)).astype(float)
+    assert sizes.max() <= blinding_noise(PLAN.degree) and sizes.mean() <= mean_blinding_noise(PLAN.degree)
+    if backend == "kernel":  # -e u + e_1 S: the sum of 16,384 products of which a third are zero
+        expected = math.sqrt(10.5 * 4 / 3 * PLAN.degree) * math.sqrt(2 / math.pi)
+        assert abs(sizes.mean() / expected - 1) < 0.1
 
 
 def test_flood_is_uniform_on_its_range(keys: Keys) -> None:
@@ -222,7 +241,7 @@ def test_flood_is_uniform_on_its_range(keys: Keys) -> None:
         (59, (60, 60, 60)),
     ):
         context = scheme(Parameters(ring_bits, primes))
-        drawn, modulus = context.flood(), math.prod(context.primes)
+        drawn, modulus = flood(context.parameters), math.prod(context.primes)
         total = np.zeros(drawn.shape[1], object)
         for line, prime in zip(drawn, context.primes, strict=True):
             assert line.max() < prime
@@ -234,6 +253,15 @@ def test_flood_is_uniform_on_its_range(keys: Keys) -> None:
         for bit in (0, 30, 47, 48, bits - 2):
             assert abs(((centred >> bit) & 1).mean() - 0.5) < 0.05  # nine standard deviations
         assert 8 << ring_bits << (bits - 1) <= modulus
+
+
+def test_the_largest_noise_of_blinding_is_bounded() -> None:
+    """-e u + e_1 S with all of their largest size, and all of the same sign; and e_0, and one for the rounding."""
+    n = 64
+    largest = np.full(n, 21, np.int64)
+    sums = -negacyclic(largest, -np.ones(n, np.int64)) + negacyclic(largest, np.ones(n, np.int64))
+    assert abs(sums).max() == 2 * 21 * n and blinding_noise(n) == 2 * 21 * n + 21 + 1
+    assert mean_blinding_noise(n) == pytest.approx(1 + math.sqrt(10.5 + 2 * n * 10.5 * 2 / 3))
 
 
 def test_needed_flooding_is_both_bounds() -> None:

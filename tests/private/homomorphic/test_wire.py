@@ -91,7 +91,7 @@ def test_sizes_are_what_the_protocol_says(messages: dict[str, bytes]) -> None:
     n, outputs = 8192, 3 * 8 * 8
     assert (PLAN.requests, PLAN.answers) == (1, 1)
     assert len(messages["key"]) == key_size(PARAMETERS) == 40 + 2 * n * (7 + 7 + 4)
-    assert len(messages["request"]) == request_size(PARAMETERS, PLAN) == 40 + 64 + n * 14
+    assert len(messages["request"]) == request_size(PARAMETERS, PLAN) == 40 + 32 + n * 14
     assert len(messages["answer"]) == answer_size(PARAMETERS, PLAN) == 40 + n * 6 + outputs * 4
 
 
@@ -99,9 +99,9 @@ def test_golden_headers(messages: dict[str, bytes]) -> None:
     names = {kind: messages[kind][:HEADER_BYTES].hex() for kind in KINDS}
     parameters, plan = GOLDEN
     assert names == {
-        "key": "44524845" + "01010000" + parameters + "00" * 16,
-        "request": "44524845" + "02010000" + parameters + plan,
-        "answer": "44524845" + "03010000" + parameters + plan,
+        "key": "44524845" + "01020000" + parameters + "00" * 16,
+        "request": "44524845" + "02020000" + parameters + plan,
+        "answer": "44524845" + "03020000" + parameters + plan,
     }
 
 
@@ -163,7 +163,7 @@ def test_a_wide_ring_takes_longer_numbers_and_no_second_set_of_them() -> None:
     plan = plan_layer(layer(64, 64, 32))
     outputs, wide = 64 * 32 * 32, Parameters(59, (60, 60, 60))
     assert answer_size(wide, plan) == 40 + plan.answers * 8192 * 10 + outputs * 8
-    assert request_size(wide, plan) == 40 + plan.requests * (64 + 8192 * 24)
+    assert request_size(wide, plan) == 40 + plan.requests * (32 + 8192 * 24)
     assert answer_size(Parameters(44, (56, 40, 40)), plan) == answer_size(Parameters(43, (60, 48, 48)), plan)
 
 
@@ -212,7 +212,7 @@ def test_other_parameters(kind: str, other: Parameters, messages: dict[str, byte
 
 @pytest.mark.parametrize("kind", ["key", "request"])
 def test_words_that_are_not_below_their_prime(kind: str, messages: dict[str, bytes]) -> None:
-    start = HEADER_BYTES + (64 if kind == "request" else 0)
+    start = HEADER_BYTES + (32 if kind == "request" else 0)
     prime = scheme(PARAMETERS).primes[0]
     for value, good in ((prime - 1, True), (prime, False), ((1 << 56) - 1, False)):
         data = bytearray(messages[kind])

@@ -17,9 +17,10 @@ import pytest
 from scipy.stats import binomtest, kstest
 
 from deepreduce.private.circuits import from_bits
-from deepreduce.private.homomorphic import Request
-from deepreduce.private.homomorphic import server as homomorphic_server
-from deepreduce.private.homomorphic.scheme import Scheme, scheme
+from deepreduce.private.homomorphic import Answer, Request, encryption
+from deepreduce.private.homomorphic.draws import flood
+from deepreduce.private.homomorphic.encryption import Encryptor
+from deepreduce.private.homomorphic.scheme import scheme
 from deepreduce.private.homomorphic.wire import read_answer, read_ciphertext
 from deepreduce.private.program import Program
 from deepreduce.private.protocol import Material, linear, offline
@@ -185,15 +186,15 @@ def test_the_requests_hide_the_clients_shares(program: Program, unmasked: list[V
     for first, second in pairs:
         assert alike(np.stack(first) & np.uint64(255), np.stack(second) & np.uint64(255)) > CHANCE
     drawn: list[Any] = []
-    encrypt = Scheme.encrypt
+    encrypt = Encryptor.encrypt
 
-    def again(self: Scheme, *arguments: Any) -> Any:
+    def again(self: Encryptor, *arguments: Any) -> Any:
         drawn.append(encrypt(self, *arguments) if not drawn else drawn[0])
         return drawn[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         fixed_masks(patch, 0)
-        patch.setattr(Scheme, "encrypt", again)
+        patch.setattr(Encryptor, "encrypt", again)
         reused = record(program, zeros(program)[:2], online_too=False)
     words = requests(reused)[0]
     primes = np.array(scheme(reused.layout.jobs[0].parameters).primes, np.uint64)[:, None]
@@ -229,7 +230,7 @@ def noises(view: View, job: int) -> np.ndarray:
     """The noise of the answers at the places that are sent, in units of the modulus."""
     own, found = view.layout.jobs[job], []
     for body in view.seen_by("client", Kind.ANSWER)[job :: len(view.layout.jobs)]:
-        answer = homomorphic_server.Answer.from_bytes(own.parameters, own.plan.plan, body)
+        answer = Answer.from_bytes(own.parameters, own.plan.plan, body)
         for one, (places, _) in zip(answer.bodies, own.plan.plan.results, strict=True):
             words = read_answer(own.parameters, one, places)
             found.append(noise(view.keys[own.parameters], words, "answer")[places].astype(float))
@@ -248,13 +249,13 @@ def test_the_answers_hide_the_weights(models: list[Program], served: list[View])
     second = [octets(view.seen_by("client", Kind.ANSWER)[::2], 1000)[:, :2000] for view in served]
     assert alike_by_place(*second) > CHANCE
     with pytest.MonkeyPatch.context() as patch:
-        draw = homomorphic_server.draw_share
-        patch.setattr(homomorphic_server, "draw_share", lambda *arguments: np.zeros_like(draw(*arguments)))
+        draw = encryption.draw_share
+        patch.setattr(encryption, "draw_share", lambda *arguments: np.zeros_like(draw(*arguments)))
         bare = record(models[0], zeros(models[0])[:3], online_too=False)
     bits = bare.layout.public.tensors[bare.layout.jobs[0].step.output].ring_bits
     assert uniform(decrypted(bare, 0), bits) < CERTAIN
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scheme, "flood", lambda self: np.zeros((len(self.primes), self.parameters.degree), np.uint64))
+        patch.setattr(encryption, "flood", lambda parameters: np.zeros_like(flood(parameters)))
         dry = record(models[1], zeros(models[1])[:3], online_too=False)
     assert alike(noises(dry, 0), noises(served[1], 0)) < CERTAIN
 

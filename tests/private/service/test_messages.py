@@ -26,10 +26,10 @@ MODEL, SESSION = bytes(range(32)), bytes(range(16))
 HEX = SESSION.hex()
 
 GOLDEN = [
-    (Hello(MODEL), b'{"protocol":3,"model":"' + MODEL.hex().encode() + b'"}'),
+    (Hello(MODEL), b'{"protocol":4,"model":"' + MODEL.hex().encode() + b'"}'),
     (
         Welcome(SESSION, ("label", "logits"), 64, 1000),
-        b'{"protocol":3,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,"bundles":1000}',
+        b'{"protocol":4,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,"bundles":1000}',
     ),
     (Prepare(3), b'{"bundles":3}'),
     (Ready(7), b'{"number":7}'),

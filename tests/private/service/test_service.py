@@ -26,6 +26,7 @@ from deepreduce.private.ring import decode
 from deepreduce.private.service import Client, Server, ServerLimits
 from deepreduce.private.service import client as client_module
 from deepreduce.private.service import server as server_module
+from deepreduce.private.service.messages import PROTOCOL
 from deepreduce.private.store import BundleStore, StoreFull
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Channel, PeerError, PeerGone, PeerTimeout, WireError
@@ -227,12 +228,12 @@ def test_another_model_is_refused(party: Party, tmp_path: Path) -> None:
 def test_another_version_is_refused(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
     hello = client_module.Hello
     monkeypatch.setattr(client_module, "Hello", lambda model: hello(model, 1))
-    with pytest.raises(PeerError, match="version 3") as refused:
+    with pytest.raises(PeerError, match=f"version {PROTOCOL}") as refused:
         party.client()
     assert refused.value.code == "version"
     monkeypatch.setattr(client_module, "Hello", hello)
     monkeypatch.setattr(client_module, "PROTOCOL", 1)
-    with pytest.raises(WireError, match="the server speaks 3"):
+    with pytest.raises(WireError, match=f"the server speaks {PROTOCOL}"):
         party.client()
 
 

@@ -1,9 +1,9 @@
 """Homomorphic linear layers: the client's share goes in encrypted, its share of the output comes back.
 
 The parts: `layer` (shapes), `packing` (convolution as products of polynomials), `tiling` (which cut is cheapest),
-`noise` (why the answer hides the weights), `parameters`, `residues` (arithmetic), `scheme` (the edge to SEAL), `wire`
-(messages), `client`, `server`, `weights`, `products`, `pool`, `steps` (the steps of a program as layers). Rings have 2
-to 59 bits.
+`noise` (why the answer hides the weights), `parameters`, `scheme` (the edge to SEAL), `draws` (random numbers),
+`residues` and `arithmetic`, `encryption`, `wire` (messages), `client`, `server`, `weights`, `products`, `pool`, `steps`
+(the steps of a program as layers). Rings have 2 to 59 bits.
 
     plan = plan_layer(Layer(64, 64, 32, 32, (3, 3), (1, 1), (1, 1)))
     parameters = choose_parameters([plan], ring_bits=27, weight_bits=8)
@@ -16,7 +16,8 @@ to 59 bits.
 """
 
 from ._backends import default_backend
-from .client import draw_share, generate_keys, receive, request
+from .client import generate_keys, receive, request
+from .draws import draw_share
 from .errors import (
     HomomorphicError,
     LayerError,

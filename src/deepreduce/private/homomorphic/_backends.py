@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from ...errors import UsageError, problem
 
 try:
     from . import _kernel
@@ -11,7 +13,28 @@ except ImportError:  # not built: no compiler at installation
 
 Name = Literal["kernel", "seal"]
 
-kernel = _kernel if _kernel is not None and _kernel.supported() else None
+
+def usable(built: Any) -> Any:
+    """Return a built kernel if it runs on this processor, else None.
+
+    Raises:
+        UsageError: it was built from the sources of another release.
+    """
+    if built is None or not built.supported():
+        return None
+    if not hasattr(built, "rounded"):
+        raise UsageError(
+            problem(
+                "the compiled kernel must be of the same release as the package",
+                got="an older one",
+                remedy="build it again: make setup, or pip install . once more",
+                where=built.__file__,
+            )
+        )
+    return built
+
+
+kernel = usable(_kernel)
 
 
 def available_backends() -> tuple[Name, ...]:
@@ -22,3 +45,21 @@ def available_backends() -> tuple[Name, ...]:
 def default_backend() -> Name:
     """Return the name of the way that is used when none is named."""
     return available_backends()[0]
+
+
+def choose(backend: Name | None) -> Name:
+    """Return the name of a way to compute, the default one if none is named.
+
+    Raises:
+        UsageError: it does not run here.
+    """
+    here = available_backends()
+    if backend is not None and backend not in here:
+        raise UsageError(
+            problem(
+                f"ciphertexts are computed by one of {', '.join(here)} here",
+                got=backend,
+                remedy="leave it out; or build the kernel, which needs a C compiler and a 64-bit processor",
+            )
+        )
+    return here[0] if backend is None else backend

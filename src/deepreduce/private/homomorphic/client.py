@@ -13,11 +13,10 @@ several layers of the same geometry only if they are one layer with more output 
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from ...errors import problem
+from .encryption import Decryptor, Encryptor
 from .errors import LayerError
 from .packing import Plan, Words
 from .parameters import Parameters
@@ -36,21 +35,6 @@ def generate_keys(parameters: Parameters) -> Keys:
         The keys; `PublicKey.of(keys)` is the message for the server.
     """
     return scheme(parameters).keys()
-
-
-def draw_share(parameters: Parameters, shape: tuple[int, ...]) -> Words:
-    """Draw a uniform mask, elements of Z_2^k, from the operating system's randomness.
-
-    Args:
-        parameters: set k.
-        shape: of the mask.
-
-    Returns:
-        Numbers below 2^k.
-    """
-    count = int(np.prod(shape))
-    drawn = np.frombuffer(os.urandom(8 * count), "<u8").reshape(shape)
-    return drawn & np.uint64((1 << parameters.ring_bits) - 1)
 
 
 def request(keys: Keys, plan: Plan, share: Words, *, pool: Pool | None = None) -> Request:
@@ -113,18 +97,14 @@ def receive(keys: Keys, answer: Answer, *, pool: Pool | None = None) -> Words:
 
 def _encrypt(keys: Keys, polynomials: Words) -> list[bytes]:
     """Encrypt some polynomials; one worker's job."""
-    seal = scheme(keys.parameters)
-    encryptor, secret = seal.encryptor(keys), seal.secret_weights(keys)
-    return [write_ciphertext(keys.parameters, *seal.encrypt(one, encryptor, secret)) for one in polynomials]
+    encryptor = Encryptor(keys)
+    return [write_ciphertext(keys.parameters, *encryptor.encrypt(one)) for one in polynomials]
 
 
 def _decrypt(keys: Keys, bodies: list[bytes], places: list[Indices]) -> list[Words]:
     """Decrypt some answers and return their results in the order of `Plan.results`; one worker's job."""
-    seal = scheme(keys.parameters)
-    decryptor = seal.decryptor(keys)
-    found = []
-    for body, place in zip(bodies, places, strict=True):
-        words = read_answer(keys.parameters, body, place)
-        plaintext = decryptor.decrypt(seal.ciphertext(words, "answer"))
-        found.append(seal.values(plaintext)[place])
-    return found
+    decryptor = Decryptor(keys)
+    return [
+        decryptor.decrypt(read_answer(keys.parameters, body, place))[place]
+        for body, place in zip(bodies, places, strict=True)
+    ]

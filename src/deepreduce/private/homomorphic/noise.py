@@ -6,7 +6,7 @@ client would solve linear equations for w. The message itself, W x - s, is maske
 coefficient, so also on those that hold partial sums. What remains are the two polynomials and the noise.
 
 *Both steps are needed.* Let u, e_0, e_1 be the randomness of a fresh public-key encryption of zero, (a, b = -(a S + e))
-the client's public key, S its secret key, F the flood. Up to SEAL's rounding the answer decrypts like
+the client's public key, S its secret key, F the flood. Up to roundings the answer decrypts like
 
     d_1 = sum w c_1 + a u + e_1
     d_0 = -d_1 S + (q / t) (W x - s) + [ w * (e + rounding) + e_0 - e u + e_1 S ] + F        (mod q)
@@ -16,7 +16,9 @@ the client's public key, S its secret key, F the flood. Up to SEAL's rounding th
    Flooding alone adds to d_0 only and would leave d_1 as it is.
 2. *Flooding* hides the bracket, which holds w * e in the clear for the owner of S, and with e_0 - e u + e_1 S also
    hints on the u that step 1 relies on. F is uniform on 2^f integers per coefficient, and a shift by b moves a uniform
-   distribution by the statistical distance |b| / 2^f. Re-randomisation alone would leave w * e to be read.
+   distribution by the statistical distance |b| / 2^f. Re-randomisation alone would leave w * e to be read. Of the two
+   samples of the encryption only a u + e_1 must look uniform: given F, d_0 is a function of d_1 and of what the client
+   knows. So e_0 may be left out, and the kernel leaves it out.
 
 So the answer is simulated from the client's output alone: draw d_1 uniformly, F uniformly, set d_0 by the equation
 without the bracket. The simulation is off by the ring-LWE advantage plus the sum of |b| / 2^f over all coefficients
@@ -26,22 +28,25 @@ beyond 43 bits). All bounds here are of integers modulo q, before the switch, an
 
 *How much flooding.* `flood_bits_needed` returns the least f that satisfies both
 
-    (i)  2^f >= 2^41 |b| for the largest |b| that any weights and any noise SEAL can draw would make: 40 bits over the
-         worst case, for each coefficient on its own;
+    (i)  2^f >= 2^41 |b| for the largest |b| that any weights and any noise that can be drawn would make: 40 bits over
+         the worst case, for each coefficient on its own;
     (ii) the sum over 2^23 coefficients (all answers of one inference) of E|b| / 2^f is at most 2^-40, where the
          expectation is over the client's own honest noise, known to it, with the worst weights.
 
 (ii) bounds the distance of the whole view of an inference, for a client that encrypts as the protocol says. Parameters
 flood with all the room they have, so the true f is mostly larger.
 
-*How large the noise is.* SEAL draws e from a centred binomial distribution on [-21, 21] with variance 10.5; the
+*How large the noise is.* e is drawn from a centred binomial distribution on [-21, 21] with variance 10.5; the
 rounding of (q / t) m adds at most 1/2. Its mean, which (ii) alone relies on, is 1 / (2 t) where x is a fresh mask, so
 that m is uniform, and at most 2^-14 in size where x is a truncated share: then the low 30 bits of m or more are
 uniform, and the others fixed. A test adds these roundings up exactly, for every set of primes. A coefficient of the
 answer adds up at most n weights of at most 2^(w-1) in size (n counts all output channels and groups that share the
 polynomial: their kernels meet the noise too). Hence |w * (e + rounding)| is at most 21.5 n 2^(w-1), and on average at
-most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) max(2^-13, 1 / t). The public-key encryption is drawn modulo q P and divided by
-the special prime P: (21 + 2 * 21 N) / P + (1 + N) / 2. One more unit covers the rounding of s.
+most 3.3 sqrt(n) 2^(w-1) + n 2^(w-1) max(2^-13, 1 / t). The public-key encryption is drawn in one of two ways
+(`encryption.py`). The kernel draws it modulo q: -e u + e_1 S is at most 42 N, and with S and u ternary sqrt(14 N) on
+average. SEAL draws it modulo q P, with e_0, and divides it by the special prime P: at most (21 + 42 N) / P and a
+rounding of (1 + N) / 2, which is sqrt((3 + 2 N) / 36) on average. The bounds are the kernel's, which are larger, and 22
+more for e_0 and the rounding of s.
 
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
 semi-honest model; it can get more out of the bracket than (i) and (ii) say. 3.3 sqrt(n) takes the roundings of the
@@ -79,7 +84,10 @@ SPECIAL_BITS = 30
 """Bits of SEAL's special prime P, which the keys have and the ciphertexts do not."""
 
 _LARGEST_ERROR = 21
-"""SEAL's noise: the difference of two binomials of 21 coins each."""
+"""The noise, SEAL's and the kernel's: the difference of two binomials of 21 coins each."""
+
+_ERROR_VARIANCE = 10.5
+"""21 / 2."""
 
 ROUNDING_MEAN = 2.0**-13
 """Above the mean of the rounding of a message, in size, where its low `UNIFORM_BITS` at least are uniform."""
@@ -99,9 +107,13 @@ def weights_noise(plan: Plan, weight_bits: int) -> float:
 
 
 def blinding_noise(degree: int) -> float:
-    """Return the largest noise of the encryption of zero, plus one unit for the rounding of s."""
-    fresh = _LARGEST_ERROR + 2 * _LARGEST_ERROR * degree
-    return fresh / 2.0 ** (SPECIAL_BITS - 1) + (1 + degree) / 2 + 1
+    """Return a bound for the noise of the encryption of zero, with one unit for the rounding of s."""
+    return 2 * _LARGEST_ERROR * degree + _LARGEST_ERROR + 1
+
+
+def mean_blinding_noise(degree: int) -> float:
+    """Return a bound for its average size."""
+    return math.sqrt(_ERROR_VARIANCE * (1 + 4 * degree / 3)) + 1
 
 
 def mean_noise(plan: Plan, weight_bits: int, ring_bits: int) -> float:
@@ -109,7 +121,7 @@ def mean_noise(plan: Plan, weight_bits: int, ring_bits: int) -> float:
     largest = 2.0 ** (weight_bits - 1)
     count = plan.weights_per_answer
     product = _ERROR_SIGMA * math.sqrt(count) * largest + count * largest * max(ROUNDING_MEAN, 2.0**-ring_bits)
-    return product + blinding_noise(plan.degree)
+    return product + mean_blinding_noise(plan.degree)
 
 
 def flood_bits_needed(plan: Plan, *, weight_bits: int, ring_bits: int) -> int:

@@ -1,4 +1,4 @@
-"""Sums of products under encryption: what a server adds up for one answer.
+"""Sums of products under encryption: what a server adds up for its answers.
 
 There are two ways, and both give the same words. "kernel" is the compiled `native/homomorphic.c`, which adds products
 in 128 bits and reduces them once; "seal" multiplies and adds with SEAL, one by one. The first that runs here is the
@@ -7,20 +7,23 @@ default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...errors import UsageError, problem
 from . import _backends
-from ._backends import Name, available_backends
+from ._backends import Name, choose
 from ._seal import seal
+from .draws import expand
 from .packing import Plan, Words
 from .parameters import Parameters
 from .scheme import scheme
 from .weights import PreparedWeights
 from .wire import read_ciphertext
+
+TOGETHER = 8
+"""Answers whose sums are computed at once: 3 MB at most, and by then the inputs are read often enough."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,14 @@ class Inputs:
     """A client's ciphertexts, ready to be multiplied by any weights.
 
     Attributes:
-        ciphertexts: NTT values, by the number of the request; for SEAL.
-        words: the same, shape (ciphertext, polynomial, prime, coefficient); for the kernel.
+        words: NTT values, shape (ciphertext, polynomial, prime, coefficient).
         places: by the number of the request, where in `words`.
+        ciphertexts: the same for SEAL, in the same order; None for the kernel.
     """
 
-    ciphertexts: Mapping[int, seal.Ciphertext] = field(repr=False)
-    words: Words | None = field(default=None, repr=False)
-    places: Mapping[int, int] = field(default_factory=dict)
+    words: Words = field(repr=False)
+    places: Mapping[int, int] = field(repr=False)
+    ciphertexts: list[seal.Ciphertext] | None = field(default=None, repr=False)
 
 
 def read_inputs(parameters: Parameters, bodies: Mapping[int, bytes], *, backend: Name | None = None) -> Inputs:
@@ -50,23 +53,15 @@ def read_inputs(parameters: Parameters, bodies: Mapping[int, bytes], *, backend:
         MessageError: a word is not below its prime.
         UsageError: the way does not run here.
     """
-    here = available_backends()
-    chosen = here[0] if backend is None else backend
-    if chosen not in here:
-        raise UsageError(
-            problem(
-                f"products under encryption are computed by one of {', '.join(here)} here",
-                got=backend,
-                remedy="leave it out; or build the kernel, which needs a C compiler and a 64-bit processor",
-            )
-        )
-    context = scheme(parameters)
-    if chosen == "seal":
-        return Inputs({number: context.seeded(*read_ciphertext(parameters, body)) for number, body in bodies.items()})
+    context, chosen = scheme(parameters), choose(backend)
     words = np.empty((len(bodies), 2, len(context.primes), parameters.degree), np.uint64)
-    for place, body in enumerate(bodies.values()):
-        words[place] = context.words(context.seeded(*read_ciphertext(parameters, body)))
-    return Inputs({}, words, {number: place for place, number in enumerate(bodies)})
+    for ciphertext, body in zip(words, bodies.values(), strict=True):
+        ciphertext[0], seed = read_ciphertext(parameters, body)
+        ciphertext[1] = expand(parameters, seed)
+    places = {number: place for place, number in enumerate(bodies)}
+    if chosen == "kernel":
+        return Inputs(words, places)
+    return Inputs(words, places, [context.ciphertext(one, "transformed") for one in words])
 
 
 def requests_of(plan: Plan, answer: int) -> list[int]:
@@ -75,45 +70,60 @@ def requests_of(plan: Plan, answer: int) -> list[int]:
     return [plan.request_of(group_tile, plane_tile, band) for plane_tile in range(plan.plane_tiles)]
 
 
-def multiply(prepared: PreparedWeights, inputs: Inputs, answer: int) -> seal.Ciphertext | None:
-    """Return the sum of the products of one answer, in coefficients; None if all its weights are zero.
+def multiply(prepared: PreparedWeights, inputs: Inputs, answers: Sequence[int]) -> list[Words | None]:
+    """Return the sums of the products of some answers, as NTT values (polynomial, prime, coefficient).
 
-    It reveals the weights to the owner of the secret key: it must not leave the server unless it went through `blind`.
+    They reveal the weights to the owner of the secret key: none must leave the server unless it went through
+    `Blinder.blind`.
+
+    Args:
+        prepared: the layer's weights.
+        inputs: the client's ciphertexts, of all requests that the answers add up.
+        answers: the numbers of the answers. Those that share their requests are faster together, in up to
+            `TOGETHER`.
+
+    Returns:
+        Their sums; None where all weights of an answer are zero.
 
     Raises:
         WeightsError: the weights are not as they were prepared.
     """
     pairs = [
-        (number, polynomial)
-        for number, polynomial in zip(requests_of(prepared.plan, answer), prepared.polynomials(answer), strict=True)
-        if prepared.used[polynomial]
+        [
+            (inputs.places[number], polynomial)
+            for number, polynomial in zip(requests_of(prepared.plan, answer), prepared.polynomials(answer), strict=True)
+            if prepared.used[polynomial]
+        ]
+        for answer in answers
     ]
-    if not pairs:
-        return None
-    context = scheme(prepared.parameters)
-    if inputs.words is None:
-        total = _multiply_by_seal(prepared, inputs, pairs)
-    else:
-        total = _multiply_by_kernel(prepared, inputs.words, [(inputs.places[number], which) for number, which in pairs])
-    context.evaluator.transform_from_ntt_inplace(total)
-    return total
+    used = [some for some in pairs if some]
+    if not used:
+        return [None] * len(pairs)
+    compute = _multiply_by_kernel if inputs.ciphertexts is None else _multiply_by_seal
+    found = iter(compute(prepared, inputs, used))
+    return [next(found) if some else None for some in pairs]
 
 
-def _multiply_by_seal(prepared: PreparedWeights, inputs: Inputs, pairs: list[tuple[int, int]]) -> seal.Ciphertext:
-    evaluator = scheme(prepared.parameters).evaluator
-    products = [
-        evaluator.multiply_plain(inputs.ciphertexts[number], prepared.polynomial(which)) for number, which in pairs
-    ]
-    for product in products[1:]:
-        evaluator.add_inplace(products[0], product)
-    return products[0]
-
-
-def _multiply_by_kernel(prepared: PreparedWeights, words: Words, pairs: list[tuple[int, int]]) -> seal.Ciphertext:
-    context = scheme(prepared.parameters)
-    found = np.empty(words.shape[1:], np.uint64)
-    terms, primes = np.array(pairs, np.uint32), np.array(context.primes, np.uint64)
+def _multiply_by_kernel(
+    prepared: PreparedWeights, inputs: Inputs, pairs: list[list[tuple[int, int]]]
+) -> Iterable[Words]:
+    found = np.empty((len(pairs), *inputs.words.shape[1:]), np.uint64)
+    terms = np.array([len(some) for some in pairs], np.uint32)
+    flat = np.array([pair for some in pairs for pair in some], np.uint32)
+    primes = np.array(scheme(prepared.parameters).primes, np.uint64)
     assert _backends.kernel is not None  # `read_inputs` has looked
-    if not _backends.kernel.sums(words, prepared.words, terms, primes, found, prepared.parameters.degree):
+    if not _backends.kernel.sums(inputs.words, prepared.words, terms, flat, primes, found, prepared.parameters.degree):
         raise prepared.damaged("a word that is not below its prime")
-    return context.ciphertext(found, "transformed")
+    return found
+
+
+def _multiply_by_seal(prepared: PreparedWeights, inputs: Inputs, pairs: list[list[tuple[int, int]]]) -> Iterable[Words]:
+    context, ciphertexts = scheme(prepared.parameters), inputs.ciphertexts
+    assert ciphertexts is not None
+    for some in pairs:
+        products = [
+            context.evaluator.multiply_plain(ciphertexts[place], prepared.polynomial(which)) for place, which in some
+        ]
+        for product in products[1:]:
+            context.evaluator.add_inplace(products[0], product)
+        yield context.words(products[0])

@@ -39,8 +39,8 @@ def cut(residues: Words, primes: tuple[int, ...], *, drop: int, size: int) -> by
         return pack(round_away(compose(residues, primes), drop, math.prod(primes)), size)
     out = bytearray(residues.shape[1] * size)
     inverse = pow(primes[0], -1, primes[1]) if len(primes) == 2 else 0
-    aligned = np.require(residues, np.uint64, ["C", "A"])  # SEAL's words lie behind a header of an odd size
-    _backends.kernel.cut(aligned, np.array(primes, np.uint64), inverse, drop, size, out)
+    words = np.require(residues, np.uint64, ["C", "A"])
+    _backends.kernel.cut(words, np.array(primes, np.uint64), inverse, drop, size, out)
     return bytes(out)
 
 
@@ -67,7 +67,7 @@ def restore(data: bytes | memoryview, primes: tuple[int, ...], *, drop: int, siz
     return found
 
 
-def centred(octets: bytes, primes: tuple[int, ...], *, bits: int) -> Words:
+def centred(octets: bytes | memoryview, primes: tuple[int, ...], *, bits: int) -> Words:
     """Return numbers from -2^(bits - 1) up to 2^(bits - 1), without it, modulo primes.
 
     Args:

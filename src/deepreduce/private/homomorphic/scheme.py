@@ -7,8 +7,6 @@ that were checked to be below their primes, so that SEAL's parser never meets a 
 from __future__ import annotations
 
 import functools
-import os
-import struct
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,10 +17,6 @@ from ._seal import seal
 from .errors import ParameterError
 from .packing import Words
 from .parameters import Parameters
-from .residues import add_modulo, centred
-
-SEED_BYTES = 64
-"""SEAL's generator takes a seed of eight words; the second polynomial of a request is expanded from it."""
 
 Form = Literal["coefficients", "transformed", "answer"]
 """Of a ciphertext: coefficients or NTT values modulo all data primes, or coefficients modulo those of an answer."""
@@ -93,8 +87,8 @@ class Scheme:
         plain = seal.Plaintext(n)
         self._plain_header = _raw(plain)[: -8 * n]
         self._weights_header = _raw(self.evaluator.transform_to_ntt(plain, self.first))[: -8 * n * count]
-        probe = np.arange(n * count, dtype=np.uint64).reshape(count, n)
-        if not np.array_equal(self.words(self.seeded(probe, bytes(SEED_BYTES)))[0], probe):
+        probe = np.arange(2 * n * count, dtype=np.uint64).reshape(2, count, n)
+        if not np.array_equal(self.words(self.ciphertext(probe, "transformed")), probe):
             raise ParameterError(
                 problem(
                     "SEAL must read back the ciphertexts that it is given",
@@ -109,6 +103,11 @@ class Scheme:
         secret = generator.secret_key().to_string()[len(self._secret_header) :]
         public = generator.create_public_key().to_string()[len(self._public_header) :]
         return Keys(self.parameters, secret, public)
+
+    def key_words(self, key: bytes) -> Words:
+        """Return the words of a key, either half of `Keys`, for the data primes: (polynomial, prime, coefficient)."""
+        words = np.frombuffer(key, "<u8").reshape(-1, len(self.key_primes), self.parameters.degree)
+        return np.ascontiguousarray(words[:, : len(self.primes)], np.uint64)
 
     def encryptor(self, keys: Keys) -> seal.Encryptor:
         """Return the symmetric encryptor of a client."""
@@ -159,57 +158,13 @@ class Scheme:
         raw = _raw(ciphertext)
         primes = ciphertext.coeff_modulus_size()
         words = np.frombuffer(raw, "<u8", offset=len(self._headers["coefficients"]))
-        return words.reshape(2, primes, self.parameters.degree)
+        return words.reshape(2, primes, self.parameters.degree).astype(np.uint64)  # behind the header they lie anywhere
 
     def ciphertext(self, words: Words, form: Form) -> seal.Ciphertext:
         """Return the ciphertext with these words, all of which must be below their primes."""
         found = seal.Ciphertext()
         found.load_bytes(self.context, self._headers[form] + words.astype("<u8", copy=False).tobytes())
         return found
-
-    def seeded(self, first: Words, seed: bytes) -> seal.Ciphertext:
-        """Return the transformed ciphertext of a polynomial (prime, coefficient) and one expanded from a seed.
-
-        SEAL reads a ciphertext of half the size with a seed after it: outer header of 16 bytes with the total size in
-        its last eight, the members, an array header of 16 bytes with its size, the count, the words, a header and the
-        kind of the generator (1: BLAKE2xb), the seed.
-        """
-        header = self._headers["transformed"]
-        size = 8 * first.size
-        magic = header[:8]
-        array = magic + struct.pack("<QQ", 24 + size, first.size) + first.astype("<u8", copy=False).tobytes()
-        generator = magic + struct.pack("<QB", 17 + SEED_BYTES, 1) + seed
-        members = header[16:-24]
-        total = 16 + len(members) + len(array) + len(generator)
-        found = seal.Ciphertext()
-        found.load_bytes(self.context, magic + struct.pack("<Q", total) + members + array + generator)
-        return found
-
-    def encrypt(self, values: Words, encryptor: seal.Encryptor, secret: seal.Plaintext) -> tuple[Words, bytes]:
-        """Encrypt N ring elements so that the second polynomial is given by a fresh seed.
-
-        SEAL draws (c_0, c_1) with its own noise; with a the expansion of the seed and S the secret key, the pair
-        (c_0 + (c_1 - a) S, a) has the same message and the same noise. All in NTT values.
-
-        Returns:
-            The words of the first polynomial (prime, coefficient), and the seed.
-        """
-        drawn = self.evaluator.transform_to_ntt(encryptor.encrypt_symmetric(self.plaintext(values)))
-        seed = os.urandom(SEED_BYTES)
-        zero = np.zeros((len(self.primes), self.parameters.degree), np.uint64)
-        rebased = self.words(self.evaluator.sub(drawn, self.seeded(zero, seed)))
-        both = self.ciphertext(np.stack([rebased[1], rebased[1]]), "transformed")
-        product = self.words(self.evaluator.multiply_plain(both, secret))[0]
-        return add_modulo(rebased[0], product, self.primes), seed
-
-    def flood(self) -> Words:
-        """Draw one flood: N integers uniform on [-2^(f-1), 2^(f-1)), from the operating system, modulo the primes.
-
-        Returns:
-            Shape (prime, coefficient).
-        """
-        bits = self.parameters.flood_bits
-        return centred(os.urandom(-(-bits // 8) * self.parameters.degree), self.primes, bits=bits)
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...errors import problem
-from ._seal import seal
-from .client import draw_share
+from .encryption import Blinder
 from .errors import MessageError
 from .packing import Words
 from .pool import Pool, run, shares
-from .products import multiply, read_inputs, requests_of
-from .scheme import Scheme, scheme
+from .products import TOGETHER, multiply, read_inputs, requests_of
 from .weights import PreparedWeights
 from .wire import Answer, PublicKey, Request, write_answer
 
@@ -84,35 +82,12 @@ def _answer(
 ) -> list[tuple[int, bytes, Words]]:
     """Make some answers: number, body and the server's share of its results; one worker's job."""
     plan, parameters = prepared.plan, prepared.parameters
-    context = scheme(parameters)
-    encryptor = context.public_encryptor(public_key.words)
-    inputs = read_inputs(parameters, bodies)
+    blinder, inputs = Blinder(public_key), read_inputs(parameters, bodies)
     found = []
-    for answer in answers:
-        blinded, mask = blind(context, encryptor, multiply(prepared, inputs, answer))
-        smallest = context.evaluator.mod_switch_to(blinded, context.answer_level)
-        places = plan.results[answer][0]
-        body = write_answer(parameters, context.words(smallest), places)
-        found.append((answer, body, mask[places]))
+    for first in range(0, len(answers), TOGETHER):
+        some = answers[first : first + TOGETHER]
+        for answer, product in zip(some, multiply(prepared, inputs, some), strict=True):
+            blinded, mask = blinder.blind(product)
+            places = plan.results[answer][0]
+            found.append((answer, write_answer(parameters, blinder.switch(blinded), places), mask[places]))
     return found
-
-
-def blind(context: Scheme, encryptor: seal.Encryptor, product: seal.Ciphertext | None) -> tuple[seal.Ciphertext, Words]:
-    """Return an encryption of the product minus a mask that reveals nothing else to the owner of the secret key.
-
-    Args:
-        context: the scheme.
-        encryptor: for the client's public key.
-        product: what `multiply` returned.
-
-    Returns:
-        A ciphertext in coefficients modulo all data primes, and the mask s: uniform on all N coefficients, fresh.
-    """
-    mask = draw_share(context.parameters, (context.parameters.degree,))
-    ring = np.uint64((1 << context.parameters.ring_bits) - 1)
-    fresh = encryptor.encrypt(context.plaintext((np.uint64(0) - mask) & ring))
-    flood = np.stack([context.flood(), np.zeros((len(context.primes), mask.size), np.uint64)])
-    context.evaluator.add_inplace(fresh, context.ciphertext(flood, "coefficients"))
-    if product is not None:
-        context.evaluator.add_inplace(fresh, product)
-    return fresh, mask

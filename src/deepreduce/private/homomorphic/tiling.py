@@ -31,19 +31,18 @@ convolutions that we could think of 72,000."""
 class Prices:
     """What one unit of work costs, in milliseconds of one core, and of a link of 1 Gbit/s for what travels.
 
-    Measured with SEAL 4.4 at N = 8192 and two data primes on a 2-core AMD EPYC (Zen 4), see
-    `benchmarks/homomorphic.py`. Only the ratios matter.
+    Measured with the compiled kernel at N = 8192 and two data primes on a 2-core AMD EPYC (Zen 4), see
+    `benchmarks/private_constants.py`. Only the ratios matter.
 
     Attributes:
         request: encrypting, sending (115 KB) and unpacking one ciphertext.
-        answer: inverse transform, blinding, sending (60 KB) and decrypting one ciphertext.
-        product: multiplying by a polynomial of weights and adding up, with the compiled kernel: see
-            `benchmarks/private_constants.py`.
+        answer: blinding, sending (60 KB) and decrypting one ciphertext.
+        product: multiplying by a polynomial of weights and adding up.
     """
 
-    request: float = 6.5
-    answer: float = 5.8
-    product: float = 0.055
+    request: float = 1.7
+    answer: float = 1.55
+    product: float = 0.04
 
     def of(self, plan: Plan) -> float:
         """Return the price of a plan."""

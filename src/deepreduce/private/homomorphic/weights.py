@@ -23,7 +23,9 @@ import numpy.typing as npt
 
 from ..._files import replacing, reserve
 from ...errors import problem
+from ._backends import Name, choose
 from ._seal import seal
+from .arithmetic import arithmetic
 from .errors import WeightsError
 from .packing import Integers, Plan, Words
 from .parameters import Parameters, check_budget
@@ -146,20 +148,38 @@ def _transform(
     parameters: Parameters, plan: Plan, weights: Integers, words: Words
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
     """Encode and transform all polynomials of weights into `words`; return which are used, and their checksums."""
-    context = scheme(parameters)
-    ring = np.int64((1 << parameters.ring_bits) - 1)
     used, checksums = np.zeros(len(words), np.uint8), np.zeros(len(words), np.uint32)
     number = 0
     for group_tile in range(plan.group_tiles):
         for channel_tile in range(plan.channel_tiles):
             for polynomial in plan.encode_weights(weights, group_tile, channel_tile):
-                reduced = (polynomial & ring).astype(np.uint64)
-                if reduced.any():
-                    values = context.transform(reduced)
-                    used[number], checksums[number] = 1, zlib.crc32(values)
-                    words[number] = np.frombuffer(values, "<u8")
+                if polynomial.any():
+                    values = transform_weights(parameters, polynomial)
+                    used[number], checksums[number] = 1, zlib.crc32(values.data)
+                    words[number] = values.ravel()
                 number += 1
     return used, checksums
+
+
+def transform_weights(parameters: Parameters, polynomial: Integers, *, backend: Name | None = None) -> Words:
+    """Return the NTT values of a polynomial of weights.
+
+    Args:
+        parameters: of the encryption.
+        polynomial: N integers of at most 32 bits with their sign.
+        backend: which way; the default one if none is named.
+
+    Returns:
+        Shape (prime, coefficient).
+
+    Raises:
+        UsageError: the way does not run here.
+    """
+    if choose(backend) == "kernel":
+        return arithmetic(parameters).transformed(polynomial)
+    ring = np.int64((1 << parameters.ring_bits) - 1)
+    values = scheme(parameters).transform((polynomial & ring).astype(np.uint64))
+    return np.frombuffer(values, "<u8").reshape(-1, parameters.degree)
 
 
 def _header(parameters: Parameters, plan: Plan, weights: Integers) -> bytes:

@@ -5,8 +5,8 @@ name the parameters and 16 that name the plan (zeros in a key). What follows has
 parameters and plan, so a message is refused by its length before anything of it is read. Numbers are little endian.
 
 * Key: NTT values of both polynomials of the public key, prime by prime, in as many bytes as the prime has.
-* Request, per ciphertext: the seed of the second polynomial (64 bytes), then the NTT values of the first, prime by
-  prime.
+* Request, per ciphertext: the seed of the second polynomial (32 bytes, `draws.expand`), then the NTT values of the
+  first, prime by prime.
 * Answer, per ciphertext: the high bits of the N coefficients of the second polynomial, then of those coefficients of
   the first that are results (`Plan.results`), all modulo the first prime, for rings beyond 43 bits modulo the product
   of the first two.
@@ -24,15 +24,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import problem
+from .draws import SEED_BYTES
 from .errors import MessageError
 from .packing import Plan, Words
 from .parameters import Parameters
 from .residues import cut, pack, restore, unpack
-from .scheme import SEED_BYTES, Keys, scheme
+from .scheme import Keys, scheme
 
 Indices = npt.NDArray[np.int32]
 
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 40
 
 _MAGIC = b"DRHE"

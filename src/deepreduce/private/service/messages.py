@@ -28,7 +28,7 @@ from ...errors import problem
 from ..protocol.online import Reveal
 from ..wire import WireError
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of what the frames mean; a change of any message or of the hash raises it."""
 
 MAX_SMALL_BYTES = 65_536
