@@ -23,6 +23,8 @@ from deepreduce.private.program import LinearEvaluator, Program, make_program
 from deepreduce.private.protocol import (
     Layout,
     Material,
+    answer_layers,
+    draw_shares,
     prepare_client,
     prepare_server,
     setup_client,
@@ -72,12 +74,14 @@ def bundles(program: Program, count: int) -> tuple[Layout, LinearEvaluator, list
         session = setup_client(channel, layout, bytes(16))
         starts.append(session.start)
         for own in owns:
-            prepare_client(channel, layout, session, session.numbers.take(), own)
+            shares = draw_shares(channel, layout, session)[0]
+            prepare_client(channel, layout, session, session.numbers.take(), shares, own)
 
     def answer(channel: wire.Channel) -> None:
         session = setup_server(channel, layout, bytes(16))
         for other in others:
-            prepare_server(channel, layout, session, session.numbers.take(), weights, other)
+            shares = answer_layers(channel, layout, session, weights)[0]
+            prepare_server(channel, layout, session, session.numbers.take(), shares, other)
 
     with ThreadPoolExecutor(2) as threads, channels() as (client, server):
         both(threads, partial(prepare, client), partial(answer, server))

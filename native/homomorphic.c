@@ -1,6 +1,8 @@
 /* deepreduce.private.homomorphic._kernel: arithmetic modulo the primes of a ciphertext, beside SEAL's.
  *
  *   sums       what a server adds up for its answers: ciphertexts times polynomials of weights (sums.h)
+ *   spread     ciphertexts in coefficients, as `taps` reads them (taps.h)
+ *   taps       the same sums for weights that stand alone: of several images
  *   powers     of roots of unity, which a transform needs
  *   transform  polynomials to their values and back (transform.h)
  *   add        residues
@@ -42,6 +44,7 @@
 
 #if DR_KERNEL
 #include "sums.h"
+#include "taps.h"
 #include "transform.h"
 
 /* A number of up to eight octets, little endian. What lies behind it, up to `end`, may be read. */
@@ -421,6 +424,57 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
     return leave(b, 6, fits, right ? Py_True : Py_False);
 }
 
+/* spread(words, primes, degree, margin, out): out [lines, primes, margin + degree] */
+static PyObject *py_spread(PyObject *self, PyObject *args) {
+    Py_buffer b[3], *words = b, *moduli = b + 1, *out = b + 2;
+    Py_ssize_t degree, margin;
+    int fits = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*nnw*", words, moduli, &degree, &margin, out)) {
+        return NULL;
+    }
+#if DR_KERNEL
+    const size_t primes = primes_in(moduli, MOST_PRIMES), lines = lines_in(words, primes, degree);
+    fits = lines && margin >= 0 && margin <= degree && lines_in(out, primes, degree + margin) == lines;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        spread(words->buf, lines * primes, moduli->buf, primes, (size_t)degree, (size_t)margin, out->buf);
+        Py_END_ALLOW_THREADS
+    }
+#endif
+    return leave(b, 3, fits, Py_None);
+}
+
+/* taps(inputs, margin, offsets, weights, primes, out, degree): see `Taps`; adds to `out`, which holds residues */
+static PyObject *py_taps(PyObject *self, PyObject *args) {
+    Py_buffer b[5], *inputs = b, *offsets = b + 1, *weights = b + 2, *moduli = b + 3, *out = b + 4;
+    Py_ssize_t degree, margin;
+    int fits = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*ny*y*y*w*n", inputs, &margin, offsets, weights, moduli, out, &degree)) {
+        return NULL;
+    }
+#if DR_KERNEL
+    const size_t primes = primes_in(moduli, MOST_PRIMES), sums = lines_in(out, primes, degree) / 2;
+    if (sums && lines_in(out, primes, degree) == 2 * sums && sums % OUTPUTS == 0 && margin >= 0 && margin <= degree && is_aligned(offsets, 8) &&
+        offsets->len % 8 == 0 && is_aligned(weights, 4)) {
+        const Taps t = {(size_t)degree, primes, sums, (size_t)offsets->len / 8, (size_t)margin, inputs->buf, offsets->buf, weights->buf,
+                        moduli->buf, out->buf};
+        const size_t all = lines_in(inputs, primes, degree + margin), ciphertext = 2 * primes * (size_t)(degree + margin);
+        fits = all && all % 2 == 0 && (size_t)weights->len % (4 * sums) == 0 && (size_t)weights->len / (4 * sums) == t.terms;
+        for (size_t k = 0; fits && k < t.terms; k++) { /* in the first line of a ciphertext, at most `margin` behind its beginning */
+            fits = t.offsets[k] / ciphertext < all / 2 && t.offsets[k] % ciphertext <= t.margin;
+        }
+        if (fits) {
+            Py_BEGIN_ALLOW_THREADS
+            taps(&t);
+            Py_END_ALLOW_THREADS
+        }
+    }
+#endif
+    return leave(b, 5, fits, Py_None);
+}
+
 /* powers(primes, roots, out, degree): out [primes, 2, 2, degree] */
 static PyObject *py_powers(PyObject *self, PyObject *args) {
     Py_buffer b[3], *moduli = b, *roots = b + 1, *out = b + 2;
@@ -654,6 +708,8 @@ static PyMethodDef methods[] = {
     {"sums", py_sums, METH_VARARGS,
      "sums(inputs, weights, terms, pairs, primes, out, degree) -> bool: write the sums of products; tell whether all weights were\n"
      "residues. The inputs must be."},
+    {"spread", py_spread, METH_VARARGS, "spread(words, primes, degree, margin, out): ciphertexts in coefficients, as `taps` reads them."},
+    {"taps", py_taps, METH_VARARGS, "taps(inputs, margin, offsets, weights, primes, out, degree): add sums of inputs times single weights."},
     {"powers", py_powers, METH_VARARGS, "powers(primes, roots, out, degree)"},
     {"transform", py_transform, METH_VARARGS, "transform(words, powers, primes, degree, back): in place."},
     {"add", py_add, METH_VARARGS, "add(words, others, primes, degree): to the first, in place."},

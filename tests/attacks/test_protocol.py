@@ -241,10 +241,20 @@ def test_one_bundle_for_many_clients_at_once(certificate: tuple[Path, Path], tmp
 
 
 @pytest.mark.parametrize(
-    ("bundles", "code"), [(11, "limit"), (2**31, "limit"), (2**31 + 1, "protocol"), (-1, "protocol")]
+    ("bundles", "together", "code"),
+    [
+        (11, 1, "limit"),
+        (2**31, 1, "limit"),
+        (2**31 + 1, 1, "protocol"),
+        (-1, 1, "protocol"),
+        (2, 129, "limit"),
+        (2, 1024, "limit"),
+        (2, 1025, "protocol"),
+        (2, 0, "protocol"),
+    ],
 )
-def test_prepare_with_other_numbers(party: Party, bundles: int, code: str) -> None:
-    assert asked(party, Prepare(bundles).encode(), Kind.PREPARE) == code
+def test_prepare_with_other_numbers(party: Party, bundles: int, together: int, code: str) -> None:
+    assert asked(party, Prepare(bundles, together).encode(), Kind.PREPARE) == code
 
 
 def test_small_messages_of_all_sizes(party: Party) -> None:

@@ -133,7 +133,8 @@ def test_a_server_that_says_nothing_more(tmp_path: Path) -> None:
         ours, theirs = socket.socketpair()
         with theirs, Channel(theirs) as silent:
             if kind == Kind.GO:
-                welcome = {"protocol": PROTOCOL, "session": "00" * 16, "reveal": ["label"], "images": 1, "bundles": 1}
+                numbers = {"protocol": PROTOCOL, "images": 1, "bundles": 1, "together": 1}
+                welcome = {"session": "00" * 16, "reveal": ["label"], **numbers}
                 silent.send(Kind.WELCOME, json.dumps(welcome).encode())
             begin = time.monotonic()
             store = BundleStore(tmp_path / "client", program=tiny().client.digest, role="client")

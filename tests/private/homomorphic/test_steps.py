@@ -63,8 +63,8 @@ def plan_of(op: Convolution | Matrix, in_shape: tuple[int, ...]) -> StepPlan:
 def check_layer(op: Convolution | Matrix, in_shape: tuple[int, ...], seed: int = 0) -> StepPlan:
     """Compare step and layer in the clear."""
     weights, x, step = some_weights(op, seed), random_words(in_shape, 59), plan_of(op, in_shape)
-    y = convolve(step.plan.layer, step.fit_input(x), step.fit_weights(weights))
-    assert np.array_equal(reduce(step.fit_output(y), 59), exact(op, weights, x, 59))
+    y = convolve(step.plan.layer, step.fit_input(x[None]), step.fit_weights(weights))
+    assert np.array_equal(reduce(step.fit_output(y)[0], 59), exact(op, weights, x, 59))
     return step
 
 
@@ -74,11 +74,11 @@ def check_private(keys: Keys, op: Convolution | Matrix, in_shape: tuple[int, ...
     step = plan_of(op, in_shape)
     prepared = prepare_weights(parameters, step.plan, step.fit_weights(weights), weight_bits=WEIGHT_BITS)
     x = draw_share(parameters, in_shape)
-    sent = request(keys, step.plan, step.fit_input(x)).to_bytes()
+    sent = request(keys, step.plan, step.fit_input(x[None])).to_bytes()
     public = PublicKey.from_bytes(parameters, PublicKey.of(keys).to_bytes())
     response = respond(prepared, public, Request.from_bytes(parameters, step.plan, sent))
     y = receive(keys, Answer.from_bytes(parameters, step.plan, response.answer.to_bytes()))
-    total = reduce(step.fit_output(y) + step.fit_output(response.share), bits)
+    total = reduce(step.fit_output(y)[0] + step.fit_output(response.share)[0], bits)
     assert np.array_equal(total, exact(op, weights, x, bits))
 
 
@@ -140,7 +140,7 @@ def test_a_layer_with_equal_padding_is_taken_as_it_is() -> None:
     for op, shape in ((SHAPES["same"]), (Convolution((8, 4, 3, 3), (2, 2), (1, 1, 1, 1)), (4, 16, 16))):
         step, x = check_layer(op, shape), random_words(shape, 59)
         assert step.plan.layer == Layer(4, op.weight_shape[0], *shape[1:], (3, 3), op.stride, (1, 1))
-        assert np.shares_memory(step.fit_input(x), x)
+        assert np.shares_memory(step.fit_input(x[None]), x)
 
 
 def test_padding_on_one_side_is_shared_where_a_stride_hides_the_other() -> None:
@@ -172,7 +172,7 @@ def test_wrong_shapes_are_refused() -> None:
     op, in_shape = SHAPES["same"]
     step = plan_of(op, in_shape)
     with pytest.raises(LayerError, match="input of the step"):
-        step.fit_input(np.zeros((4, 8, 9), np.uint64))
+        step.fit_input(np.zeros((1, 4, 8, 9), np.uint64))
     with pytest.raises(LayerError, match="weights of the step"):
         step.fit_weights(np.zeros((5, 4, 3, 2), np.int64))
     with pytest.raises(LayerError, match="output of the layer"):
@@ -208,6 +208,6 @@ def test_one_set_of_parameters_for_rings_of_several_sizes() -> None:
         op, step = SHAPES[name][0], steps[bits]
         weights, x = some_weights(op), random_words(step.in_shape, bits)
         prepared = prepare_weights(parameters, step.plan, step.fit_weights(weights), weight_bits=WEIGHT_BITS)
-        response = respond(prepared, PublicKey.of(keys), request(keys, step.plan, step.fit_input(x)))
-        total = step.fit_output(receive(keys, response.answer)) + step.fit_output(response.share)
+        response = respond(prepared, PublicKey.of(keys), request(keys, step.plan, step.fit_input(x[None])))
+        total = step.fit_output(receive(keys, response.answer))[0] + step.fit_output(response.share)[0]
         assert np.array_equal(reduce(total, bits), exact(op, weights, x, bits))

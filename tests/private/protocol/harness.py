@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,10 @@ from deepreduce.private.program import LinearEvaluator, Program, make_program
 from deepreduce.private.protocol import (
     Layout,
     Material,
+    Shares,
+    answer_layers,
     client_sections,
+    draw_shares,
     infer_client,
     infer_server,
     make_layout,
@@ -62,7 +65,7 @@ class Run:
     result: Result
     client: list[Memory]
     server: list[Memory]
-    shares: list[dict[int, Words]]
+    shares: list[Shares]
     offline: tuple[Any, Any]
     online: tuple[Any, Any]
 
@@ -109,7 +112,13 @@ def both(server: Callable[[Channel], Any], client: Callable[[Channel], Any]) -> 
     return results["server"], results["client"]
 
 
-def run(program: Program, values: Words, *, reveal: Reveal = "label") -> Run:
+def lots(sinks: Sequence[Memory], together: int) -> list[Sequence[Memory]]:
+    """Return them in lots of so many."""
+    return [sinks[first : first + together] for first in range(0, len(sinks), together)]
+
+
+def run(program: Program, values: Words, *, reveal: Reveal = "label", together: int = 1) -> Run:
+    """Prepare bundles, so many together, and infer with them."""
     layout = make_layout(program.public, weight_bits=weight_bits(program))
     weights, linear = prepared(program, layout), LinearEvaluator(program.public, program.weights)
     count = len(values)
@@ -118,8 +127,10 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label") -> Run:
 
     def at_server(channel: Channel) -> Any:
         session = setup_server(channel, layout, bytes(range(16)))
-        for sink in server:
-            prepare_server(channel, layout, session, session.numbers.take(), weights, sink)
+        for sinks in lots(server, together):
+            bundles = answer_layers(channel, layout, session, weights, bundles=len(sinks))
+            for own, sink in zip(bundles, sinks, strict=True):
+                prepare_server(channel, layout, session, session.numbers.take(), own, sink)
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(server)]
         infer_server(channel, layout, linear, materials, reveal=reveal)
@@ -127,7 +138,12 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label") -> Run:
 
     def at_client(channel: Channel) -> Any:
         session = setup_client(channel, layout, bytes(range(16)))
-        shares = [prepare_client(channel, layout, session, session.numbers.take(), sink) for sink in client]
+        shares: list[Shares] = []
+        for sinks in lots(client, together):
+            bundles = draw_shares(channel, layout, session, bundles=len(sinks))
+            for own, sink in zip(bundles, sinks, strict=True):
+                prepare_client(channel, layout, session, session.numbers.take(), own, sink)
+            shares += bundles
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(client)]
         result = infer_client(channel, layout, materials, values, reveal=reveal)
@@ -137,7 +153,7 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label") -> Run:
     return Run(result, client, server, shares, (client_offline, server_offline), (client_online, server_online))
 
 
-def replayed(program: Program, values: Words, shares: list[dict[int, Words]]) -> dict[int, Words]:
+def replayed(program: Program, values: Words, shares: Sequence[Shares]) -> dict[int, Words]:
     """All tensors of the twin with the masks of the run."""
     joined = {tensor: np.concatenate([one[tensor] for one in shares]) for tensor in shares[0]}
     return Twin(program).trace(values, client_shares=joined)[0]

@@ -19,7 +19,9 @@ from deepreduce.private.program import LinearEvaluator, Program, make_program
 from deepreduce.private.protocol import (
     Layout,
     Material,
+    answer_layers,
     client_sections,
+    draw_shares,
     infer_client,
     infer_server,
     make_layout,
@@ -140,7 +142,8 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         state = setup_server(channel, layout, bytes(range(16)))
         view.sessions.append(state)
         for sink in view.server:
-            prepare_server(channel, layout, state, state.numbers.take(), weights, sink)
+            own = answer_layers(channel, layout, state, weights)[0]
+            prepare_server(channel, layout, state, state.numbers.take(), own, sink)
         if online_too:
             infer_server(channel, layout, linear, materials(state.start, view.server))
 
@@ -149,7 +152,8 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         view.sessions.append(state)
         view.keys = dict(state.keys)
         for sink in view.client:
-            view.shares.append(prepare_client(channel, layout, state, state.numbers.take(), sink))
+            view.shares.append(draw_shares(channel, layout, state)[0])
+            prepare_client(channel, layout, state, state.numbers.take(), view.shares[-1], sink)
         if online_too:
             view.labels = infer_client(channel, layout, materials(state.start, view.client), values).labels
 

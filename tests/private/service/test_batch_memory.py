@@ -33,7 +33,9 @@ def test_example_fewer_images_go_at_once_where_they_take_too_much(
             assert np.array_equal(answer.labels, labels)
             assert answer.traffic.turns == 3 * (len(layout.rounds) + 1)  # two, two, one
         with party.client("much") as client:
-            client._welcome = SimpleNamespace(images=3, bundles=9, reveal=("label",), session=client._welcome.session)
+            client._welcome = SimpleNamespace(
+                images=3, bundles=9, together=9, reveal=("label",), session=client._welcome.session
+            )
             with pytest.raises(PeerError, match="at most 2 images go at once") as refused:
                 client.infer(images[:3])
             assert refused.value.code == "limit"

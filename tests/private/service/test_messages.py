@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deepreduce.private.service.messages import (
     MAX_IMAGES,
     MAX_SMALL_BYTES,
+    MAX_TOGETHER,
     PROTOCOL,
     Hello,
     Prepare,
@@ -26,12 +27,13 @@ MODEL, SESSION = bytes(range(32)), bytes(range(16))
 HEX = SESSION.hex()
 
 GOLDEN = [
-    (Hello(MODEL), b'{"protocol":4,"model":"' + MODEL.hex().encode() + b'"}'),
+    (Hello(MODEL), b'{"protocol":5,"model":"' + MODEL.hex().encode() + b'"}'),
     (
-        Welcome(SESSION, ("label", "logits"), 64, 1000),
-        b'{"protocol":4,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,"bundles":1000}',
+        Welcome(SESSION, ("label", "logits"), 64, 1000, 128),
+        b'{"protocol":5,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,'
+        b'"bundles":1000,"together":128}',
     ),
-    (Prepare(3), b'{"bundles":3}'),
+    (Prepare(3, 2), b'{"bundles":3,"together":2}'),
     (Ready(7), b'{"number":7}'),
     (
         Start(((SESSION, 0), (SESSION, 5)), "logits"),
@@ -59,9 +61,9 @@ def test_a_start_comes_back(bundles: list[tuple[bytes, int]], reveal: Any) -> No
     assert Start.decode(start.encode()) == start
 
 
-@given(sessions, st.integers(1, MAX_IMAGES), st.integers(1, 2**31), st.integers(0, 99))
-def test_a_welcome_comes_back(session: bytes, images: int, bundles: int, protocol: int) -> None:
-    welcome = Welcome(session, ("label",), images, bundles, protocol)
+@given(sessions, st.integers(1, MAX_IMAGES), st.integers(1, 2**31), st.integers(1, MAX_TOGETHER), st.integers(0, 99))
+def test_a_welcome_comes_back(session: bytes, images: int, bundles: int, together: int, protocol: int) -> None:
+    welcome = Welcome(session, ("label",), images, bundles, together, protocol)
     assert Welcome.decode(welcome.encode()) == welcome
 
 
@@ -71,8 +73,15 @@ def test_the_largest_start_fits_a_small_frame() -> None:
     assert Start.decode(largest.encode()) == largest
 
 
+@given(st.integers(1, 3000), st.integers(1, MAX_TOGETHER))
+def test_bundles_are_prepared_in_lots(bundles: int, together: int) -> None:
+    lots = list(Prepare(bundles, together).parts())
+    assert sum(lots) == bundles
+    assert all(lot == together for lot in lots[:-1]) and 1 <= lots[-1] <= together
+
+
 def test_keys_of_a_later_version_are_left_alone() -> None:
-    assert Prepare.decode(b'{"bundles":3,"colour":"blue"}') == Prepare(3)
+    assert Prepare.decode(b'{"bundles":3,"together":2,"colour":"blue"}') == Prepare(3, 2)
     assert Hello.decode(json.dumps(BASE[Hello] | {"protocol": PROTOCOL + 1}).encode()).protocol == PROTOCOL + 1
 
 
@@ -99,6 +108,10 @@ REFUSED = [
     (Welcome, {"bundles": 0}),
     (Welcome, {"bundles": 2**31 + 1}),
     (Welcome, {"bundles": 1e300}),
+    (Welcome, {"together": 0}),
+    (Welcome, {"together": MAX_TOGETHER + 1}),
+    (Prepare, {"together": 0}),
+    (Prepare, {"together": MAX_TOGETHER + 1}),
     (Prepare, {"bundles": 0}),
     (Prepare, {"bundles": -1}),
     (Prepare, {"bundles": 2**31 + 1}),

@@ -108,7 +108,7 @@ def test_missing_bundles_are_prepared_by_infer(party: Party) -> None:
         answer = client.infer(IMAGES[:3])
         assert np.array_equal(answer.labels, LABELS[:3])
         offline = (client.traffic - before) - answer.traffic
-        assert offline.sent_bytes > 2 * sum(job.request_bytes for job in tiny().client.layout.jobs)
+        assert offline.sent_bytes > sum(job.request_bytes for job in tiny().client.layout.jobs_together(2))
         assert party.client_store("missing").count() == 0
 
 
@@ -139,13 +139,13 @@ def test_logits_are_those_of_the_twin_bit_by_bit(
     tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[Any] = []
-    prepare = client_module.prepare_client
+    draw = client_module.draw_shares
 
     def recorded(*arguments: Any, **options: Any) -> Any:
-        shares.append(prepare(*arguments, **options))
-        return shares[-1]
+        shares.extend(draw(*arguments, **options))
+        return shares
 
-    monkeypatch.setattr(client_module, "prepare_client", recorded)
+    monkeypatch.setattr(client_module, "draw_shares", recorded)
     model = small()
     images, labels = sure(model, 2)
     limits = ServerLimits(reveal=("label", "logits"), deadline_seconds=120.0)
@@ -182,7 +182,7 @@ def test_the_server_reveals_what_its_owner_allows(party: Party) -> None:
             client.infer(IMAGES[:1], reveal="logits")
         assert party.client_store("policy").count() == 1
         # A client that asks nevertheless is refused before a bundle is taken.
-        client._welcome = SimpleNamespace(images=4, bundles=3, reveal=("label", "logits"))
+        client._welcome = SimpleNamespace(images=4, bundles=3, together=9, reveal=("label", "logits"))
         servers = party.store.count()
         with pytest.raises(PeerError, match="reveals label") as refused:
             client.infer(IMAGES[:1], reveal="logits")
@@ -193,7 +193,7 @@ def test_the_server_reveals_what_its_owner_allows(party: Party) -> None:
 def test_a_client_that_asks_for_too_much_is_refused(party: Party, images: int, bundles: int, code: str) -> None:
     client = party.client(f"much{images}-{bundles}")
     client._welcome = SimpleNamespace(
-        images=images, bundles=bundles, reveal=("label",), session=client._welcome.session
+        images=images, bundles=bundles, together=9, reveal=("label",), session=client._welcome.session
     )
     if code == "ok":
         client.infer(IMAGES[:2])

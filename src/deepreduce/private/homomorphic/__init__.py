@@ -2,8 +2,8 @@
 
 The parts: `layer` (shapes), `packing` (convolution as products of polynomials), `tiling` (which cut is cheapest),
 `noise` (why the answer hides the weights), `parameters`, `scheme` (the edge to SEAL), `draws` (random numbers),
-`residues` and `arithmetic`, `encryption`, `wire` (messages), `client`, `server`, `weights`, `products`, `pool`, `steps`
-(the steps of a program as layers). Rings have 2 to 59 bits.
+`residues` and `arithmetic`, `encryption`, `wire` (messages), `client`, `server`, `weights`, `products` and `taps`
+(sums), `pool`, `steps` (the steps of a program as layers). Rings have 2 to 59 bits.
 
     plan = plan_layer(Layer(64, 64, 32, 32, (3, 3), (1, 1), (1, 1)))
     parameters = choose_parameters([plan], ring_bits=27, weight_bits=8)
@@ -34,8 +34,8 @@ from .pool import Pool
 from .scheme import Keys
 from .server import Response, respond
 from .steps import StepPlan, plan_step, plan_steps
-from .tiling import plan_layer
-from .weights import PreparedWeights, prepare_weights
+from .tiling import plan_images, plan_layer
+from .weights import PlainWeights, PreparedWeights, prepare_weights
 from .wire import Answer, PublicKey, Request, answer_size, key_size, request_size
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "MessageError",
     "ParameterError",
     "Parameters",
+    "PlainWeights",
     "Plan",
     "Pool",
     "PoolError",
@@ -64,6 +65,7 @@ __all__ = [
     "draw_share",
     "generate_keys",
     "key_size",
+    "plan_images",
     "plan_layer",
     "plan_step",
     "plan_steps",

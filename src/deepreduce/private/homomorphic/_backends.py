@@ -22,7 +22,7 @@ def usable(built: Any) -> Any:
     """
     if built is None or not built.supported():
         return None
-    if not hasattr(built, "rounded"):
+    if not hasattr(built, "taps"):
         raise UsageError(
             problem(
                 "the compiled kernel must be of the same release as the package",

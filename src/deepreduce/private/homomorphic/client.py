@@ -43,7 +43,7 @@ def request(keys: Keys, plan: Plan, share: Words, *, pool: Pool | None = None) -
     Args:
         keys: the client's keys.
         plan: the layer's plan.
-        share: x_C, shape (in_channels, height, width), numbers below 2^k.
+        share: x_C, shape `plan.in_shape`, numbers below 2^k.
         pool: worker processes; without one this process does the work.
 
     Returns:
@@ -76,14 +76,14 @@ def receive(keys: Keys, answer: Answer, *, pool: Pool | None = None) -> Words:
         pool: worker processes; without one this process does the work.
 
     Returns:
-        y_C, shape (out_channels, out_height, out_width), numbers below 2^k.
+        y_C, shape `plan.out_shape`, numbers below 2^k.
 
     Raises:
         MessageError: the answer has words out of range.
         PoolError: a worker died.
     """
     plan = answer.plan
-    found = np.zeros(plan.layer.outputs, np.uint64)
+    found = np.zeros(plan.outputs, np.uint64)
     places = [place for place, _ in plan.results]
     jobs = [
         (keys, answer.bodies[part.start : part.stop], places[part.start : part.stop])
@@ -92,7 +92,7 @@ def receive(keys: Keys, answer: Answer, *, pool: Pool | None = None) -> Words:
     values = [one for part in run(pool, _decrypt, jobs) for one in part]
     for (_, indices), some in zip(plan.results, values, strict=True):
         found[indices] = some
-    return found.reshape(plan.layer.out_shape)
+    return found.reshape(plan.out_shape)
 
 
 def _encrypt(keys: Keys, polynomials: Words) -> list[bytes]:

@@ -18,7 +18,7 @@ from .draws import SEED_BYTES, draw_share, expand, flood
 from .errors import MessageError
 from .packing import Words
 from .residues import add_modulo
-from .scheme import Keys, scheme
+from .scheme import Form, Keys, scheme
 from .wire import PublicKey
 
 
@@ -124,11 +124,12 @@ class Blinder:
         else:
             self._public = arithmetic(self.parameters).lifted(context.key_words(public_key.words))
 
-    def blind(self, product: Words | None) -> tuple[Words, Words]:
+    def blind(self, product: Words | None, form: Form = "transformed") -> tuple[Words, Words]:
         """Return an encryption of a product minus a mask that reveals nothing else to the owner of the secret key.
 
         Args:
-            product: what `multiply` returned: NTT values, or None for zero.
+            product: what `multiply` or a `Gatherer` returned, or None for zero.
+            form: of the product.
 
         Returns:
             A ciphertext in coefficients modulo all data primes, and the mask s: uniform on all N coefficients, fresh.
@@ -139,14 +140,16 @@ class Blinder:
         mask = draw_share(self.parameters, (self.parameters.degree,))
         negative = (np.uint64(0) - mask) & np.uint64((1 << self.parameters.ring_bits) - 1)
         if self._backend == "seal":
-            return self._blind_with_seal(product, negative), mask
+            return self._blind_with_seal(product, form, negative), mask
         own = arithmetic(self.parameters)
         secret = own.ternary()
         own.transform(secret)
         found = own.product(self._public, secret)
-        if product is not None:
+        if product is not None and form == "transformed":
             own.add(found, product)
         own.transform_back(found)
+        if product is not None and form == "coefficients":
+            own.add(found, product)
         own.add(found[0], own.scaled(negative))
         own.add(found[0], flood(self.parameters))
         own.add(found[1], own.noise())
@@ -160,15 +163,16 @@ class Blinder:
         ciphertext = context.ciphertext(words, "coefficients")
         return context.words(context.evaluator.mod_switch_to(ciphertext, context.answer_level))
 
-    def _blind_with_seal(self, product: Words | None, negative: Words) -> Words:
+    def _blind_with_seal(self, product: Words | None, form: Form, negative: Words) -> Words:
         context, drawn = scheme(self.parameters), flood(self.parameters)
         flooding = context.ciphertext(np.stack([drawn, np.zeros_like(drawn)]), "coefficients")
         try:
             fresh = self._seal.encrypt(context.plaintext(negative))
             context.evaluator.add_inplace(fresh, flooding)
             if product is not None:
-                own = context.ciphertext(product, "transformed")
-                context.evaluator.transform_from_ntt_inplace(own)
+                own = context.ciphertext(product, form)
+                if form == "transformed":
+                    context.evaluator.transform_from_ntt_inplace(own)
                 context.evaluator.add_inplace(fresh, own)
         except RuntimeError as error:  # a ciphertext that everybody can read
             raise MessageError(

@@ -15,14 +15,17 @@ USENIX Security 2022, section 3), with four changes, each of which saves ciphert
   without the digit 2 in base 3 (Erdős and Turán, "On some sequences of integers", 1936). Eight depthwise channels fit
   where a grid of all pairs would hold five.
 * *Outputs side by side.* One polynomial of weights carries several output channels.
+* *Images side by side.* Inputs of several images share a polynomial, block behind block, and meet the same weights. The
+  results of one lie where the sums of its neighbours leave room.
 
 Letters, here and below: a *plane* is one phase of one input channel; V x W' is its size with padding, R the distance of
 two rows, U the distance of two planes; C_w planes, M_w output channels and r groups share a polynomial; B = C_w M_w.
-For plane c, virtual row j and column i of the input, output channel m and tap (d, e) of the kernel (v x w taps):
+For image n, plane c, virtual row j and column i of the input, output channel m and tap (d, e) of the kernel (v x w
+taps):
 
-    input exponent    p_g B U + c U + j R + i
+    input exponent    (n + p_g) B U + c U + j R + i
     weight exponent   p_g B U + m C_w U + (C_w - 1 - c) U + (v - 1 - d) R + (w - 1 - e)
-    result exponent   2 p_g B U + (m C_w + C_w - 1) U + (y s + v - 1) R + (x s' + w - 1)
+    result exponent   (n + 2 p_g) B U + (m C_w + C_w - 1) U + (y s + v - 1) R + (x s' + w - 1)
 
 with s = 1 where the rows were split into phases. All results are exact if the largest result exponent is below N: a
 product's overflow past N wraps to exponents below the smallest result. (The highest exponent of input times weights
@@ -35,6 +38,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -167,6 +171,7 @@ class Tiling:
         planes: C_w, input planes of one group in one polynomial.
         channels: M_w, output channels of one group in one polynomial.
         groups: r, groups in one polynomial.
+        images: in one polynomial; with more than one, `groups` is 1.
     """
 
     rows: int
@@ -174,11 +179,31 @@ class Tiling:
     planes: int
     channels: int
     groups: int = 1
+    images: int = 1
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the weights of an answer stand, of a plan with one group in a polynomial; the same for every answer.
+
+    Attributes:
+        tiles: of each the tile of planes whose request it multiplies.
+        exponents: where it stands in its polynomial.
+        channels: its output channel, from the first of the answer.
+        sources: its place among the weights of that channel, laid flat.
+    """
+
+    tiles: npt.NDArray[np.int64]
+    exponents: npt.NDArray[np.int64]
+    channels: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Plan:
     """A layer with its tiling: which value stands at which coefficient of which ciphertext. Public, like the layer.
+
+    Inputs and outputs are those of `tiling.images` images; with more than one they stand first in the shapes.
 
     Requests (ciphertexts to the server) are numbered (tile of groups, tile of planes, band), answers (tile of groups,
     tile of output channels, band), products (answer without its band, tile of planes); the last index runs fastest.
@@ -203,6 +228,8 @@ class Plan:
             and 1 <= tiling.planes <= self.planes
             and 1 <= tiling.channels <= self.channels
             and 1 <= tiling.groups <= layer.groups
+            and tiling.images >= 1
+            and 1 in (tiling.images, tiling.groups)
         )
         if not fits or self._end > self.degree:
             raise LayerError(
@@ -215,6 +242,24 @@ class Plan:
 
     def __reduce__(self) -> tuple[Callable[[Layer, Tiling, int], Plan], tuple[Layer, Tiling, int]]:
         return _kept, (self.layer, self.tiling, self.degree)  # without the tables; a worker makes them once
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of the input; of several images theirs."""
+        return self._of_images(self.layer.in_shape)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output; of several images theirs."""
+        return self._of_images(self.layer.out_shape)
+
+    def _of_images(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape if self.tiling.images == 1 else (self.tiling.images, *shape)
+
+    @property
+    def outputs(self) -> int:
+        """Number of output values."""
+        return self.tiling.images * self.layer.outputs
 
     @functools.cached_property
     def rows(self) -> Axis:
@@ -245,7 +290,7 @@ class Plan:
     def _end(self) -> int:
         """One more than the largest exponent of a result."""
         block = self.tiling.planes * self.tiling.channels
-        last = spread_blocks(self.tiling.groups) * block - 1
+        last = (spread_blocks(self.tiling.groups) + self.tiling.images - 1) * block - 1
         return last * self.pitch + (self.rows.length - 1) * self.columns.pitch + self.columns.length
 
     @property
@@ -328,6 +373,7 @@ class Plan:
         layer, tiling = self.layer, self.tiling
         block = tiling.planes * tiling.channels * self.pitch
         found = np.full((self.requests, self.degree), -1, np.int32)
+        image = np.arange(tiling.images)[:, None, None]
         rows = {
             (phase, band): self.rows.source(phase, band)
             for phase in range(self.rows.phases)
@@ -346,14 +392,14 @@ class Plan:
                             across, column = columns[column_phase]
                             place = p * block + slot * self.pitch + virtual[:, None] * self.columns.pitch + across
                             index = ((group * per_group + channel) * layer.height + row[:, None]) * layer.width + column
-                            line[place] = index
+                            line[place + image * block] = index + image * math.prod(layer.in_shape)
         return found
 
     def encode_input(self, values: Words, first: int = 0, last: int | None = None) -> Words:
         """Return the polynomials of the requests `first` to `last` (exclusive).
 
         Args:
-            values: the input, shape (in_channels, height, width), elements of any ring of at most 64 bits.
+            values: the input, shape `in_shape`, elements of any ring of at most 64 bits.
             first: number of the first request.
             last: number after the last request; all by default.
 
@@ -363,12 +409,12 @@ class Plan:
         Raises:
             LayerError: the input has another shape.
         """
-        if values.shape != self.layer.in_shape:
+        if values.shape != self.in_shape:
             raise LayerError(
                 problem(
-                    f"the input must have the shape {self.layer.in_shape}",
+                    f"the input must have the shape {self.in_shape}",
                     got=values.shape,
-                    remedy="pass one image's share, channel first",
+                    remedy="pass the share of as many images as the plan has, channel first",
                 )
             )
         padded = np.concatenate([values.astype(np.uint64, copy=False).ravel(), np.zeros(1, np.uint64)])
@@ -417,6 +463,27 @@ class Plan:
         return found
 
     @functools.cached_property
+    def taps(self) -> Taps:
+        """Where the weights of an answer stand, as single ones."""
+        assert self.tiling.groups == 1
+        shape = self.layer.weight_shape[1:]
+        tiles, exponents, sources = [], [], []
+        for plane_tile in range(self.plane_tiles):
+            for slot, row_phase, column_phase, channel in self._planes(plane_tile):
+                row, column = self.rows.tap(row_phase), self.columns.tap(column_phase)
+                tap = np.argwhere((row[:, None] < shape[1]) & (column < shape[2]))
+                down, across = self.rows.taps - 1 - tap[:, 0], self.columns.taps - 1 - tap[:, 1]
+                base = (self.tiling.planes - 1 - slot) * self.pitch
+                exponents.append(base + down * self.columns.pitch + across)
+                sources.append((channel * shape[1] + row[tap[:, 0]]) * shape[2] + column[tap[:, 1]])
+                tiles.append(np.full(len(tap), plane_tile))
+        side = np.arange(self.tiling.channels)[:, None]
+        tile, exponent, source = (np.concatenate(each) for each in (tiles, exponents, sources))
+        shifted = exponent + side * self.tiling.planes * self.pitch
+        channels, all_tiles, all_sources = np.broadcast_arrays(side, tile, source)
+        return Taps(all_tiles.ravel(), shifted.ravel(), channels.ravel(), all_sources.ravel())
+
+    @functools.cached_property
     def results(self) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
         """For every answer the coefficients that are results, ascending, and the flat indices of the outputs there."""
         tiling, layer = self.tiling, self.layer
@@ -432,13 +499,14 @@ class Plan:
             row = np.arange(height)
             down = (row * self.rows.step + self.rows.taps - 1) * self.columns.pitch
             places, indices = [], []
+            image = np.arange(tiling.images)[:, None]
             for group, p in self._groups(group_tile):
-                unit = 2 * p * block + slot * tiling.planes + tiling.planes - 1
-                place = unit[:, None, None] * self.pitch + down[:, None] + across
-                output = group * self.channels + first + slot
-                line = output[:, None] * layer.out_height + band * tiling.rows + row
+                unit = (image + 2 * p) * block + slot * tiling.planes + tiling.planes - 1
+                place = unit[..., None, None] * self.pitch + down[:, None] + across
+                output = image * layer.out_channels + group * self.channels + first + slot
+                line = output[..., None] * layer.out_height + band * tiling.rows + row
                 places.append(place.ravel())
-                indices.append((line[:, :, None] * layer.out_width + column).ravel())
+                indices.append((line[..., None] * layer.out_width + column).ravel())
             flat = np.concatenate(places)
             order = np.argsort(flat)
             found.append((flat[order].astype(np.int32), np.concatenate(indices)[order].astype(np.int32)))
@@ -450,7 +518,7 @@ class Plan:
         groups = min(self.tiling.groups, self.layer.groups - group_tile * self.tiling.groups)
         channels = min(self.tiling.channels, self.channels - channel_tile * self.tiling.channels)
         rows = min(self.tiling.rows, self.layer.out_height - band * self.tiling.rows)
-        return groups * channels * rows * self.layer.out_width
+        return self.tiling.images * groups * channels * rows * self.layer.out_width
 
 
 @functools.lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ from ._seal import seal
 from .draws import expand
 from .packing import Plan, Words
 from .parameters import Parameters
-from .scheme import scheme
+from .scheme import Scheme, scheme
 from .weights import PreparedWeights
 from .wire import read_ciphertext
 
@@ -121,9 +121,12 @@ def _multiply_by_seal(prepared: PreparedWeights, inputs: Inputs, pairs: list[lis
     context, ciphertexts = scheme(prepared.parameters), inputs.ciphertexts
     assert ciphertexts is not None
     for some in pairs:
-        products = [
-            context.evaluator.multiply_plain(ciphertexts[place], prepared.polynomial(which)) for place, which in some
-        ]
-        for product in products[1:]:
-            context.evaluator.add_inplace(products[0], product)
-        yield context.words(products[0])
+        yield add_up(context, [(ciphertexts[place], prepared.polynomial(which)) for place, which in some])
+
+
+def add_up(context: Scheme, pairs: Sequence[tuple[seal.Ciphertext, seal.Plaintext]]) -> Words:
+    """Return the sum of at least one product of SEAL's, as NTT values (polynomial, prime, coefficient)."""
+    products = [context.evaluator.multiply_plain(ciphertext, polynomial) for ciphertext, polynomial in pairs]
+    for product in products[1:]:
+        context.evaluator.add_inplace(products[0], product)
+    return context.words(products[0])

@@ -6,6 +6,8 @@ encryption, plus the flood, switch to the smallest modulus, drop what the client
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +18,9 @@ from .errors import MessageError
 from .packing import Words
 from .pool import Pool, run, shares
 from .products import TOGETHER, multiply, read_inputs, requests_of
-from .weights import PreparedWeights
+from .scheme import Form
+from .taps import Gatherer
+from .weights import PlainWeights, PreparedWeights
 from .wire import Answer, PublicKey, Request, write_answer
 
 
@@ -26,8 +30,8 @@ class Response:
 
     Attributes:
         answer: the message for the client.
-        share: s, shape (out_channels, out_height, out_width), numbers below 2^k; the server adds it to W x_S online.
-            Secret, and good for one inference.
+        share: s, shape `plan.out_shape`, numbers below 2^k; the server adds it to W x_S online. Secret, and good for
+            one inference, or for one of each image.
     """
 
     answer: Answer
@@ -35,12 +39,12 @@ class Response:
 
 
 def respond(
-    prepared: PreparedWeights, public_key: PublicKey, request: Request, *, pool: Pool | None = None
+    prepared: PreparedWeights | PlainWeights, public_key: PublicKey, request: Request, *, pool: Pool | None = None
 ) -> Response:
     """Multiply a client's encrypted share by the layer's weights, subtract a fresh random share, and blind the result.
 
     Args:
-        prepared: the layer's weights.
+        prepared: the layer's weights; for a plan of several images `PreparedWeights.plain`.
         public_key: the client's public key.
         request: the client's message.
         pool: worker processes; without one this process does the work. Prepared weights that lie in a file are read
@@ -68,26 +72,32 @@ def respond(
         answers = order[part.start : part.stop]
         needed = {number for answer in answers for number in requests_of(plan, answer)}
         jobs.append((prepared, public_key, {number: request.bodies[number] for number in needed}, answers))
-    share = np.zeros(plan.layer.outputs, np.uint64)
+    share = np.zeros(plan.outputs, np.uint64)
     bodies: list[bytes] = [b""] * plan.answers
     for some in run(pool, _answer, jobs):
         for answer, body, mask in some:
             bodies[answer] = body
             share[plan.results[answer][1]] = mask
-    return Response(Answer(prepared.parameters, plan, bodies), share.reshape(plan.layer.out_shape))
+    return Response(Answer(prepared.parameters, plan, bodies), share.reshape(plan.out_shape))
 
 
 def _answer(
-    prepared: PreparedWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: list[int]
+    prepared: PreparedWeights | PlainWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: list[int]
 ) -> list[tuple[int, bytes, Words]]:
     """Make some answers: number, body and the server's share of its results; one worker's job."""
     plan, parameters = prepared.plan, prepared.parameters
-    blinder, inputs = Blinder(public_key), read_inputs(parameters, bodies)
-    found = []
+    form: Form = "transformed"
+    sums: Callable[[Sequence[int]], Iterable[Words | None]]
+    if isinstance(prepared, PlainWeights):
+        gatherer = Gatherer(prepared, bodies)
+        sums, form = gatherer.sums, gatherer.form
+    else:
+        sums = functools.partial(multiply, prepared, read_inputs(parameters, bodies))
+    blinder, found = Blinder(public_key), []
     for first in range(0, len(answers), TOGETHER):
         some = answers[first : first + TOGETHER]
-        for answer, product in zip(some, multiply(prepared, inputs, some), strict=True):
-            blinded, mask = blinder.blind(product)
+        for answer, product in zip(some, sums(some), strict=True):
+            blinded, mask = blinder.blind(product, form)
             places = plan.results[answer][0]
             found.append((answer, write_answer(parameters, blinder.switch(blinded), places), mask[places]))
     return found

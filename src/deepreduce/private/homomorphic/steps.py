@@ -21,6 +21,7 @@ A `Matrix` is a 1x1 convolution of a 1x1 map.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from ...errors import problem
 from .errors import LayerError
 from .layer import Layer
 from .packing import Integers, Plan, Words
-from .tiling import check_planning, plan_layer
+from .tiling import check_planning, plan_images, plan_layer
 
 if TYPE_CHECKING:
     from ..program.operations import Convolution, Matrix
@@ -105,23 +106,39 @@ class StepPlan:
     rows: Direction
     columns: Direction
 
-    def fit_input(self, x: Words) -> Words:
-        """Return a share of the step's input as the layer reads it: rows picked, and zeros added.
+    def of_images(self, images: int) -> tuple[StepPlan, ...]:
+        """Return how the step is run for several images: plans of so many together, in their order.
 
         Args:
-            x: shape `in_shape`.
+            images: how many, at least 1.
+        """
+        return tuple(dataclasses.replace(self, plan=plan) for plan in plan_images(self.plan.layer, images))
+
+    @property
+    def images(self) -> int:
+        """How many images the plan is for."""
+        return self.plan.tiling.images
+
+    def fit_input(self, x: Words) -> Words:
+        """Return a share of the step's input as the plan reads it: rows picked, and zeros added.
+
+        Args:
+            x: shape [images, *in_shape].
+
+        Returns:
+            Shape `plan.in_shape`.
 
         Raises:
             LayerError: it has another shape.
         """
-        _check_shape("the input of the step", self.in_shape, x.shape)
+        _check_shape("the input of the step", (self.images, *self.in_shape), x.shape)
         channels, height, width = _as_map(self.in_shape)
-        found = x.reshape(channels, height, width)
+        found = x.reshape(self.images, channels, height, width)
         if not self.rows.is_identity(height):
-            found = _pick(found, 1, self.rows.sources)
+            found = _pick(found, 2, self.rows.sources)
         if not self.columns.is_identity(width):
-            found = _pick(found, 2, self.columns.sources)
-        return found
+            found = _pick(found, 3, self.columns.sources)
+        return found.reshape(self.plan.in_shape)
 
     def fit_weights(self, weights: Integers) -> Integers:
         """Return the step's weights as the layer has them: unused taps cut off, zeros for the dilation between others.
@@ -142,13 +159,13 @@ class StepPlan:
         return found
 
     def fit_output(self, y: Words) -> Words:
-        """Return a share of the layer's output in the shape of the step's.
+        """Return a share of the plan's output in the shape of the step's, [images, *out_shape].
 
         Raises:
-            LayerError: it has another shape than the layer's output.
+            LayerError: it has another shape than the plan's output.
         """
-        _check_shape("the output of the layer", self.plan.layer.out_shape, y.shape)
-        return y.reshape(self.out_shape)
+        _check_shape("the output of the layer", self.plan.out_shape, y.shape)
+        return y.reshape(self.images, *self.out_shape)
 
 
 def plan_step(op: Convolution | Matrix, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> StepPlan:

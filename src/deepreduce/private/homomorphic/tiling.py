@@ -27,6 +27,11 @@ together: about 15 seconds. The reference networks with images of 224x224 need 6
 convolutions that we could think of 72,000."""
 
 
+MOST_SHARED = 256
+"""Bound on the ciphertexts of one plan of several images in either direction, unless that of one image has more: they
+are in memory at once, up to 0.7 MB each while a server adds them up."""
+
+
 @dataclass(frozen=True)
 class Prices:
     """What one unit of work costs, in milliseconds of one core, and of a link of 1 Gbit/s for what travels.
@@ -38,15 +43,20 @@ class Prices:
         request: encrypting, sending (115 KB) and unpacking one ciphertext.
         answer: blinding, sending (60 KB) and decrypting one ciphertext.
         product: multiplying by a polynomial of weights and adding up.
+        tap: multiplying by one weight and adding up, see `plan_images`.
     """
 
     request: float = 1.7
     answer: float = 1.55
     product: float = 0.04
+    tap: float = 0.0025
 
     def of(self, plan: Plan) -> float:
-        """Return the price of a plan."""
-        return plan.requests * self.request + plan.answers * self.answer + plan.products * self.product
+        """Return the price of a plan, of all its images."""
+        work = plan.products * self.product
+        if plan.tiling.images > 1:
+            work = plan.answers * plan.weights_per_answer * self.tap
+        return plan.requests * self.request + plan.answers * self.answer + work
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,6 +85,68 @@ def plan_layer(layer: Layer, *, degree: int = DEGREE, prices: Prices | None = No
             )
         )
     return best
+
+
+def plan_images(layer: Layer, images: int, *, degree: int = DEGREE, prices: Prices | None = None) -> tuple[Plan, ...]:
+    """Choose the cheapest way to run a layer for several images.
+
+    Either each has ciphertexts of its own, as `plan_layer` cuts them; or several share them. Then fewer travel, in
+    both directions, the fewer the more images there are. No more weights meet in a coefficient than in the plan of
+    one image, so that parameters which hide the weights there hide them here.
+
+    Args:
+        layer: the layer.
+        images: how many, at least 1.
+        degree: N.
+        prices: as in `plan_layer`.
+
+    Returns:
+        Plans of so many images together, in their order.
+
+    Raises:
+        LayerError: not even one row of one channel fits into a polynomial.
+    """
+    prices = prices or Prices()
+    single = plan_layer(layer, degree=degree, prices=prices)
+    best, least = None, images * prices.of(single)
+    most = max(MOST_SHARED, single.requests, single.answers)
+    for tiling, price in _shared(layer, images, degree, single.weights_per_answer // layer.fan_in, most, prices):
+        if price < least:
+            best, least = tiling, price
+    if best is None:
+        return (single,) * images
+    whole, rest = divmod(images, best.images)
+    plans = (Plan(layer, best, degree),) * whole
+    return plans + (plan_images(layer, rest, degree=degree, prices=prices) if rest else ())
+
+
+def _shared(
+    layer: Layer, images: int, degree: int, widest: int, most: int, prices: Prices
+) -> Iterator[tuple[Tiling, float]]:
+    """Yield the tilings in which several images share a polynomial, and their prices.
+
+    A polynomial has up to `widest` output channels, and there are up to `most` of them in either direction. A price is
+    that of all images, as if each ciphertext that the last ones need were as full as the others.
+    """
+    per_group = layer.out_channels // layer.groups
+    channels = _shares(per_group)
+    for split, rows, axis, columns in _cuts(layer):
+        room = degree - (axis.length - 1) * columns.pitch - columns.length
+        blocks = room // (axis.pitch * columns.pitch) + 1 if room >= 0 else 0
+        all_planes = layer.in_channels // layer.groups * axis.phases * columns.phases
+        planes = _shares(all_planes)
+        for inside in planes[_first(planes, blocks // 2) :]:
+            requests = layer.groups * -(-all_planes // inside) * axis.bands
+            for together in _shares(images):
+                fitting = min(widest, blocks // (inside * together))
+                if together > 1 and fitting:
+                    outside = channels[_first(channels, fitting)]
+                    answers = layer.groups * -(-per_group // outside) * axis.bands
+                    if max(requests, answers) > most:
+                        continue
+                    taps = answers * outside * layer.fan_in
+                    price = requests * prices.request + answers * prices.answer + taps * prices.tap
+                    yield Tiling(rows, split, inside, outside, 1, together), images / together * price
 
 
 def check_planning(layers: Iterable[Layer], *, degree: int = DEGREE) -> int:

@@ -37,6 +37,21 @@ log = logging.getLogger("deepreduce.server")
 
 
 @dataclass(frozen=True)
+class PlainWeights:
+    """A layer's weights as they are, for a plan in which several images share a ciphertext.
+
+    Attributes:
+        parameters: the parameters.
+        plan: the layer's plan.
+        integers: the weights, as PyTorch lays them out; each has at most 32 bits with its sign.
+    """
+
+    parameters: Parameters
+    plan: Plan
+    integers: npt.NDArray[np.int32] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class PreparedWeights:
     """The NTT values of a layer's weights; `prepare_weights` makes them.
 
@@ -47,6 +62,7 @@ class PreparedWeights:
         words: NTT values, shape (polynomial, data primes x N); None in a copy on its way to a worker.
         file: where the words lie, if they lie in a file.
         header: its first page, which names the weights: a worker maps no other's.
+        integers: the weights themselves; None in a copy on its way to a worker.
     """
 
     parameters: Parameters
@@ -55,9 +71,10 @@ class PreparedWeights:
     words: Words = field(repr=False)
     file: Path | None = None
     header: bytes = field(default=b"", repr=False)
+    integers: npt.NDArray[np.int32] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
+        state = dict(self.__dict__) | {"integers": None}
         if self.file is not None:
             state["words"] = None  # the worker maps the file
         return state
@@ -66,6 +83,11 @@ class PreparedWeights:
         if state["words"] is None:
             state["words"] = _map(state["file"], state["header"], state["parameters"], state["plan"])
         self.__dict__.update(state)
+
+    def plain(self, plan: Plan) -> PlainWeights:
+        """Return the same weights for a plan of several images of the same layer."""
+        assert self.integers is not None  # only its owner asks
+        return PlainWeights(self.parameters, plan, self.integers)
 
     def polynomials(self, answer: int) -> list[int]:
         """Return the numbers of the polynomials by which an answer's requests are multiplied."""
@@ -124,10 +146,11 @@ def prepare_weights(
             )
         )
     count, size = plan.weight_polynomials, parameters.degree * len(parameters.prime_bits)
+    integers = weights.astype(np.int32)
     if file is None:
         words = np.zeros((count, size), np.uint64)
         used, _ = _transform(parameters, plan, weights, words)
-        return PreparedWeights(parameters, plan, used, words)
+        return PreparedWeights(parameters, plan, used, words, integers=integers)
     header = _header(parameters, plan, weights)
     known = _read(file, header, count, size)
     if known is not None:
@@ -141,7 +164,7 @@ def prepare_weights(
             mapped.flush()
             del mapped
             output.write(header + _table(known, checksums))
-    return PreparedWeights(parameters, plan, known, _words(file, count, size, "r"), file, header)
+    return PreparedWeights(parameters, plan, known, _words(file, count, size, "r"), file, header, integers)
 
 
 def _transform(

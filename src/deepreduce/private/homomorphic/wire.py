@@ -56,7 +56,7 @@ def request_size(parameters: Parameters, plan: Plan) -> int:
 def answer_size(parameters: Parameters, plan: Plan) -> int:
     """Return the size of an answer in bytes."""
     first, second = parameters.answer_bytes
-    return HEADER_BYTES + plan.answers * parameters.degree * second + plan.layer.outputs * first
+    return HEADER_BYTES + plan.answers * parameters.degree * second + plan.outputs * first
 
 
 @dataclass(frozen=True)

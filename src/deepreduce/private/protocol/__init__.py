@@ -1,4 +1,4 @@
-"""The protocol: four functions, offline and online, client and server, and what they agree on before.
+"""The protocol: offline and online, two functions and one for either party, and what they agree on before.
 
     lookup.py       signs of sums of shares, from one-time tables
     multiplexer.py  from a sign that is shared to a ReLU that is shared
@@ -7,7 +7,7 @@
     session.py      the set-up of a connection: base transfers, offsets, keys
     sections.py     what each party keeps of a bundle, by name
     offline.py      prepare_client, prepare_server: one bundle at each party
-    linear.py       the encrypted part of that: shares of the linear layers
+    linear.py       draw_shares, answer_layers: the encrypted part before that, of one bundle or several together
     online.py       infer_client, infer_server: images to labels, a bundle per image
     memory.py       what the server holds of a batch online, and the pieces in which it works on it
     codec.py        questions and replies of lookups as bytes
@@ -18,6 +18,7 @@ Nothing here knows of files and sockets beyond a `wire.Channel`, and a place to 
 """
 
 from .layout import Job, Layout, make_layout
+from .linear import Shares, answer_layers, draw_shares
 from .offline import prepare_client, prepare_server
 from .online import Material, Result, Reveal, Seconds, infer_client, infer_server
 from .sections import Sections, Sink, Source, client_sections, server_sections
@@ -37,10 +38,13 @@ __all__ = [
     "Seconds",
     "Sections",
     "ServerSession",
+    "Shares",
     "Sink",
     "Source",
     "Unit",
+    "answer_layers",
     "client_sections",
+    "draw_shares",
     "infer_client",
     "infer_server",
     "make_layout",

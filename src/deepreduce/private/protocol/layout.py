@@ -10,8 +10,9 @@ START names a bundle for each, as many as the server allows.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...errors import NetworkError, problem
@@ -20,7 +21,7 @@ from ..garbling.types import MAX_LAYERS
 from ..homomorphic import Parameters, StepPlan, answer_size, check_total, choose_parameters, plan_steps, request_size
 from ..program import Convolution, Matrix, PublicProgram, Step, is_argmax
 from .memory import ServerMemory, server_memory
-from .packing import packed_bytes
+from .packing import packed_bytes, word_type
 from .units import PORTION, GarbledUnit, OnlineRound, Unit, cut_units, ending_unit
 
 _SMALL_RING = 39
@@ -29,17 +30,24 @@ _SMALL_RING = 39
 
 @dataclass(frozen=True)
 class Job:
-    """A linear layer with weights, for the homomorphic phase.
+    """A linear layer with weights, for the homomorphic phase, of one or several bundles.
 
     Attributes:
         step: the program's step.
         plan: how it is packed.
         parameters: of the encryption; their ring is at least the step's.
+        first: the first of its bundles, among those that are prepared together.
     """
 
     step: Step
     plan: StepPlan
     parameters: Parameters
+    first: int = 0
+
+    @property
+    def bundles(self) -> slice:
+        """Its bundles, among those that are prepared together."""
+        return slice(self.first, self.first + self.plan.images)
 
     @property
     def request_bytes(self) -> int:
@@ -87,16 +95,35 @@ class Layout:
         """What the server holds online, and in which pieces it works."""
         return server_memory(self.public, self.rounds, self.tail, max(unit.working_bytes for unit in self.units))
 
+    def jobs_together(self, bundles: int) -> tuple[Job, ...]:
+        """Return what `jobs` is for so many bundles that are prepared together; the jobs of a step follow each other.
+
+        Args:
+            bundles: how many, at least 1.
+        """
+        return _jobs_together(self, bundles)
+
+    @functools.cached_property
+    def server_share_bytes(self) -> int:
+        """What the server keeps in memory of each of several bundles while they are prepared together."""
+        forms = (self.public.tensors[job.step.output] for job in self.jobs)
+        return sum(form.size * word_type(form.ring_bits).itemsize for form in forms)
+
+    @functools.cached_property
+    def client_share_bytes(self) -> int:
+        """What the client keeps in memory likewise: its shares of all tensors."""
+        return 8 * sum(form.size for form in self.public.tensors)
+
     def compile(self) -> None:
         """Translate all circuits for the kernel now, and not when an image waits: the arg-max takes a while."""
         for circuit in dict.fromkeys(circuit for unit in self.units for circuit in unit.circuits()):
             compile_circuit(circuit)
 
-    @functools.cached_property
-    def offline_bytes(self) -> int:
-        """What travels for one bundle, both ways, frames' headers apart."""
-        encrypted = sum(job.request_bytes + job.answer_bytes for job in self.jobs)
-        return encrypted + sum(unit.corrections_bytes + unit.answer_bytes + unit.permuting_bytes for unit in self.units)
+    def offline_bytes(self, bundles: int = 1) -> int:
+        """Return what travels for bundles that are prepared together, both ways, frames' headers apart."""
+        encrypted = sum(job.request_bytes + job.answer_bytes for job in self.jobs_together(bundles))
+        each = sum(unit.corrections_bytes + unit.answer_bytes + unit.permuting_bytes for unit in self.units)
+        return encrypted + bundles * each
 
     @functools.cached_property
     def online_bytes(self) -> int:
@@ -162,6 +189,19 @@ def make_layout(public: PublicProgram, *, weight_bits: int) -> Layout:
         )
     parameters = tuple(dict.fromkeys(job.parameters for job in jobs))
     return Layout(public, weight_bits, schedule, jobs, tuple(rounds), tail, ending, parameters)
+
+
+@functools.lru_cache(maxsize=8)
+def _jobs_together(layout: Layout, bundles: int) -> tuple[Job, ...]:
+    """Keep a few: clients choose the number, and plans have large tables."""
+    return layout.jobs if bundles == 1 else tuple(part for job in layout.jobs for part in _parts(job, bundles))
+
+
+def _parts(job: Job, bundles: int) -> Iterator[Job]:
+    first = 0
+    for plan in job.plan.of_images(bundles):
+        yield dataclasses.replace(job, plan=plan, first=first)
+        first += plan.images
 
 
 def _schedule(public: PublicProgram) -> tuple[Step, ...]:

@@ -9,9 +9,10 @@
                                                         or, of lookups, CORRECTIONS  of its own transfers
     TABLES  of lookups: what permutes them           →
 
-Requests go in the order of `Layout.jobs` (`linear`), the others in that of `Layout.units`. The client works one message
-ahead: it sends the corrections of a unit before what permutes the tables of the unit before, and the server answers
-when both are there. So neither party ever writes while the other one does.
+Requests go in the order of `Layout.jobs_together` (`linear`), for several bundles at once if these are prepared
+together. The others go bundle by bundle, in the order of `Layout.units`. The client works one message ahead: it sends
+the corrections of a unit before what permutes the tables of the unit before, and the server answers when both are
+there. So neither party ever writes while the other one does.
 
 What a party learns: the server sees encryptions, corrections and masked halves of tables, which look random without the
 client's keys, seeds and pads; the client sees blinded answers (`homomorphic.noise`), garbled tables and corrections.
@@ -29,14 +30,13 @@ from numpy.typing import NDArray
 from ..circuits import chosen_multiple, input_bits
 from ..garbling import Tweak, evaluate, garble, receiver_to_labels, sender_to_zero_labels
 from ..garbling.types import LABEL_BYTES
-from ..homomorphic import Pool, PreparedWeights
 from ..program import Step
 from ..ring import Words, drop_client, random_words, reduce
 from ..transfer import Corrections, extend_receiver, extend_sender
 from ..wire import Channel, Kind
 from . import sections
 from .layout import Layout
-from .linear import answer_layers, draw_shares
+from .linear import Shares
 from .lookup import permute_client, permute_server
 from .multiplexer import client_carries, client_highest
 from .sections import Sink, numbered, write_words
@@ -47,32 +47,26 @@ _AnyUnit = TypeVar("_AnyUnit", GarbledUnit, LookupUnit)
 
 
 def prepare_client(
-    channel: Channel, layout: Layout, session: ClientSession, number: int, sink: Sink, *, pool: Pool | None = None
-) -> dict[int, Words]:
-    """Make the client's bundle.
+    channel: Channel, layout: Layout, session: ClientSession, number: int, shares: Shares, sink: Sink
+) -> None:
+    """Make the client's bundle of its shares.
 
     Args:
         channel: to the server, after the set-up.
         layout: the program's.
         session: of this connection.
         number: of the bundle, from `session.numbers`; never twice in a session.
+        shares: of this bundle, from `draw_shares`; they are used up.
         sink: takes the sections that `client_sections` lists.
-        pool: workers for the homomorphic work.
-
-    Returns:
-        The client's shares by tensor, [1, *shape]: secret, and of use to a test that replays the run; they may be
-        dropped.
 
     Raises:
-        DeepReduceError: the server does not follow the protocol, or a worker died. The session is then unusable.
+        DeepReduceError: the server does not follow the protocol. The session is then unusable.
     """
-    shares = draw_shares(channel, layout, session, pool)
     write_words(sink, sections.INPUT, shares[0][0], layout.public.input.ring_bits)
     logits = layout.public.logits
     write_words(sink, sections.LOGITS, shares[logits], layout.public.tensors[logits].ring_bits)
     bundle = _Bundle(session.start, session.reverse_start, number, sink)
     _units_client(channel, layout, session, bundle, shares)
-    return shares
 
 
 def prepare_server(
@@ -80,29 +74,28 @@ def prepare_server(
     layout: Layout,
     session: ServerSession,
     number: int,
-    weights: Mapping[int, PreparedWeights],
+    shares: Shares,
     sink: Sink,
     *,
-    pool: Pool | None = None,
     threads: int = 1,
 ) -> None:
-    """Make the server's bundle.
+    """Make the server's bundle of its shares.
 
     Args:
         channel: to the client, after the set-up.
         layout: the program's.
         session: of this connection.
         number: of the bundle, from `session.numbers`; never twice in a session.
-        weights: by tensor that the layer makes, from `prepare_weights`.
+        shares: of this bundle, from `answer_layers`; they are used up.
         sink: takes the sections that `server_sections` lists.
-        pool: workers for the homomorphic work.
         threads: for garbling, and for hashing the transfers of lookups.
 
     Raises:
-        DeepReduceError: the client does not follow the protocol, or a worker died. The session is then unusable.
+        DeepReduceError: the client does not follow the protocol. The session is then unusable.
     """
     sink.write(sections.DELTA, 0, session.delta)
-    answer_layers(channel, layout, session, weights, sink, pool)
+    for tensor, share in shares.items():
+        write_words(sink, numbered(sections.SHARE, tensor), share[0], layout.public.tensors[tensor].ring_bits)
     bundle = _Bundle(session.start, session.reverse_start, number, sink, threads)
     _units_server(channel, layout, session, bundle)
 

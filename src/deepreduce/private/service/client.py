@@ -24,7 +24,9 @@ from ..protocol import (
     Result,
     Reveal,
     Seconds,
+    Shares,
     client_sections,
+    draw_shares,
     infer_client,
     prepare_client,
     setup_client,
@@ -35,6 +37,9 @@ from ..wire import BUNDLE, Channel, Kind, PeerError, Traffic, WireError, connect
 from .messages import MAX_SMALL_BYTES, PROTOCOL, Hello, Prepare, Ready, Start, Welcome
 
 _SECONDS, _TRAFFIC = (tuple(one.name for one in fields(kind)) for kind in (Seconds, Traffic))
+
+_TOGETHER_BYTES = 1_000_000_000
+"""Shares of the bundles that are prepared together take no more memory than this, but for a single one."""
 
 _IN_MEMORY_BYTES = 2_000_000_000
 """Bundles of one online phase are read into memory before it, up to this; a single one that is larger is mapped."""
@@ -171,6 +176,8 @@ class Client:
     def prepare(self, bundles: int, *, progress: Callable[[int], None] | None = None) -> Preparation:
         """Run the offline phase: bundles of one-time material, one per image to come.
 
+        As many at a time as server and memory allow are prepared together, which takes less for each.
+
         Args:
             bundles: how many, at least 1.
             progress: called with the number of finished bundles.
@@ -183,19 +190,20 @@ class Client:
         if bundles < 1:
             raise UsageError(problem("at least one bundle is prepared", got=bundles, remedy="ask for 1 or more"))
         begin, before = time.perf_counter(), self._channel.snapshot()
-        stored, done = 0, 0
+        layout, stored, done = self._model.layout, 0, 0
         with self._whole_or_over():
             while done < bundles:
-                count = min(bundles - done, self._welcome.bundles)
-                self._channel.send(Kind.PREPARE, Prepare(count).encode())
+                asked = Prepare(min(bundles - done, self._welcome.bundles), self._most_together())
+                self._channel.send(Kind.PREPARE, asked.encode())
                 self._channel.receive(Kind.GO, 0)
                 if self._session is None:
-                    self._session = setup_client(self._channel, self._model.layout, self._welcome.session)
-                for _ in range(count):
-                    stored = self._prepare_one(self._session)
-                    done += 1
-                    if progress is not None:
-                        progress(done)
+                    self._session = setup_client(self._channel, layout, self._welcome.session)
+                for count in asked.parts():
+                    for shares in draw_shares(self._channel, layout, self._session, bundles=count, pool=self._pool):
+                        stored = self._prepare_one(self._session, shares)
+                        done += 1
+                        if progress is not None:
+                            progress(done)
         return Preparation(bundles, time.perf_counter() - begin, self._channel.snapshot() - before, stored)
 
     @contextlib.contextmanager
@@ -207,12 +215,15 @@ class Client:
             self._channel.close()
             raise
 
-    def _prepare_one(self, session: ClientSession) -> int:
+    def _most_together(self) -> int:
+        return max(1, min(self._welcome.together, _TOGETHER_BYTES // self._model.layout.client_share_bytes))
+
+    def _prepare_one(self, session: ClientSession, shares: Shares) -> int:
         number = session.numbers.take()
         name = BundleName(session.identifier, number)
         sections = client_sections(self._model.layout)
         with self._store.create(name, sections, {"start": session.start.hex()}) as writer:
-            prepare_client(self._channel, self._model.layout, session, number, writer, pool=self._pool)
+            prepare_client(self._channel, self._model.layout, session, number, shares, writer)
             writer.finish()
             # The server has published its half when it says so: a half that lies here always has a partner there.
             ready = Ready.decode(self._channel.receive_any({Kind.READY: MAX_SMALL_BYTES})[1])

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from ...errors import UsageError, problem
 from ..protocol import Reveal
-from .messages import MAX_IMAGES
+from .messages import MAX_IMAGES, MAX_TOGETHER
 
 _PLACES = {
     "clients": "--clients",
     "bundles": "--bundles",
     "bundles_per_day": "--bundles-per-day",
+    "together": "together",
     "images": "--images",
     "batch_bytes": "--batch-memory",
     "deadline_seconds": "--deadline",
@@ -33,10 +34,13 @@ class ServerLimits:
         clients: connections at once; further ones are told to come again.
         bundles: most bundles of one request.
         bundles_per_day: most bundles that one client has made in any 24 hours, see `quota`; None for no limit.
+        together: most bundles that are prepared together. Where their shares would take more than `batch_bytes`, fewer
+            are, at least one.
         images: most images of one online phase; clients send larger batches in turns.
-        batch_bytes: memory of one online phase, so `clients` times as much in all, beside program and weights. Where
-            `images` would take more, fewer go at once, at least one: `ServerMemory` says how many. It is what is in
-            use; the allocator keeps up to about 64 MiB of what was freed for each client.
+        batch_bytes: memory of one online phase, and of the shares of bundles that are prepared together, so `clients`
+            times as much in all, beside program and weights. Where `images` would take more, fewer go at once, at least
+            one: `ServerMemory` says how many. It is what is in use; the allocator keeps up to about 64 MiB of what was
+            freed for each client.
         deadline_seconds: longest wait for any one message of a client, between requests included.
         slowest_bytes_per_second: of a client. For a bundle, and for a batch of images, the server waits in all
             `deadline_seconds` and as long as their bytes take at this rate; then it ends the connection.
@@ -48,6 +52,7 @@ class ServerLimits:
     clients: int = 8
     bundles: int = 1000
     bundles_per_day: int | None = None
+    together: int = 128
     images: int = 64
     batch_bytes: int = 256 << 20
     deadline_seconds: float = 120.0
@@ -64,6 +69,7 @@ class ServerLimits:
             ("clients", 1, 10_000),
             ("bundles", 1, 1 << 31),
             ("bundles_per_day", 1, 1 << 31),
+            ("together", 1, MAX_TOGETHER),
             ("images", 1, MAX_IMAGES),
             ("batch_bytes", 1, 1 << 60),
             ("deadline_seconds", 0.05, 86_400),

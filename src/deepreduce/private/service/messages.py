@@ -2,11 +2,14 @@
 
     client                                         server
     HELLO    {protocol, model}                  →
-                                                ←  WELCOME  {protocol, session, reveal, images, bundles}
-    PREPARE  {bundles}                          →
+                                                ←  WELCOME  {protocol, session, reveal, images, bundles,
+                                                          together}
+    PREPARE  {bundles, together}                →
                                                 ←  GO
-             set-up, once per connection; then per bundle the offline phase, and
+             set-up, once per connection; then the linear layers of so many bundles
+             together as there may be, the rest of the first one, and
                                                 ←  READY    {number}
+             the rest of the next one, and so on, until all are there
     START    {bundles: [[session, number]..],   →
               reveal}
                                                 ←  GO       the server's halves are consumed
@@ -20,6 +23,7 @@ the deployment, `session` names the bundles of this connection; sizes of everyth
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +32,7 @@ from ...errors import problem
 from ..protocol.online import Reveal
 from ..wire import WireError
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of what the frames mean; a change of any message or of the hash raises it."""
 
 MAX_SMALL_BYTES = 65_536
@@ -36,6 +40,9 @@ MAX_SMALL_BYTES = 65_536
 
 MAX_IMAGES = 1024
 """Most images of one online phase, whatever the server allows."""
+
+MAX_TOGETHER = 1024
+"""Most bundles whose linear layers share ciphertexts, whatever the server allows."""
 
 _REVEALS = ("label", "logits")
 
@@ -77,6 +84,7 @@ class Welcome:
         reveal: what it reveals.
         images: most images of one online phase.
         bundles: most bundles of one PREPARE.
+        together: most of them whose linear layers share ciphertexts.
         protocol: version.
     """
 
@@ -84,6 +92,7 @@ class Welcome:
     reveal: tuple[str, ...]
     images: int
     bundles: int
+    together: int
     protocol: int = PROTOCOL
 
     def encode(self) -> bytes:
@@ -95,6 +104,7 @@ class Welcome:
                 "reveal": list(self.reveal),
                 "images": self.images,
                 "bundles": self.bundles,
+                "together": self.together,
             }
         )
 
@@ -115,19 +125,31 @@ class Welcome:
                 reveal,
                 _between(value, "images", 1, MAX_IMAGES),
                 _between(value, "bundles", 1, 1 << 31),
+                _between(value, "together", 1, MAX_TOGETHER),
                 json_field(value, "protocol", int),
             )
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """How many bundles the client asks for."""
+    """What the client asks for.
+
+    Attributes:
+        bundles: how many.
+        together: of how many the linear layers share ciphertexts; the last ones may be fewer.
+    """
 
     bundles: int
+    together: int
+
+    def parts(self) -> Iterator[int]:
+        """Yield how many are prepared together, one lot after the other."""
+        for done in range(0, self.bundles, self.together):
+            yield min(self.together, self.bundles - done)
 
     def encode(self) -> bytes:
         """Return the message."""
-        return _write({"bundles": self.bundles})
+        return _write({"bundles": self.bundles, "together": self.together})
 
     @classmethod
     def decode(cls, data: bytes | bytearray) -> Prepare:
@@ -137,7 +159,8 @@ class Prepare:
             WireError: it is none.
         """
         with _reading("PREPARE"):
-            return cls(_between(_read(data), "bundles", 1, 1 << 31))
+            value = _read(data)
+            return cls(_between(value, "bundles", 1, 1 << 31), _between(value, "together", 1, MAX_TOGETHER))
 
 
 @dataclass(frozen=True)

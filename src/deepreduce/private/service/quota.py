@@ -39,21 +39,31 @@ class Quota:
         with self._lock:
             return None if self._most is None else self._left(client, self._most)
 
-    def take(self, client: str) -> bool:
-        """Count one bundle, if one is left; tell whether one was."""
+    def take(self, client: str, bundles: int = 1) -> bool:
+        """Count some bundles, if as many are left; tell whether they were."""
         with self._lock:
             if self._most is None:
                 return True
-            if self._left(client, self._most) < 1:
+            if self._left(client, self._most) < bundles:
                 return False
             slots = self._made.setdefault(client, deque())
             self._made.move_to_end(client)
             now = int(self._clock() // _SLOT_SECONDS)
             before = slots.pop()[1] if slots and slots[-1][0] == now else 0
-            slots.append((now, before + 1))
+            slots.append((now, before + bundles))
             while len(self._made) > _MOST_CLIENTS:
                 self._made.popitem(last=False)
             return True
+
+    def give_back(self, client: str, bundles: int) -> None:
+        """Count so many of a client's bundles no more: the latest ones, which were not made after all."""
+        with self._lock:
+            slots = self._made.get(client, deque())
+            while slots and bundles > 0:
+                slot, count = slots.pop()
+                if count > bundles:
+                    slots.append((slot, count - bundles))
+                bundles -= count
 
     def _left(self, client: str, most: int) -> int:
         slots = self._made.get(client, deque())

@@ -27,6 +27,8 @@ from ..protocol import (
     Material,
     Seconds,
     ServerSession,
+    Shares,
+    answer_layers,
     infer_server,
     prepare_server,
     server_sections,
@@ -120,6 +122,7 @@ class Server:
         self._layout = model.client.layout
         self._layout.compile()
         self._images = self._within_open_files(self._most_images())
+        self._together = max(1, min(self.limits.together, self.limits.batch_bytes // self._layout.server_share_bytes))
         self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
         self._linear = LinearEvaluator(model.client.public, model.program.weights)
         self._prepared = PreparedFolder(model, self._weights_digest, weights_folder, progress)
@@ -344,8 +347,9 @@ class _Dialogue:
 
     def _serve(self) -> None:
         """Serve a client that holds a slot."""
-        channel, limits, images = self._channel, self._server.limits, self._server._images
-        channel.send(Kind.WELCOME, Welcome(self._identifier, limits.reveal, images, limits.bundles).encode())
+        channel, server = self._channel, self._server
+        limits, images, together = server.limits, server._images, server._together
+        channel.send(Kind.WELCOME, Welcome(self._identifier, limits.reveal, images, limits.bundles, together).encode())
         while True:
             kind, message = channel.receive_any(
                 {Kind.PREPARE: MAX_SMALL_BYTES, Kind.START: MAX_SMALL_BYTES, Kind.BYE: 0}
@@ -362,6 +366,8 @@ class _Dialogue:
         server, channel = self._server, self._channel
         if asked.bundles > server.limits.bundles:
             raise _Refused(LIMIT, f"at most {server.limits.bundles} bundles are prepared per request")
+        if asked.together > server._together:
+            raise _Refused(LIMIT, f"at most {server._together} bundles are prepared together")
         left = server._quota.left(self._client)
         if left is not None and left < asked.bundles:
             most = server.limits.bundles_per_day
@@ -369,30 +375,37 @@ class _Dialogue:
         channel.send(Kind.GO)
         if self._session is None:
             self._session = setup_server(channel, server._layout, self._identifier)
-        session, sections = self._session, server_sections(server._layout)
+        for bundles in asked.parts():
+            with channel.patience(server.limits.patience_seconds(server._layout.offline_bytes(bundles))):
+                self._prepare_together(self._session, bundles)
+        log.info("%s: prepared %d bundles", self._peer, asked.bundles)
+
+    def _prepare_together(self, session: ServerSession, bundles: int) -> None:
+        """Make some bundles whose linear layers share ciphertexts."""
+        server, left = self._server, bundles
+        if not server._quota.take(self._client, bundles):  # another connection of this client was faster
+            raise _Refused(LIMIT, "the bundles of this day are made; come again later")
+        weights = server._prepared.weights
+        try:
+            for shares in answer_layers(
+                self._channel, server._layout, session, weights, bundles=bundles, pool=server._pool
+            ):
+                self._prepare_one(session, shares)
+                left -= 1
+        except (StoreError, PoolError, WeightsError):  # our fault, not the client's
+            server._quota.give_back(self._client, left)
+            raise
+
+    def _prepare_one(self, session: ServerSession, shares: Shares) -> None:
+        server, channel, number = self._server, self._channel, session.numbers.take()
         # Shares of other weights would silently make nonsense of the answer.
         meta = {"start": session.start.hex(), "weights": server._weights_digest}
-        patience = server.limits.patience_seconds(server._layout.offline_bytes)
-        for _ in range(asked.bundles):
-            number = session.numbers.take()
-            name = BundleName(session.identifier, number)
-            with server._store.create(name, sections, meta) as writer, channel.patience(patience):
-                if not server._quota.take(self._client):  # another connection of this client was faster
-                    raise _Refused(LIMIT, "the bundles of this day are made; come again later")
-                prepare_server(
-                    channel,
-                    server._layout,
-                    session,
-                    number,
-                    server._prepared.weights,
-                    writer,
-                    pool=server._pool,
-                    threads=server._threads,
-                )
-                writer.finish()
-                writer.publish()
-            channel.send(Kind.READY, Ready(number).encode())
-        log.info("%s: prepared %d bundles", self._peer, asked.bundles)
+        name, sections = BundleName(session.identifier, number), server_sections(server._layout)
+        with server._store.create(name, sections, meta) as writer:
+            prepare_server(channel, server._layout, session, number, shares, writer, threads=server._threads)
+            writer.finish()
+            writer.publish()
+        channel.send(Kind.READY, Ready(number).encode())
 
     def _infer(self, start: Start) -> None:
         """Take the bundles that the client names and run the online phase."""
