@@ -681,18 +681,17 @@ static PyObject *py_rounded(PyObject *self, PyObject *args) {
     return leave(b, 4, fits, Py_None);
 }
 
-/* vectors(wanted) -> whether the processor's vectors are used from now on */
+/* vectors(most) -> how many words of 64 bits are computed side by side from now on, at the widest */
 static PyObject *py_vectors(PyObject *self, PyObject *args) {
-    int wanted;
+    Py_ssize_t most;
     (void)self;
-    if (!PyArg_ParseTuple(args, "p", &wanted)) {
+    if (!PyArg_ParseTuple(args, "n", &most)) {
         return NULL;
     }
 #if DR_KERNEL
-    with_vectors = wanted && HAS_VECTORS();
-    return PyBool_FromLong(with_vectors);
+    return PyLong_FromSize_t(use_vectors(most < 1 ? 1 : (size_t)most));
 #else
-    return Py_NewRef(Py_False);
+    return PyLong_FromLong(1);
 #endif
 }
 
@@ -704,7 +703,7 @@ static PyObject *py_supported(PyObject *self, PyObject *unused) {
 
 static PyMethodDef methods[] = {
     {"supported", py_supported, METH_NOARGS, "supported() -> bool: whether this kernel runs here."},
-    {"vectors", py_vectors, METH_VARARGS, "vectors(wanted) -> bool: whether the processor's vectors are used from now on; for tests."},
+    {"vectors", py_vectors, METH_VARARGS, "vectors(most) -> int: how many words are computed side by side from now on, at the widest; for tests."},
     {"sums", py_sums, METH_VARARGS,
      "sums(inputs, weights, terms, pairs, primes, out, degree) -> bool: write the sums of products; tell whether all weights were\n"
      "residues. The inputs must be."},
@@ -729,7 +728,7 @@ static PyMethodDef methods[] = {
 static int load(PyObject *module) {
     (void)module;
 #if DR_KERNEL
-    with_vectors = HAS_VECTORS();
+    use_vectors(SIZE_MAX);
 #endif
     return 0;
 }

@@ -6,9 +6,11 @@
  */
 #include "lanes.h"
 
-#define OUTPUTS 4            /* sums that are added up at once, in registers */
+#define OUTPUTS 8            /* sums whose weights lie side by side */
 #define TILE 128             /* coefficients whose inputs stay in the second cache */
-#define MOST_SUM ((uint64_t)1 << 32) /* of the sizes of the weights of a run: times 2^30 that is 2^62 */
+#define AHEAD 16             /* so far ahead they are fetched: too many lines for the processor to follow by itself */
+#define BIAS ((uint64_t)1 << 62) /* on which sums begin, so that they stay positive */
+#define MOST_SUM (BIAS >> HALF_BITS) /* of the sizes of the weights of a run */
 
 /* A residue in two words of 32 bits: its upper 30 bits above its lower ones. */
 static inline uint64_t halved(uint64_t x) { return x >> HALF_BITS << 32 | (x & HALF); }
@@ -35,94 +37,147 @@ typedef struct {
     uint64_t *out; /* [count, polynomial (2), prime, degree] */
 } Taps;
 
-/* What makes a sum's two halves one residue: 2^0, 2^30, and what undoes that 2^62 was added to each. */
+/* What makes a sum's two halves one residue: 2^0, 2^30, and what undoes that BIAS was added to each. */
 typedef struct {
     uint64_t p, rest;
     Factor one, upper;
 } Join;
 
 static Join join_of(const Prime *prime) {
-    const uint64_t p = prime->p, bias = remainder_of(prime, (uint64_t)1 << 62, 0), upper = remainder_of(prime, (uint64_t)1 << HALF_BITS, 0);
+    const uint64_t p = prime->p, bias = remainder_of(prime, BIAS, 0), upper = remainder_of(prime, (uint64_t)1 << HALF_BITS, 0);
     const uint64_t both = less(bias + multiply(prime, bias, upper), p);
     const Join join = {p, both ? p - both : 0, factor_of(1, p), factor_of(upper, p)};
     return join;
+}
+
+/* Put a sum together and add it to `out`. */
+static inline void join_one(const Join *join, uint64_t low, uint64_t high, uint64_t *out) {
+    const uint64_t p = join->p, sum = less(times(join->one, low, p), p) + less(times(join->upper, high, p), p);
+    *out = less(less(less(sum, p) + join->rest, p) + *out, p);
 }
 
 /* Add terms [first, last) to one coefficient of OUTPUTS sums. */
 static void tap_singly(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
                        uint64_t *out, size_t stride) {
     for (size_t o = 0; o < OUTPUTS; o++) {
-        int64_t low = (int64_t)1 << 62, high = low;
+        int64_t low = BIAS, high = BIAS;
         for (size_t k = first; k < last; k++) {
             const uint64_t x = inputs[t->offsets[k]];
             low += (int64_t)(x & UINT32_MAX) * weights[k * OUTPUTS + o];
             high += (int64_t)(x >> 32) * weights[k * OUTPUTS + o];
         }
-        const uint64_t p = join->p;
-        const uint64_t sum = less(times(join->one, (uint64_t)low, p), p) + less(times(join->upper, (uint64_t)high, p), p);
-        out[o * stride] = less(less(less(sum, p) + join->rest, p) + out[o * stride], p);
+        join_one(join, (uint64_t)low, (uint64_t)high, out + o * stride);
     }
 }
 
 #ifdef LANES
 #if defined(__x86_64__)
+#define WIDE 8 /* coefficients at once with AVX-512 */
 #define SIGNED_TIMES(a, b) ((Vector)_mm256_mul_epi32((__m256i)(a), (__m256i)(b)))
 #define ALL(w) ((Vector)_mm256_set1_epi32(w))
+
+/* Put the sums of LANES coefficients together and add them to `out`. */
+TARGET static inline void join_vectors(const Join *join, Vector low, Vector high, uint64_t *out) {
+    const Vector p = join->p - (Vector){0};
+    const Factors4 one = factors_of(join->one.w - (Vector){0}, join->one.quotient - (Vector){0});
+    const Factors4 upper = factors_of(join->upper.w - (Vector){0}, join->upper.quotient - (Vector){0});
+    const Vector a = less4(times4(&one, low, p, p >> 32), 2 * p), b = less4(times4(&upper, high, p, p >> 32), 2 * p);
+    const Vector sum = a + b + (join->rest - (Vector){0}) + LOAD(out); /* below 6 p */
+    STORE(out, less4(less4(less4(sum, 4 * p), 2 * p), p));
+}
 #else
 #define SIGNED_TIMES(a, b) ((Vector)vmull_s32(vreinterpret_s32_u32(vmovn_u64((uint64x2_t)(a))), vmovn_s64((int64x2_t)(b))))
 #define ALL(w) ((Vector)vdupq_n_s64(w))
+
+static inline void join_vectors(const Join *join, Vector low, Vector high, uint64_t *out) {
+    for (size_t lane = 0; lane < LANES; lane++) {
+        join_one(join, low[lane], high[lane], out + lane);
+    }
+}
 #endif
 
-/* The sums of LANES coefficients, both halves of each plus 2^62. */
-TARGET static inline void tap_sums(const Taps *t, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
-                                   Vector low[OUTPUTS], Vector high[OUTPUTS]) {
+#define IN_REGISTERS 4 /* sums that are added up at once */
+
+/* Add terms [first, last) to LANES coefficients of OUTPUTS sums. */
+TARGET static void tap_vectors(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
+                               uint64_t *out, size_t stride) {
+    for (size_t some = 0; some < OUTPUTS; some += IN_REGISTERS) {
+        Vector low[IN_REGISTERS], high[IN_REGISTERS];
+        for (size_t o = 0; o < IN_REGISTERS; o++) {
+            low[o] = high[o] = BIAS - (Vector){0};
+        }
+        for (size_t k = first; k < last; k++) {
+            const Vector x = LOAD(inputs + t->offsets[k]), upper = x >> 32;
+            __builtin_prefetch(inputs + t->offsets[k] + AHEAD);
+            for (size_t o = 0; o < IN_REGISTERS; o++) {
+                const Vector w = ALL(weights[k * OUTPUTS + some + o]);
+                low[o] += SIGNED_TIMES(x, w);
+                high[o] += SIGNED_TIMES(upper, w);
+            }
+        }
+        for (size_t o = 0; o < IN_REGISTERS; o++) {
+            join_vectors(join, low[o], high[o], out + (some + o) * stride);
+        }
+    }
+}
+#endif
+
+#ifdef WIDE
+/* The same of WIDE coefficients. */
+__attribute__((target("avx512f,avx2"))) static void tap_wide(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights,
+                                                             size_t first, size_t last, uint64_t *out, size_t stride) {
+    __m512i low[OUTPUTS], high[OUTPUTS];
+    uint64_t sums[2][WIDE];
     for (size_t o = 0; o < OUTPUTS; o++) {
-        low[o] = high[o] = ((uint64_t)1 << 62) - (Vector){0};
+        low[o] = high[o] = _mm512_set1_epi64((int64_t)BIAS);
     }
     for (size_t k = first; k < last; k++) {
-        const Vector x = LOAD(inputs + t->offsets[k]), upper = x >> 32;
+        const __m512i x = _mm512_loadu_si512(inputs + t->offsets[k]), upper = _mm512_srli_epi64(x, 32);
+        __builtin_prefetch(inputs + t->offsets[k] + AHEAD);
         for (size_t o = 0; o < OUTPUTS; o++) {
-            const Vector w = ALL(weights[k * OUTPUTS + o]);
-            low[o] += SIGNED_TIMES(x, w);
-            high[o] += SIGNED_TIMES(upper, w);
+            const __m512i w = _mm512_set1_epi32(weights[k * OUTPUTS + o]);
+            low[o] = _mm512_add_epi64(low[o], _mm512_mul_epi32(x, w));
+            high[o] = _mm512_add_epi64(high[o], _mm512_mul_epi32(upper, w));
+        }
+    }
+    for (size_t o = 0; o < OUTPUTS; o++) {
+        _mm512_storeu_si512(sums[0], low[o]);
+        _mm512_storeu_si512(sums[1], high[o]);
+        for (size_t half = 0; half < WIDE; half += LANES) {
+            join_vectors(join, LOAD(sums[0] + half), LOAD(sums[1] + half), out + o * stride + half);
         }
     }
 }
 
-#if defined(__x86_64__)
-TARGET static void tap_vectors(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
-                               uint64_t *out, size_t stride) {
-    const Vector p = join->p - (Vector){0}, rest = join->rest - (Vector){0};
-    const Factors4 one = factors_of(join->one.w - (Vector){0}, join->one.quotient - (Vector){0});
-    const Factors4 power = factors_of(join->upper.w - (Vector){0}, join->upper.quotient - (Vector){0});
-    Vector low[OUTPUTS], high[OUTPUTS];
-    tap_sums(t, inputs, weights, first, last, low, high);
-    for (size_t o = 0; o < OUTPUTS; o++) {
-        const Vector a = less4(times4(&one, low[o], p, p >> 32), 2 * p), b = less4(times4(&power, high[o], p, p >> 32), 2 * p);
-        const Vector sum = a + b + rest + LOAD(out + o * stride); /* below 6 p */
-        STORE(out + o * stride, less4(less4(less4(sum, 4 * p), 2 * p), p));
-    }
-}
-#else
-TARGET static void tap_vectors(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
-                               uint64_t *out, size_t stride) {
-    Vector low[OUTPUTS], high[OUTPUTS];
-    tap_sums(t, inputs, weights, first, last, low, high);
-    for (size_t o = 0; o < OUTPUTS; o++) {
-        for (size_t lane = 0; lane < LANES; lane++) {
-            const uint64_t p = join->p;
-            const uint64_t sum = less(times(join->one, low[o][lane], p), p) + less(times(join->upper, high[o][lane], p), p);
-            out[o * stride + lane] = less(less(less(sum, p) + join->rest, p) + out[o * stride + lane], p);
-        }
-    }
-}
+static int with_wide = 0;
 #endif
+
+/* Use vectors of up to so many words that the processor has, and return how many that are: when the module is loaded, and in tests. */
+static size_t use_vectors(size_t most) {
+    size_t width = 1;
+#ifdef LANES
+    with_vectors = most >= LANES && HAS_VECTORS();
+    width = with_vectors ? LANES : width;
 #endif
+#ifdef WIDE
+    with_wide = most >= WIDE && __builtin_cpu_supports("avx512f");
+    width = with_wide ? WIDE : width;
+#endif
+    (void)most;
+    return width;
+}
 
 /* Add terms [first, last) to coefficients [place, place + count) of one line of OUTPUTS sums. */
 static void tap_tile(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
                      uint64_t *out, size_t stride, size_t count) {
     size_t i = 0;
+#ifdef WIDE
+    if (with_wide) {
+        for (; i + WIDE <= count; i += WIDE) {
+            tap_wide(t, join, inputs + i, weights, first, last, out + i, stride);
+        }
+    }
+#endif
 #ifdef LANES
     if (with_vectors) {
         for (; i + LANES <= count; i += LANES) {
@@ -135,7 +190,7 @@ static void tap_tile(const Taps *t, const Join *join, const uint64_t *inputs, co
     }
 }
 
-/* Add up all terms, in runs that leave the sums of halves below 2^62 in size. `out` begins with zeros. */
+/* Add up all terms, in runs that leave the sums of halves below BIAS in size. `out` begins with zeros. */
 static void taps(const Taps *t) {
     const size_t lines = 2 * t->primes, span = t->margin + t->degree, groups = t->count / OUTPUTS;
     uint64_t largest = 1;

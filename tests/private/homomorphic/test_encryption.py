@@ -181,9 +181,9 @@ def test_another_order_of_ntt_values_is_told(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(params=["vectors", "none"])
 def vectors(request: pytest.FixtureRequest) -> Iterator[None]:
     """With the processor's vectors, and without."""
-    kernel().vectors(request.param == "vectors")
+    kernel().vectors(64 if request.param == "vectors" else 1)
     yield
-    kernel().vectors(True)
+    kernel().vectors(64)
 
 
 # Draws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from deepreduce.errors import NetworkError
 from deepreduce.private.program import FormatSettings, Program, Truncation, check_public, make_program
-from deepreduce.private.protocol import make_layout
+from deepreduce.private.protocol import make_layout, server_sections
 from deepreduce.private.ring import decode, signed
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import HEADER_BYTES
@@ -42,7 +43,7 @@ def check(program: Program, batch: torch.Tensor) -> Run:
     assert got.result.logits is not None
     expected = decode(exact.view(np.uint64), fraction_bits=form.fraction_bits, bits=form.ring_bits)
     assert np.array_equal(got.result.logits, expected)
-    labelled = run(program, values)
+    labelled = run(program, values, together=2)
     assert labelled.result.logits is None
     tensors = replayed(program, values, labelled.shares)  # with its own masks: a truncation may have failed for these
     assert np.array_equal(labelled.result.labels, tensors[program.public.steps[-1].output][:, 0])
@@ -53,9 +54,45 @@ def test_a_batch_gives_the_logits_of_the_twin_bit_by_bit(program: Program) -> No
     check(program, images(3, 3, 8, 8, seed=5))
 
 
-def test_every_byte_is_in_the_layout(program: Program) -> None:
+@pytest.mark.parametrize("together", [2, 3, 9])
+def test_bundles_that_are_prepared_together(program: Program, together: int) -> None:
+    """As many as there are, or in lots, of which the last one is smaller."""
+    values = Twin(program).encode(images(9, 3, 8, 8, seed=7).numpy())
+    got = run(program, values, reveal="logits", together=together)
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    assert any(job.plan.images > 1 for job in layout.jobs_together(together))
+    exact = exact_logits(program, got, values)
+    form = program.public.tensors[program.public.logits]
+    assert got.result.logits is not None
+    expected = decode(exact.view(np.uint64), fraction_bits=form.fraction_bits, bits=form.ring_bits)
+    assert np.array_equal(got.result.logits, expected)
+    # No bundle has a share of another one's.
+    for tensor, share in got.shares[0].items():
+        assert share.size < 16 or len({own[tensor].tobytes() for own in got.shares}) == len(values)
+    for name, (_, shape) in server_sections(layout).items():
+        held = {memory.array(name).tobytes() for memory in got.server}
+        assert name == "delta" or math.prod(shape) < 16 or len(held) == len(values)
+
+
+@pytest.mark.parametrize("bundles", [1, 2, 7, 40])
+def test_jobs_of_bundles_that_are_prepared_together(program: Program, bundles: int) -> None:
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    jobs = layout.jobs_together(bundles)
+    steps = [job.step for job in jobs]
+    assert list(dict.fromkeys(steps)) == [job.step for job in layout.jobs]
+    for single in layout.jobs:
+        covered = [number for job in jobs if job.step is single.step for number in range(bundles)[job.bundles]]
+        assert covered == list(range(bundles))
+        assert all(job.parameters == single.parameters for job in jobs if job.step is single.step)
+    assert layout.offline_bytes(bundles) <= bundles * layout.offline_bytes()
+    assert layout.jobs_together(1) == layout.jobs
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_every_byte_is_in_the_layout(program: Program, together: int) -> None:
     values = Twin(program).encode(images(2, 3, 8, 8, seed=6).numpy())
-    got, layout = run(program, values), make_layout(program.public, weight_bits=weight_bits(program))
+    got, layout = run(program, values, together=together), make_layout(program.public, weight_bits=weight_bits(program))
+    jobs = layout.jobs_together(together)
     rounds, units, frame = len(layout.rounds), layout.units, HEADER_BYTES
     client, server = got.online
     words = sum(unit.words_bytes for one in layout.rounds for unit in one.units)
@@ -66,15 +103,16 @@ def test_every_byte_is_in_the_layout(program: Program) -> None:
     assert client.received_bytes == expected == server.sent_bytes
     assert client.turns == rounds + 1
     client, _ = got.offline
-    per_bundle = sum(job.request_bytes + frame for job in layout.jobs)
-    per_bundle += sum(unit.corrections_bytes + frame for unit in units)
+    per_lot = sum(job.request_bytes + frame for job in jobs)
+    per_bundle = sum(unit.corrections_bytes + frame for unit in units)
     looked_up = [unit for unit in units if unit.circuit is None]
     assert len(looked_up) == 5  # the first layer, and four levels of the pooling with the second
     per_bundle += sum(unit.permuting_bytes + frame for unit in looked_up)
-    setup = client.sent_bytes - 2 * per_bundle
+    setup = client.sent_bytes - 2 * per_bundle - 2 // together * per_lot
     assert 0 < setup < 2_000_000  # the base transfers and the public keys
-    per_bundle = sum(job.answer_bytes + frame for job in layout.jobs) + sum(u.answer_bytes + frame for u in units)
-    assert client.received_bytes == 2 * per_bundle + (4136 + 16 + 72 + frame) + (3112 + frame)
+    per_lot = sum(job.answer_bytes + frame for job in jobs)
+    per_bundle = sum(unit.answer_bytes + frame for unit in units)
+    assert client.received_bytes == 2 * per_bundle + 2 // together * per_lot + (4136 + 16 + 72 + frame) + (3112 + frame)
 
 
 @pytest.mark.parametrize(("sign_bits", "activation_bits"), [(3, 12), (7, 12), (9, 12), (10, 12), (13, 8)])

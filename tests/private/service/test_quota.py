@@ -54,3 +54,17 @@ def test_clients_without_end_take_no_memory_without_end(monkeypatch: pytest.Monk
         clock.now += 60
         counted.take("99")
     assert len(counted._made["99"]) <= DAY_SECONDS / 600 + 2
+
+
+def test_several_are_counted_and_given_back() -> None:
+    clock = Clock()
+    counted = Quota(5, clock=clock)
+    assert counted.take("ann", 2)
+    clock.now += 1200
+    assert counted.take("ann", 3) and not counted.take("ann", 1)
+    counted.give_back("ann", 4)
+    assert counted.left("ann") == 4
+    assert not counted.take("ann", 5) and counted.take("ann", 4)
+    counted.give_back("bob", 3)
+    counted.give_back("ann", 99)
+    assert counted.left("bob") == counted.left("ann") == 5

@@ -22,8 +22,8 @@ from .products import Inputs, add_up, read_inputs, requests_of
 from .scheme import Form, scheme
 from .weights import PlainWeights, transform_weights
 
-_SIDE_BY_SIDE = 4
-"""Sums that the kernel adds up at once."""
+_SIDE_BY_SIDE = 8
+"""Sums whose weights the kernel wants side by side."""
 
 
 @dataclass(frozen=True)

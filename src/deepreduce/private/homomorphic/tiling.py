@@ -49,7 +49,7 @@ class Prices:
     request: float = 1.7
     answer: float = 1.55
     product: float = 0.04
-    tap: float = 0.0025
+    tap: float = 0.0016
 
     def of(self, plan: Plan) -> float:
         """Return the price of a plan, of all its images."""

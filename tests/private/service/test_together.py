@@ -1,0 +1,102 @@
+"""Bundles that are prepared together: in lots that both parties' memory allows, and each good for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepreduce.private.homomorphic import Pool
+from deepreduce.private.service import ServerLimits
+from deepreduce.private.service import client as client_module
+from deepreduce.private.service import server as server_module
+from deepreduce.private.wire import PeerError
+
+from .parties import serving, small, sure, tiny
+
+IMAGES, LABELS = sure(tiny(), 8)
+
+
+@pytest.mark.parametrize("together", [1, 2, 5, 128])
+def test_example_five_in_lots(together: int, tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    seen: list[int] = []
+    limits = ServerLimits(together=together, deadline_seconds=120.0)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party, party.client() as client:
+        client.prepare(1)  # and the set-up
+        sent = client.prepare(5, progress=seen.append).traffic.sent_bytes
+        assert seen == [1, 2, 3, 4, 5] and party.store.count() == 6
+        layout = tiny().client.layout
+        lots = {1: [1] * 5, 2: [2, 2, 1], 5: [5], 128: [5]}[together]
+        requests = sum(job.request_bytes for lot in lots for job in layout.jobs_together(lot))
+        assert requests < sent < requests + 50_000
+        assert np.array_equal(client.infer(IMAGES[:6]).labels, LABELS[:6])
+
+
+def test_worker_processes_answer_for_several_images(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    images, labels = sure(small(), 3)
+    with (
+        serving(small(), tmp_path, certificate, workers=Pool) as party,
+        party.client(workers=1) as client,
+    ):
+        client.prepare(3)
+        assert any(job.plan.images > 1 for job in small().client.layout.jobs_together(3))
+        assert np.array_equal(client.infer(images).labels, labels)
+
+
+def test_fewer_go_together_where_they_would_take_too_much(
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = tiny().client.layout
+    limits = ServerLimits(batch_bytes=3 * layout.server_share_bytes + 1)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party, party.client() as client:
+        assert client._welcome.together == 3 == client._most_together()
+        monkeypatch.setattr(client_module, "_TOGETHER_BYTES", 2 * layout.client_share_bytes + 1)
+        assert client._most_together() == 2
+        monkeypatch.setattr(client_module, "_TOGETHER_BYTES", 1)
+        assert client._most_together() == 1
+    with serving(tiny(), tmp_path / "one", certificate, limits=ServerLimits(batch_bytes=1)) as party:
+        assert party.client()._welcome.together == 1
+
+
+def test_a_lot_that_breaks_off_leaves_what_was_ready(
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the day's count goes on with those that were made, where the server is at fault."""
+    limits = ServerLimits(bundles_per_day=5, deadline_seconds=120.0)
+    prepare, left = server_module.prepare_server, [2]
+
+    def failing(*arguments: object, **options: object) -> None:
+        if not left[0]:
+            raise server_module.StoreFull("no room")
+        left[0] -= 1
+        prepare(*arguments, **options)  # type: ignore[arg-type]
+
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party:
+        monkeypatch.setattr(server_module, "prepare_server", failing)
+        with party.client() as client, pytest.raises(PeerError, match="no room for another bundle"):
+            client.prepare(4)
+        monkeypatch.setattr(server_module, "prepare_server", prepare)
+        assert party.store.count() == party.client_store().count() == 2
+        with party.client() as client:
+            assert client.prepare(3).bundles == 3  # two of five were made
+            with pytest.raises(PeerError, match="0 are left now"):
+                client.prepare(1)
+        with party.client() as client:
+            assert np.array_equal(client.infer(IMAGES[:5]).labels, LABELS[:5])
+
+
+def test_a_client_that_leaves_in_a_lot_has_it_counted(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    limits = ServerLimits(bundles_per_day=5, deadline_seconds=120.0)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party:
+
+        def stop(done: int) -> None:
+            raise KeyboardInterrupt
+
+        with party.client() as client, pytest.raises(KeyboardInterrupt):
+            client.prepare(4, progress=stop)
+        assert party.client_store().count() == 1  # it is good for an image
+        with party.client() as client:
+            assert np.array_equal(client.infer(IMAGES[:1]).labels, LABELS[:1])
+            with pytest.raises(PeerError, match="1 are left now"):
+                client.prepare(2)
