@@ -34,9 +34,11 @@ from deepreduce.private.garbling import (
 from deepreduce.private.homomorphic import (
     Layer,
     Parameters,
+    PlainWeights,
     PublicKey,
     draw_share,
     generate_keys,
+    plan_images,
     plan_layer,
     prepare_weights,
     receive,
@@ -45,6 +47,7 @@ from deepreduce.private.homomorphic import (
 )
 from deepreduce.private.homomorphic.encryption import Blinder
 from deepreduce.private.homomorphic.products import TOGETHER, multiply, read_inputs
+from deepreduce.private.homomorphic.taps import Gatherer
 from deepreduce.private.homomorphic.wire import write_answer
 from deepreduce.private.program import Circuit, Step
 from deepreduce.private.protocol import infer_client, infer_server
@@ -266,8 +269,31 @@ def homomorphic(repeats: int) -> Measured:
         for name in ("encrypt", "unpack", "product", "answer", "decrypt"):
             unit = "s per product" if name == "product" else "s per ciphertext"
             found[f"{name}_{primes}_primes_seconds"] = (unit, how, samples[name])
+        found |= shared(parameters, layer, weights, max(3, repeats // 2))
         found["keys_seconds"] = ("s per pair of keys", f"{primes} primes", samples["keys"])
     return found
+
+
+def shared(parameters: Parameters, layer: Layer, weights: np.ndarray, repeats: int) -> Measured:
+    """What a server does with the ciphertexts of several images, beside unpacking and blinding."""
+    keys, primes, samples = generate_keys(parameters), len(parameters.prime_bits), Samples(spread=[], tap=[])
+    plan = plan_images(layer, 64)[0]
+    plain = PlainWeights(parameters, plan, weights.astype(np.int32))
+    asked = dict(enumerate(request(keys, plan, draw_share(parameters, plan.in_shape)).bodies))
+    for _ in range(repeats):
+        unpacked, _ = clocked(read_inputs, parameters, asked)
+        seconds, gatherer = clocked(Gatherer, plain, asked)
+        samples["spread"].append(max(0.0, seconds - unpacked) / plan.requests)
+        begun = time.perf_counter()
+        for first in range(0, plan.answers, TOGETHER):
+            list(gatherer.sums(range(plan.answers)[first : first + TOGETHER]))
+        samples["tap"].append((time.perf_counter() - begun) / (plan.answers * plan.weights_per_answer))
+    how = f"{plan.tiling.images} images, {layer.in_channels} to {layer.out_channels} channels, 3x3, of a 16x16 map"
+    units = {"spread": "s per ciphertext", "tap": "s per weight and answer"}
+    return {
+        f"{name}_{primes}_primes_seconds": (units[name], f"{how}, {primes} primes, N = 8192", samples[name])
+        for name in samples
+    }
 
 
 def linear(repeats: int) -> Measured:

@@ -57,6 +57,7 @@ def estimate(
     protocols: Sequence[str] = PROTOCOLS,
     links: Sequence[str | Link] = tuple(LINKS),
     cores: int = 2,
+    together: int = 1,
 ) -> dict[str, Any]:
     """Estimate what one private inference costs, for one image that is classified.
 
@@ -75,10 +76,11 @@ def estimate(
         protocols: of `ours`, `delphi`, `cheetah`. Without `ours` the extra `private` is not needed.
         links: `lan`, `wan`, or links of your own; times over each.
         cores: that each party uses with our engine.
+        together: bundles that our engine prepares together; `offline` is what each has of it.
 
     Returns:
-        `network`, `relus`, `relu_layers`, `macs`, `linear_layers`, `links`, `cores`, `protocols` (by name, see
-        `deepreduce.private.estimate.Cost`) and `notes`.
+        `network`, `relus`, `relu_layers`, `macs`, `linear_layers`, `links`, `cores`, `together`, `protocols` (by name,
+        see `deepreduce.private.estimate.Cost`) and `notes`.
 
     Raises:
         UsageError: a name is unknown, or an argument does not go with this kind of network.
@@ -90,15 +92,12 @@ def estimate(
     check_type("relus", relus, Real, NoneType, where="--relus")
     check_type("full", full, nn.Module, NoneType)
     asked, chosen = _protocols(protocols), _links(links)
-    if not is_whole(cores) or cores < 1:
-        raise UsageError(
-            problem(
-                "each party uses a whole number of cores, at least one",
-                got=shown(cores),
-                remedy="give 1 or more",
-                where="--cores",
-            )
-        )
+    for what, number, option in (
+        ("each party uses a whole number of cores, at least one", cores, "--cores"),
+        ("a whole number of bundles is prepared together, at least one", together, "--together"),
+    ):
+        if not is_whole(number) or number < 1:
+            raise UsageError(problem(what, got=shown(number), remedy="give 1 or more", where=option))
     reduction = _Reduction(
         input, classes, keep, thin, alpha, rho, beta, trim, bypass, collapse, average_pooling, width,
         exchange_activations,
@@ -110,7 +109,7 @@ def estimate(
     for name in dict.fromkeys(asked):
         if name == "ours":
             assert subject.layout is not None
-            costs.append(our_cost(subject.layout, chosen, cores=cores))
+            costs.append(our_cost(subject.layout, chosen, cores=cores, together=together))
         else:
             costs.append((delphi_cost if name == "delphi" else cheetah_cost)(subject.counts, chosen))
     return {
@@ -121,6 +120,7 @@ def estimate(
             for link in chosen
         },
         "cores": cores,
+        "together": together,
         "protocols": {cost.protocol: cost.to_json() for cost in costs},
         "notes": list(subject.notes),
     }

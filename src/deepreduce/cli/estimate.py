@@ -26,6 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cores", type=at_least_one, default=2, metavar="N", help="of each party, for our engine (default 2)"
     )
+    parser.add_argument(
+        "--together",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="images that our engine prepares for together (default 1); what comes before an image is then what each "
+        "has of it",
+    )
     group = parser.add_argument_group("for NETWORK")
     group.add_argument("--input", type=_options.size, metavar="CxHxW", help="size of one image, such as 3x32x32")
     group.add_argument("--classes", type=int, metavar="N", help="number of classes (default 100)")
@@ -48,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         protocols=_PROTOCOLS if options.protocol is None else (options.protocol,),
         links=_LINKS if options.link is None else (options.link,),
         cores=options.cores,
+        together=options.together,
     )
     if options.json:
         print_json(found)

@@ -144,6 +144,34 @@ def test_each_constant_is_multiplied_by_its_number() -> None:
     assert seconds("setup", keys_seconds=1.0) == len(layout.parameters)
 
 
+@pytest.mark.parametrize("together", [2, 5])
+def test_what_each_has_of_a_lot(together: int) -> None:
+    program = residual()
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    alone, each = our_cost(layout, BOTH), our_cost(layout, BOTH, together=together)
+    assert each.online == alone.online and each.setup == alone.setup
+    frames = 16 * (2 * len(layout.jobs_together(together)) + together * 3 * len(layout.units))
+    assert 0 <= together * each.offline.bytes - layout.offline_bytes(together) <= frames + 2 * together
+    primes = len(layout.jobs[0].parameters.prime_bits)
+    shared = [job.plan.plan for job in layout.jobs_together(together) if job.plan.images > 1]
+    assert shared and len({job.parameters for job in layout.jobs}) == 1
+
+    def seconds(name: str) -> float:
+        only_this = only(**{f"{name}_{primes}_primes_seconds": 1.0})
+        return our_cost(layout, BOTH, cores=1, together=together, constants=only_this).offline.compute_seconds
+
+    assert seconds("tap") == pytest.approx(sum(p.answers * p.weights_per_answer for p in shared) / together)
+    assert seconds("spread") == pytest.approx(sum(p.requests for p in shared) / together)
+    requests = sum(job.plan.plan.requests for job in layout.jobs_together(together))
+    assert seconds("encrypt") == pytest.approx(requests / together)
+
+
+@pytest.mark.parametrize("together", [0, 1025])
+def test_lots_of_no_or_too_many_bundles_are_refused(together: int) -> None:
+    with pytest.raises(UsageError, match=r"bundles are prepared together.*Do: .*--together"):
+        cost_of(residual(), together=together)
+
+
 def test_a_network_with_next_to_nothing_to_compute_takes_time_nevertheless() -> None:
     """Per round of circuits between 0.1 ms and 10 ms, on whatever machine the constants were measured."""
     program = residual()

@@ -22,31 +22,46 @@ if TYPE_CHECKING:  # the estimates of other protocols need neither numpy nor the
     from ..program import Step
     from ..protocol import Job, Layout, OnlineRound, Unit
 
+MAX_TOGETHER = 1024
+"""As of `service.messages`, which needs the extra `private`."""
+
 START_BYTES = LABEL_BYTES = 16
 """Start of the tweaks, beside the choices of the base transfers, see `protocol.session`; and a label."""
 
 
-def our_cost(layout: Layout, links: Sequence[Link], *, cores: int = 2, constants: Constants | None = None) -> Cost:
+def our_cost(
+    layout: Layout, links: Sequence[Link], *, cores: int = 2, together: int = 1, constants: Constants | None = None
+) -> Cost:
     """Estimate one private inference with our engine that reveals the label.
 
     Args:
         layout: of the public program, from `make_layout`.
         links: each gives the seconds over it.
         cores: that each party uses, at least 1.
+        together: bundles that are prepared together, at least 1; the offline phase is what each has of it.
         constants: measured on another machine; None takes those of the package.
 
     Returns:
         The cost. Connections greet and bundles are named with a few hundred bytes more, see `service.messages`.
 
     Raises:
-        UsageError: `cores` is out of range.
+        UsageError: `cores` or `together` is out of range.
     """
     from ..protocol.sections import client_sections, server_sections
 
     if cores < 1:
         raise UsageError(problem("each party uses at least one core", got=cores, remedy="give 1 or more"))
+    if not 1 <= together <= MAX_TOGETHER:
+        raise UsageError(
+            problem(
+                f"1 to {MAX_TOGETHER:,} bundles are prepared together",
+                got=together,
+                remedy="give a number in this range",
+                where="--together",
+            )
+        )
     known = constants or constants_of("ours")
-    play = _Play(layout, known, cores)
+    play = _Play(layout, known, cores, together)
     gates = sum(unit.and_gates for unit in layout.units)
     client, server = (
         sum(math.prod(shape) * kind.itemsize for kind, shape in sections(layout).values())
@@ -56,7 +71,7 @@ def our_cost(layout: Layout, links: Sequence[Link], *, cores: int = 2, constants
         "ours",
         known.title,
         setup=play.phase(play.setup, links, 0),
-        offline=play.phase(play.offline, links, gates),
+        offline=play.phase(play.offline, links, gates, bundles=together),
         online=play.phase(play.online, links, gates),
         client_bytes=client,
         server_bytes=server,
@@ -70,21 +85,25 @@ def our_cost(layout: Layout, links: Sequence[Link], *, cores: int = 2, constants
 class _Play:
     """The phases of a layout, message by message."""
 
-    def __init__(self, layout: Layout, constants: Constants, cores: int) -> None:
-        self._layout, self._constants, self._cores = layout, constants, cores
-        self._jobs = {job.step.output: job for job in layout.jobs}
+    def __init__(self, layout: Layout, constants: Constants, cores: int, together: int) -> None:
+        self._layout, self._constants, self._cores, self._together = layout, constants, cores, together
+        self._jobs: dict[int, list[Job]] = {}
+        for job in layout.jobs_together(together):
+            self._jobs.setdefault(job.step.output, []).append(job)
 
-    def phase(self, play: Callable[[Timeline], None], links: Sequence[Link], gates: int) -> Phase:
-        """Play a phase once without a network and once over each link."""
+    def phase(self, play: Callable[[Timeline], None], links: Sequence[Link], gates: int, *, bundles: int = 1) -> Phase:
+        """Play a phase once without a network and once over each link; return each bundle's part of it."""
         ideal = Timeline(IDEAL)
         play(ideal)
         seconds = {}
         for link in links:
             over = Timeline(link, self._constants["tls_seconds_per_byte"])
             play(over)
-            seconds[link.name] = over.seconds
-        sent, received = ideal.sent_bytes, ideal.received_bytes
-        return Phase(gates, sent + received, sent, received, ideal.round_trips, ideal.seconds, seconds)
+            seconds[link.name] = over.seconds / bundles
+        sent, received, trips = (
+            -(-all_ // bundles) for all_ in (ideal.sent_bytes, ideal.received_bytes, ideal.round_trips)
+        )
+        return Phase(gates, sent + received, sent, received, trips, ideal.seconds / bundles, seconds)
 
     def setup(self, line: Timeline) -> None:
         """See `protocol.session`."""
@@ -111,6 +130,10 @@ class _Play:
     def offline(self, line: Timeline) -> None:
         """See `protocol.offline`: the client works one message ahead."""
         self._homomorphic(line)
+        for _ in range(self._together):
+            self._units(line)
+
+    def _units(self, line: Timeline) -> None:
         before: Unit | None = None
         for unit in self._layout.units:
             self._correct(line, unit, before)
@@ -120,7 +143,8 @@ class _Play:
         self._keep(line, before)
 
     def _homomorphic(self, line: Timeline) -> None:
-        known, waiting = {0}, None
+        known: set[int] = {0}
+        waiting: Job | None = None
         for step in self._layout.schedule:
             if waiting is not None and any(tensor not in known for tensor in step.inputs):
                 self._collect(line, waiting)
@@ -129,18 +153,18 @@ class _Play:
             if not step.weighted:
                 known.add(step.output)
                 continue
-            job = self._jobs[step.output]
-            line.work("client", self._over_cores(job, "encrypt") * job.plan.plan.requests)
-            if waiting is not None:
-                line.receive("client")
-            line.send("client", job.request_bytes)
-            line.receive("server")
-            line.work("server", self._respond(job))
-            line.send("server", job.answer_bytes)
-            if waiting is not None:
-                line.work("client", self._over_cores(waiting, "decrypt") * waiting.plan.plan.answers)
-                known.add(waiting.step.output)
-            waiting = job
+            for job in self._jobs[step.output]:
+                line.work("client", self._over_cores(job, "encrypt") * job.plan.plan.requests)
+                if waiting is not None:
+                    line.receive("client")
+                line.send("client", job.request_bytes)
+                line.receive("server")
+                line.work("server", self._respond(job))
+                line.send("server", job.answer_bytes)
+                if waiting is not None:
+                    line.work("client", self._over_cores(waiting, "decrypt") * waiting.plan.plan.answers)
+                    known.add(waiting.step.output)
+                waiting = job
         if waiting is not None:
             self._collect(line, waiting)
 
@@ -153,6 +177,9 @@ class _Play:
         plan, primes = job.plan.plan, len(job.parameters.prime_bits)
         unpacked = plan.requests * self._constants[f"unpack_{primes}_primes_seconds"]
         products = self._over_cores(job, "product") * plan.products
+        if plan.tiling.images > 1:
+            unpacked += plan.requests * self._constants[f"spread_{primes}_primes_seconds"]
+            products = self._over_cores(job, "tap") * plan.answers * plan.weights_per_answer
         return unpacked + products + self._over_cores(job, "answer") * plan.answers
 
     def _over_cores(self, job: Job, what: str) -> float:

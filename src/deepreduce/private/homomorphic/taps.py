@@ -17,10 +17,12 @@ import numpy.typing as npt
 from . import _backends
 from ._backends import Name, choose
 from .arithmetic import arithmetic
+from .draws import expand
 from .packing import Words
 from .products import Inputs, add_up, read_inputs, requests_of
 from .scheme import Form, scheme
 from .weights import PlainWeights, transform_weights
+from .wire import read_ciphertext
 
 _SIDE_BY_SIDE = 8
 """Sums whose weights the kernel wants side by side."""
@@ -59,8 +61,9 @@ class Gatherer:
 
     def __init__(self, weights: PlainWeights, bodies: Mapping[int, bytes], *, backend: Name | None = None) -> None:
         self._weights, chosen = weights, choose(backend)
-        inputs = read_inputs(weights.parameters, bodies, backend=chosen)
-        self._inputs = inputs if chosen == "seal" else _spread(weights, inputs)
+        self._inputs = (
+            read_inputs(weights.parameters, bodies, backend="seal") if chosen == "seal" else _spread(weights, bodies)
+        )
         self.form: Form = "transformed" if chosen == "seal" else "coefficients"
 
     def sums(self, answers: Sequence[int]) -> Iterator[Words]:
@@ -77,14 +80,18 @@ class Gatherer:
             yield from _by_kernel(self._weights, inputs, requests, list(some))
 
 
-def _spread(weights: PlainWeights, inputs: Inputs) -> Spread:
-    parameters, words = weights.parameters, inputs.words
-    arithmetic(parameters).transform_back(words)
+def _spread(weights: PlainWeights, bodies: Mapping[int, bytes]) -> Spread:
+    parameters, primes = weights.parameters, _primes(weights)
     margin = int(weights.plan.taps.exponents.max())
-    found = np.empty((*words.shape[:-1], margin + parameters.degree), np.uint64)
+    found = np.empty((len(bodies), 2, primes.size, margin + parameters.degree), np.uint64)
+    words = np.empty((2, primes.size, parameters.degree), np.uint64)
     assert _backends.kernel is not None  # `choose` has looked
-    _backends.kernel.spread(words, _primes(weights), parameters.degree, margin, found)
-    return Spread(found, margin, inputs.places)
+    for ciphertext, body in zip(found, bodies.values(), strict=True):
+        words[0], seed = read_ciphertext(parameters, body)
+        words[1] = expand(parameters, seed)
+        arithmetic(parameters).transform_back(words)
+        _backends.kernel.spread(words, primes, parameters.degree, margin, ciphertext)
+    return Spread(found, margin, {number: place for place, number in enumerate(bodies)})
 
 
 def _by_kernel(weights: PlainWeights, inputs: Spread, requests: list[int], answers: list[int]) -> Iterable[Words]:
