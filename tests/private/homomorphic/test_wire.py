@@ -39,7 +39,7 @@ from .exact import CALM, layer
 SHAPE = layer(2, 3, 8)
 PLAN = plan_layer(SHAPE)
 PARAMETERS = Parameters(27, (56, 56))
-GOLDEN = ("97e99f0bdae0be900d0e0ffc45ef653b", "da265e9635f8415410da01dcfac37296")
+GOLDEN = ("97e99f0bdae0be900d0e0ffc45ef653b", "bed3b8e0bbea9e56555ed8aac5ebf9b0")
 """SHA-256 of 'deepreduce bfv 1 N=8192 t=2^27 q=(56, 56) P=30' and of the plan, cut to 16 bytes."""
 
 ANSWERS = {
