@@ -6,7 +6,8 @@
 
 For every case a server (`deepreduce serve`) and a client are started; the client prepares bundles, runs single images,
 and its labels and logits are held against the plain-integer twin. Offline and online are measured apart, by the
-client's clock: online from the first masked byte to the label, with connection, bundle and program in memory. Peak
+client's clock: online from the first masked byte to the label, with connection, bundle and program in memory. Offline
+is for one bundle alone, and but for `wan` also what each has of `--together` that are prepared in one go. Peak
 memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gbit/s, 1 ms round trip) and `wan` (100
 Mbit/s, 40 ms) are lines of `link.py` with real TCP, for which it must run as root on Linux. There a connection begins
 slowly: beside the images that follow one another stand one after a pause, and the first ones of new connections.
@@ -96,6 +97,9 @@ _PAUSE_SECONDS, _PAUSED, _FRESH = 2.0, 2, 3
 _IMAGES = {"loopback": 7, "lan": 4, "wan": 3}
 """Single images per case and link; the first one is left out of the medians."""
 
+_TOGETHER_LINKS = ("loopback", "lan")
+"""Where bundles are prepared together: over 100 Mbit/s they take minutes for the network with all ReLUs."""
+
 
 def main() -> int:
     """Run the benchmark."""
@@ -112,6 +116,7 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, help="of the client; the server has half as many")
     parser.add_argument("--workers", type=int, default=cores, help="homomorphic workers of each party; they alternate")
+    parser.add_argument("--together", type=int, default=64, help="bundles that are prepared together; 0 for none")
     parser.add_argument("--work", type=Path, default=Path("build/private"), help="models, bundles, certificates")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--client", type=Path, help=argparse.SUPPRESS)  # the benchmark starts itself as the client
@@ -298,13 +303,14 @@ def run_case(options: argparse.Namespace, folder: Path, link: str) -> dict[str, 
         typed = [sys.executable, __file__, "--client", str(folder), "--connect", address]
         typed += ["--images", str(_IMAGES[link]), "--threads", str(options.threads)]
         typed += ["--workers", str(options.workers), "--work", str(options.work)]
+        typed += ["--together", str(options.together if link in _TOGETHER_LINKS else 0)]
         if line is not None:
             typed = line.within("client", [*typed, "--pauses"])
         client = subprocess.run(typed, capture_output=True, text=True, check=False, timeout=3000)
         if client.returncode:
             raise SystemExit(f"the client failed:\n{client.stderr}")
         measured: dict[str, Any] = json.loads(client.stdout.splitlines()[-1])
-        measured["server_peak_bytes"] = peak_bytes(server.pid)
+        measured["server_peak_bytes"] = peak_bytes(server.pid)  # with what was prepared together
         log = (folder / "serve.log").read_text()
     parts = re.findall(r"linear ([\d.]+) s, circuits ([\d.]+) s, channel ([\d.]+) s", log)
     names = ("linear", "circuits", "channel")
@@ -378,6 +384,7 @@ def play_client(options: argparse.Namespace) -> int:
         client.prepare(1)
         revealed = client.infer(images[-1:], reveal="logits")
         peak = peak_bytes(os.getpid())
+        together = prepared_together(client, options.together) if options.together else {}
     assert revealed.logits is not None
     relus = model.about.relus
     traffic = online[-1].traffic
@@ -403,10 +410,25 @@ def play_client(options: argparse.Namespace) -> int:
                 "stored_bytes": offline[-1].stored_bytes,
                 "stored_bytes_per_relu": offline[-1].stored_bytes / max(1, relus),
                 "client_peak_bytes": peak,
+                **together,
             }
         )
     )
     return 0
+
+
+def prepared_together(client: Client, bundles: int) -> dict[str, Any]:
+    """Prepare bundles in one go; return what each has of it, and the memory that it took this party."""
+    made = client.prepare(bundles)
+    return {
+        "together": {
+            "bundles": bundles,
+            "seconds_each": made.seconds / bundles,
+            "sent_bytes_each": made.traffic.sent_bytes / bundles,
+            "received_bytes_each": made.traffic.received_bytes / bundles,
+            "client_peak_bytes": peak_bytes(os.getpid()),
+        }
+    }
 
 
 def after_a_pause(client: Client, image: np.ndarray) -> float:

@@ -48,6 +48,10 @@ average. SEAL draws it modulo q P, with e_0, and divides it by the special prime
 rounding of (1 + N) / 2, which is sqrt((3 + 2 N) / 36) on average. The bounds are the kernel's, which are larger, and 22
 more for e_0 and the rounding of s.
 
+Where several images share a ciphertext, each answer still has its own u, e_1 and F, and no more weights meet in one of
+its coefficients than with one image (`tiling.plan_images`). Of the coefficients that are sent each belongs to one
+inference, so that (ii) stays a sum over the same number of them.
+
 *What is not covered.* A client that deviates (a public key that is none, ciphertexts with forged noise) is outside the
 semi-honest model; it can get more out of the bracket than (i) and (ii) say. 3.3 sqrt(n) takes the roundings of the
 messages as independent, as they are for independent masks. Where elements of a share repeat, because a linear step
