@@ -29,8 +29,12 @@ def run(options: argparse.Namespace) -> int:
         if options.bundles > 1:
             say(f"bundle {done} of {options.bundles}")
 
+    def layers(done: int, total: int) -> None:
+        if options.bundles > 1 and 10 * done // total > 10 * (done - 1) // total:
+            say(f"linear layers of bundles that are prepared together: {100 * done // total} %")
+
     with connected(options, model) as client:
-        made = client.prepare(options.bundles, progress=progress)
+        made = client.prepare(options.bundles, progress=progress, layers=layers)
     value = {
         "bundles": made.bundles,
         "seconds": made.seconds,

@@ -7,7 +7,8 @@ are prepared together share ciphertexts here, and nothing else: every share is d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -65,7 +66,13 @@ def answer_layers(
 
 
 def draw_shares(
-    channel: Channel, layout: Layout, session: ClientSession, *, bundles: int = 1, pool: Pool | None = None
+    channel: Channel,
+    layout: Layout,
+    session: ClientSession,
+    *,
+    bundles: int = 1,
+    pool: Pool | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Shares]:
     """Draw and compute the client's shares of all tensors, those of linear layers with the server.
 
@@ -75,6 +82,7 @@ def draw_shares(
         session: of this connection.
         bundles: that are prepared together.
         pool: workers for the homomorphic work.
+        progress: called with the number of answers that are there, and of all.
 
     Returns:
         Of each bundle the client's shares. Secret.
@@ -88,6 +96,7 @@ def draw_shares(
     shares: dict[int, Words] = {0: random_words((bundles, *public.input.shape), public.input.ring_bits)}
     arriving: dict[int, Words] = {}
     waiting: Job | None = None
+    there = itertools.count(1)
 
     def collect(job: Job, message: bytearray) -> None:
         answer = Answer.from_bytes(job.parameters, job.plan.plan, bytes(message))
@@ -99,6 +108,8 @@ def draw_shares(
         arriving[output][job.bundles] = reduce(share, form.ring_bits)
         if job.bundles.stop == bundles:
             shares[output] = arriving.pop(output)
+        if progress is not None:
+            progress(next(there), len(jobs))
 
     for step in layout.schedule:
         if waiting is not None and any(tensor not in shares for tensor in step.inputs):

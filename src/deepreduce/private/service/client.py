@@ -173,7 +173,13 @@ class Client:
         """Everything that travelled since the connection began."""
         return self._channel.snapshot()
 
-    def prepare(self, bundles: int, *, progress: Callable[[int], None] | None = None) -> Preparation:
+    def prepare(
+        self,
+        bundles: int,
+        *,
+        progress: Callable[[int], None] | None = None,
+        layers: Callable[[int, int], None] | None = None,
+    ) -> Preparation:
         """Run the offline phase: bundles of one-time material, one per image to come.
 
         As many at a time as server and memory allow are prepared together, which takes less for each.
@@ -181,6 +187,8 @@ class Client:
         Args:
             bundles: how many, at least 1.
             progress: called with the number of finished bundles.
+            layers: called with the number of messages that linear layers have taken, and will take, for the bundles
+                that are prepared together; from the beginning for each such lot.
 
         Raises:
             UsageError: the number is out of range.
@@ -199,7 +207,10 @@ class Client:
                 if self._session is None:
                     self._session = setup_client(self._channel, layout, self._welcome.session)
                 for count in asked.parts():
-                    for shares in draw_shares(self._channel, layout, self._session, bundles=count, pool=self._pool):
+                    lot = draw_shares(
+                        self._channel, layout, self._session, bundles=count, pool=self._pool, progress=layers
+                    )
+                    for shares in lot:
                         stored = self._prepare_one(self._session, shares)
                         done += 1
                         if progress is not None:
