@@ -268,6 +268,12 @@ static void rounded(const uint64_t *words, const uint64_t *inverses, size_t bits
 /* Do words of this size lie where they can be read? */
 static int is_aligned(const Py_buffer *buffer, size_t size) { return (uintptr_t)buffer->buf % size == 0; }
 
+/* Do two buffers have no octet in common? What was checked in one must not change while the other is written. */
+static int are_apart(const Py_buffer *one, const Py_buffer *other) {
+    const uintptr_t a = (uintptr_t)one->buf, b = (uintptr_t)other->buf;
+    return a + (size_t)one->len <= b || b + (size_t)other->len <= a;
+}
+
 /* How many moduli a buffer holds; 0 unless these are 1 to `most` odd numbers from 3 on, of at most 60 bits. */
 static size_t primes_in(const Py_buffer *buffer, size_t most) {
     const uint64_t *moduli = buffer->buf;
@@ -405,7 +411,8 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
         const Sums s = {(size_t)degree, primes, count, inputs->buf, weights->buf, terms->buf, pairs->buf, moduli->buf, out->buf};
         const size_t polynomial = 8 * primes * (size_t)degree;
         size_t left = all;
-        fits = (size_t)inputs->len % (2 * polynomial) == 0 && (size_t)weights->len % polynomial == 0;
+        fits = (size_t)inputs->len % (2 * polynomial) == 0 && (size_t)weights->len % polynomial == 0 && are_apart(terms, out) &&
+               are_apart(pairs, out) && are_apart(moduli, out);
         for (size_t sum = 0; fits && sum < count; sum++) {
             fits = s.terms[sum] <= left;
             left -= fits ? s.terms[sum] : 0;
@@ -461,7 +468,8 @@ static PyObject *py_taps(PyObject *self, PyObject *args) {
         const Taps t = {(size_t)degree, primes, sums, (size_t)offsets->len / 8, (size_t)margin, inputs->buf, offsets->buf, weights->buf,
                         moduli->buf, out->buf};
         const size_t all = lines_in(inputs, primes, degree + margin), ciphertext = 2 * primes * (size_t)(degree + margin);
-        fits = all && all % 2 == 0 && (size_t)weights->len % (4 * sums) == 0 && (size_t)weights->len / (4 * sums) == t.terms;
+        fits = all && all % 2 == 0 && are_apart(offsets, out) && are_apart(weights, out) && are_apart(moduli, out) &&
+               (size_t)weights->len % (4 * sums) == 0 && (size_t)weights->len / (4 * sums) == t.terms;
         for (size_t k = 0; fits && k < t.terms; k++) { /* in the first line of a ciphertext, at most `margin` behind its beginning */
             fits = t.offsets[k] / ciphertext < all / 2 && t.offsets[k] % ciphertext <= t.margin;
         }

@@ -60,19 +60,20 @@ static inline void join_one(const Join *join, uint64_t low, uint64_t high, uint6
 static void tap_singly(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
                        uint64_t *out, size_t stride) {
     for (size_t o = 0; o < OUTPUTS; o++) {
-        int64_t low = BIAS, high = BIAS;
+        uint64_t low = BIAS, high = BIAS;
         for (size_t k = first; k < last; k++) {
             const uint64_t x = inputs[t->offsets[k]];
-            low += (int64_t)(x & UINT32_MAX) * weights[k * OUTPUTS + o];
-            high += (int64_t)(x >> 32) * weights[k * OUTPUTS + o];
+            low += (uint64_t)((int64_t)(x & UINT32_MAX) * weights[k * OUTPUTS + o]);
+            high += (uint64_t)((int64_t)(x >> 32) * weights[k * OUTPUTS + o]);
         }
-        join_one(join, (uint64_t)low, (uint64_t)high, out + o * stride);
+        join_one(join, low, high, out + o * stride);
     }
 }
 
 #ifdef LANES
 #if defined(__x86_64__)
 #define WIDE 8 /* coefficients at once with AVX-512 */
+#define WIDE_TARGET __attribute__((target("avx512f,avx2")))
 #define SIGNED_TIMES(a, b) ((Vector)_mm256_mul_epi32((__m256i)(a), (__m256i)(b)))
 #define ALL(w) ((Vector)_mm256_set1_epi32(w))
 
@@ -124,8 +125,8 @@ TARGET static void tap_vectors(const Taps *t, const Join *join, const uint64_t *
 
 #ifdef WIDE
 /* The same of WIDE coefficients. */
-__attribute__((target("avx512f,avx2"))) static void tap_wide(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights,
-                                                             size_t first, size_t last, uint64_t *out, size_t stride) {
+WIDE_TARGET static void tap_wide(const Taps *t, const Join *join, const uint64_t *inputs, const int32_t *weights, size_t first, size_t last,
+                                 uint64_t *out, size_t stride) {
     __m512i low[OUTPUTS], high[OUTPUTS];
     uint64_t sums[2][WIDE];
     for (size_t o = 0; o < OUTPUTS; o++) {

@@ -144,7 +144,7 @@ def test_each_constant_is_multiplied_by_its_number() -> None:
     assert seconds("setup", keys_seconds=1.0) == len(layout.parameters)
 
 
-@pytest.mark.parametrize("together", [2, 5])
+@pytest.mark.parametrize("together", [2, 6])
 def test_what_each_has_of_a_lot(together: int) -> None:
     program = residual()
     layout = make_layout(program.public, weight_bits=weight_bits(program))

@@ -220,6 +220,9 @@ def test_the_kernel_checks_every_size() -> None:
     ):
         with pytest.raises(ValueError, match="sizes are in range"):
             kernel().taps(*(other if number == place else one for number, one in enumerate(good)))
+    both = np.zeros(8 * 2 * 2 * degree, np.uint64)  # what was checked would be overwritten
+    with pytest.raises(ValueError, match="sizes are in range"):
+        kernel().taps(spread, margin, both[:3], weights, primes, both, degree)
 
 
 # Answers
@@ -268,9 +271,36 @@ def test_both_ways_add_up_the_same(case: tuple[Plan, Keys, NDArray[np.int64]]) -
     ours, seals = (Gatherer(plain, bodies, backend=name) for name in ("kernel", "seal"))
     answers = list(range(plan.answers))
     for one, other in zip(ours.sums(answers), seals.sums(answers), strict=True):
+        assert one is not None
+        if other is None:
+            assert not one.any()
+            continue
         transformed = one.copy()
         arithmetic(keys.parameters).transform(transformed)
         assert np.array_equal(transformed, other)
+
+
+@pytest.mark.parametrize("backend", ["kernel", "seal"])
+def test_weights_that_are_all_zero(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "seal":
+        monkeypatch.setattr(backends, "kernel", None)
+    else:
+        kernel()
+    shape = layer(4, 6, 4)
+    parameters = choose_parameters([plan_layer(shape)], ring_bits=27, weight_bits=8)
+    keys, plan = generate_keys(parameters), plan_images(shape, 3, prices=SHARING)[0]
+    assert plan.tiling.images > 1
+    plain = PlainWeights(parameters, plan, np.zeros(shape.weight_shape, np.int32))
+    response = respond(plain, PublicKey.of(keys), request(keys, plan, draw_share(parameters, plan.in_shape)))
+    assert not ((receive(keys, response.answer) + response.share) & np.uint64((1 << 27) - 1)).any()
+
+
+def test_tables_of_several_images_are_not_kept() -> None:
+    plan = plan_images(layer(8, 8, 8), 9, prices=SHARING)[0]
+    places, indices = plan.result(1)
+    assert "results" not in plan.__dict__
+    for one, other in zip(plan.results[1], (places, indices), strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_weights_travel_to_workers_without_what_they_do_not_need() -> None:

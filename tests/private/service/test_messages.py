@@ -76,8 +76,9 @@ def test_the_largest_start_fits_a_small_frame() -> None:
 @given(st.integers(1, 3000), st.integers(1, MAX_TOGETHER))
 def test_bundles_are_prepared_in_lots(bundles: int, together: int) -> None:
     lots = list(Prepare(bundles, together).parts())
-    assert sum(lots) == bundles
-    assert all(lot == together for lot in lots[:-1]) and 1 <= lots[-1] <= together
+    assert sum(lots) == bundles and lots == sorted(lots, reverse=True) and lots[0] <= together
+    assert lots[0] > min(bundles, together) * 2 // 3 or lots[0] == min(bundles, together)
+    assert all(f"{lot:b}"[2:].strip("0") == "" for lot in lots)  # so that there are few sizes
 
 
 def test_keys_of_a_later_version_are_left_alone() -> None:

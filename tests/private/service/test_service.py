@@ -402,7 +402,7 @@ def test_what_was_not_made_is_not_counted(tmp_path: Path, certificate: tuple[Pat
     limits = ServerLimits(bundles_per_day=2, deadline_seconds=120.0)
     with serving(tiny(), tmp_path, certificate, limits=limits, limit_bytes=10) as party:
         for _ in range(3):
-            with party.client() as client, pytest.raises(PeerError, match="no room for another bundle"):
+            with party.client() as client, pytest.raises(PeerError, match="no room for as many bundles"):
                 client.prepare(1)
         party.store.limit_bytes = None
         with party.client() as client:

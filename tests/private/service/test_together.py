@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from deepreduce.private.homomorphic import Pool
 from deepreduce.private.service import ServerLimits
 from deepreduce.private.service import client as client_module
 from deepreduce.private.service import server as server_module
+from deepreduce.private.store import StoreFull
 from deepreduce.private.wire import PeerError
 
 from .parties import serving, small, sure, tiny
@@ -18,7 +21,7 @@ from .parties import serving, small, sure, tiny
 IMAGES, LABELS = sure(tiny(), 8)
 
 
-@pytest.mark.parametrize("together", [1, 2, 5, 128])
+@pytest.mark.parametrize("together", [1, 2, 3, 128])
 def test_example_five_in_lots(together: int, tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     seen: list[int] = []
     limits = ServerLimits(together=together, deadline_seconds=120.0)
@@ -27,7 +30,7 @@ def test_example_five_in_lots(together: int, tmp_path: Path, certificate: tuple[
         sent = client.prepare(5, progress=seen.append).traffic.sent_bytes
         assert seen == [1, 2, 3, 4, 5] and party.store.count() == 6
         layout = tiny().client.layout
-        lots = {1: [1] * 5, 2: [2, 2, 1], 5: [5], 128: [5]}[together]
+        lots = {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2], 128: [4, 1]}[together]
         requests = sum(job.request_bytes for lot in lots for job in layout.jobs_together(lot))
         assert requests < sent < requests + 50_000
         assert np.array_equal(client.infer(IMAGES[:6]).labels, LABELS[:6])
@@ -74,7 +77,7 @@ def test_a_lot_that_breaks_off_leaves_what_was_ready(
 
     with serving(tiny(), tmp_path, certificate, limits=limits) as party:
         monkeypatch.setattr(server_module, "prepare_server", failing)
-        with party.client() as client, pytest.raises(PeerError, match="no room for another bundle"):
+        with party.client() as client, pytest.raises(PeerError, match="no room for as many bundles"):
             client.prepare(4)
         monkeypatch.setattr(server_module, "prepare_server", prepare)
         assert party.store.count() == party.client_store().count() == 2
@@ -100,3 +103,37 @@ def test_a_client_that_leaves_in_a_lot_has_it_counted(tmp_path: Path, certificat
             assert np.array_equal(client.infer(IMAGES[:1]).labels, LABELS[:1])
             with pytest.raises(PeerError, match="1 are left now"):
                 client.prepare(2)
+
+
+@pytest.mark.parametrize("full", ["server", "client"])
+def test_bundles_without_room_are_refused_before_there_is_work_in_them(
+    full: str, tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = ServerLimits(bundles_per_day=9, deadline_seconds=120.0)
+    worked: list[int] = []
+    answer = server_module.answer_layers
+
+    def counting(*arguments: Any, bundles: int, **options: Any) -> Any:
+        worked.append(bundles)
+        return answer(*arguments, bundles=bundles, **options)
+
+    monkeypatch.setattr(server_module, "answer_layers", counting)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party:
+        store = party.client_store()
+        with party.client(store=store) as client:
+            client.prepare(1)
+            own = party.store if full == "server" else store
+            own.limit_bytes = 3 * own.bytes()  # room for two more
+            assert worked == [1]
+            with pytest.raises(PeerError if full == "server" else StoreFull, match="room"):
+                client.prepare(4)
+        assert worked in ([1], [1, 4]) and (full == "client" or worked == [1])
+        with party.client(store=store) as client:
+            assert client.prepare(2).bundles == 2
+            assert np.array_equal(client.infer(IMAGES[:3]).labels, LABELS[:3])
+
+
+def test_every_bundle_of_a_lot_has_the_whole_deadline(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    limits = ServerLimits(deadline_seconds=2.0, slowest_bytes_per_second=1 << 40)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party, party.client() as client:
+        assert client.prepare(6, progress=lambda done: time.sleep(0.5)).bundles == 6

@@ -278,6 +278,28 @@ def test_without_a_limit_a_bundle_takes_half_of_the_disk_at_most(
     store.create(BundleName(SESSION, 0), {"a": ("u1", (5_000_000,))}).abandon()
 
 
+def test_room_for_several_is_looked_at_before_they_are_begun(
+    store: BundleStore, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store)
+    size = store.bytes()
+    store.check_room(1000, ONE)
+    store.limit_bytes = 4 * size
+    store.check_room(3, ONE)
+    with pytest.raises(
+        StoreFull, match=rf"4 bundles.*Got: {4 * size:,} bytes, and room for {3 * size:,}\. Do: .*Where"
+    ):
+        store.check_room(4, ONE)
+    store.limit_bytes = size - 1
+    with pytest.raises(StoreFull, match="room for 0"):
+        store.check_room(1, ONE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * size))
+    store.limit_bytes = None
+    store.check_room(2, ONE)
+    with pytest.raises(StoreFull, match=f"room for {2 * size:,}"):
+        store.check_room(3, ONE)
+
+
 def test_the_space_is_really_reserved(store: BundleStore, place: Path) -> None:
     if not hasattr(os, "posix_fallocate"):
         pytest.skip("the system reserves nothing")

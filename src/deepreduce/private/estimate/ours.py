@@ -86,10 +86,10 @@ class _Play:
     """The phases of a layout, message by message."""
 
     def __init__(self, layout: Layout, constants: Constants, cores: int, together: int) -> None:
-        self._layout, self._constants, self._cores, self._together = layout, constants, cores, together
-        self._jobs: dict[int, list[Job]] = {}
-        for job in layout.jobs_together(together):
-            self._jobs.setdefault(job.step.output, []).append(job)
+        from ..protocol import lots
+
+        self._layout, self._constants, self._cores = layout, constants, cores
+        self._lots = tuple(lots(together, together))
 
     def phase(self, play: Callable[[Timeline], None], links: Sequence[Link], gates: int, *, bundles: int = 1) -> Phase:
         """Play a phase once without a network and once over each link; return each bundle's part of it."""
@@ -129,9 +129,10 @@ class _Play:
 
     def offline(self, line: Timeline) -> None:
         """See `protocol.offline`: the client works one message ahead."""
-        self._homomorphic(line)
-        for _ in range(self._together):
-            self._units(line)
+        for bundles in self._lots:
+            self._homomorphic(line, bundles)
+            for _ in range(bundles):
+                self._units(line)
 
     def _units(self, line: Timeline) -> None:
         before: Unit | None = None
@@ -142,7 +143,10 @@ class _Play:
         line.receive("client")
         self._keep(line, before)
 
-    def _homomorphic(self, line: Timeline) -> None:
+    def _homomorphic(self, line: Timeline, bundles: int) -> None:
+        jobs: dict[int, list[Job]] = {}
+        for job in self._layout.jobs_together(bundles):
+            jobs.setdefault(job.step.output, []).append(job)
         known: set[int] = {0}
         waiting: Job | None = None
         for step in self._layout.schedule:
@@ -153,7 +157,7 @@ class _Play:
             if not step.weighted:
                 known.add(step.output)
                 continue
-            for job in self._jobs[step.output]:
+            for job in jobs[step.output]:
                 line.work("client", self._over_cores(job, "encrypt") * job.plan.plan.requests)
                 if waiting is not None:
                     line.receive("client")

@@ -84,14 +84,14 @@ def receive(keys: Keys, answer: Answer, *, pool: Pool | None = None) -> Words:
     """
     plan = answer.plan
     found = np.zeros(plan.outputs, np.uint64)
-    places = [place for place, _ in plan.results]
+    places, indices = zip(*map(plan.result, range(plan.answers)), strict=True)
     jobs = [
         (keys, answer.bodies[part.start : part.stop], places[part.start : part.stop])
         for part in shares(plan.answers, pool)
     ]
     values = [one for part in run(pool, _decrypt, jobs) for one in part]
-    for (_, indices), some in zip(plan.results, values, strict=True):
-        found[indices] = some
+    for where, some in zip(indices, values, strict=True):
+        found[where] = some
     return found.reshape(plan.out_shape)
 
 
@@ -102,7 +102,7 @@ def _encrypt(keys: Keys, polynomials: Words) -> list[bytes]:
 
 
 def _decrypt(keys: Keys, bodies: list[bytes], places: list[Indices]) -> list[Words]:
-    """Decrypt some answers and return their results in the order of `Plan.results`; one worker's job."""
+    """Decrypt some answers and return their results in the order of `Plan.result`; one worker's job."""
     decryptor = Decryptor(keys)
     return [
         decryptor.decrypt(read_answer(keys.parameters, body, place))[place]

@@ -3,7 +3,7 @@
 The product of two polynomials modulo X^N + 1 adds up products of coefficients whose exponents have the same sum, so a
 convolution needs neither rotations nor a plaintext modulus with special factors: any ring Z_t will do. The encoding is
 that of Cheetah (Huang, Lu, Hong, Ding: "Cheetah: Lean and Fast Secure Two-Party Deep Neural Network Inference",
-USENIX Security 2022, section 3), with four changes, each of which saves ciphertexts:
+USENIX Security 2022, section 3), with five changes, each of which saves ciphertexts:
 
 * *Shared borders.* Rows and planes overlap where both hold zeros of the padding: a 32x32 map with padding 1 takes
   33 x 33 coefficients, not 34 x 34.
@@ -185,6 +185,8 @@ class Tiling:
 @dataclass(frozen=True)
 class Taps:
     """Where the weights of an answer stand, of a plan with one group in a polynomial; the same for every answer.
+
+    Two may have one exponent where both meet zeros alone for every result. `Plan.encode_weights` keeps one of them.
 
     Attributes:
         tiles: of each the tile of planes whose request it multiplies.
@@ -485,32 +487,38 @@ class Plan:
 
     @functools.cached_property
     def results(self) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-        """For every answer the coefficients that are results, ascending, and the flat indices of the outputs there."""
+        """For every answer what `result` returns."""
+        return [self._result(answer) for answer in range(self.answers)]
+
+    def result(self, answer: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Return the coefficients of an answer that are results, ascending, and the flat indices of the outputs there.
+
+        Of one image the tables of all answers are kept. Of several they are large, and not kept.
+        """
+        return self.results[answer] if self.tiling.images == 1 else self._result(answer)
+
+    def _result(self, answer: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         tiling, layer = self.tiling, self.layer
         block = tiling.planes * tiling.channels
         column = np.arange(layer.out_width)
         across = column * self.columns.step + self.columns.taps - 1
-        found = []
-        for answer in range(self.answers):
-            group_tile, channel_tile, band = self.answer_place(answer)
-            first = channel_tile * tiling.channels
-            slot = np.arange(min(tiling.channels, self.channels - first))
-            height = min(tiling.rows, layer.out_height - band * tiling.rows)
-            row = np.arange(height)
-            down = (row * self.rows.step + self.rows.taps - 1) * self.columns.pitch
-            places, indices = [], []
-            image = np.arange(tiling.images)[:, None]
-            for group, p in self._groups(group_tile):
-                unit = (image + 2 * p) * block + slot * tiling.planes + tiling.planes - 1
-                place = unit[..., None, None] * self.pitch + down[:, None] + across
-                output = image * layer.out_channels + group * self.channels + first + slot
-                line = output[..., None] * layer.out_height + band * tiling.rows + row
-                places.append(place.ravel())
-                indices.append((line[..., None] * layer.out_width + column).ravel())
-            flat = np.concatenate(places)
-            order = np.argsort(flat)
-            found.append((flat[order].astype(np.int32), np.concatenate(indices)[order].astype(np.int32)))
-        return found
+        group_tile, channel_tile, band = self.answer_place(answer)
+        first = channel_tile * tiling.channels
+        slot = np.arange(min(tiling.channels, self.channels - first))
+        row = np.arange(min(tiling.rows, layer.out_height - band * tiling.rows))
+        down = (row * self.rows.step + self.rows.taps - 1) * self.columns.pitch
+        places, indices = [], []
+        image = np.arange(tiling.images)[:, None]
+        for group, p in self._groups(group_tile):
+            unit = (image + 2 * p) * block + slot * tiling.planes + tiling.planes - 1
+            place = unit[..., None, None] * self.pitch + down[:, None] + across
+            output = image * layer.out_channels + group * self.channels + first + slot
+            line = output[..., None] * layer.out_height + band * tiling.rows + row
+            places.append(place.ravel())
+            indices.append((line[..., None] * layer.out_width + column).ravel())
+        flat = np.concatenate(places)
+        order = np.argsort(flat)
+        return flat[order].astype(np.int32), np.concatenate(indices)[order].astype(np.int32)
 
     def result_count(self, answer: int) -> int:
         """Return how many coefficients of an answer are results, without building their places."""

@@ -77,7 +77,7 @@ def respond(
     for some in run(pool, _answer, jobs):
         for answer, body, mask in some:
             bodies[answer] = body
-            share[plan.results[answer][1]] = mask
+            share[plan.result(answer)[1]] = mask
     return Response(Answer(prepared.parameters, plan, bodies), share.reshape(plan.out_shape))
 
 
@@ -98,6 +98,6 @@ def _answer(
         some = answers[first : first + TOGETHER]
         for answer, product in zip(some, sums(some), strict=True):
             blinded, mask = blinder.blind(product, form)
-            places = plan.results[answer][0]
+            places, _ = plan.result(answer)
             found.append((answer, write_answer(parameters, blinder.switch(blinded), places), mask[places]))
     return found

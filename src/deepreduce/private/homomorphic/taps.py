@@ -2,7 +2,7 @@
 
 There a polynomial of weights has few coefficients that are not zero, and a layer has many: transformed, those of
 ResNet18 would take tens of gigabytes. The kernel multiplies ciphertexts by single weights (`native/taps.h`); SEAL
-transforms the polynomials of an answer whenever one is due, which takes long. Both give the same sums.
+transforms the polynomials of an answer whenever one is due, which takes long. Both give the same results.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Gatherer:
         )
         self.form: Form = "transformed" if chosen == "seal" else "coefficients"
 
-    def sums(self, answers: Sequence[int]) -> Iterator[Words]:
-        """Yield the sums of some answers, in their order (polynomial, prime, coefficient).
+    def sums(self, answers: Sequence[int]) -> Iterator[Words | None]:
+        """Yield the sums of some answers, in their order (polynomial, prime, coefficient); None for zero.
 
         They reveal the weights to the owner of the secret key: none must leave the server unless it went through
         `Blinder.blind`.
@@ -111,7 +111,7 @@ def _by_kernel(weights: PlainWeights, inputs: Spread, requests: list[int], answe
     return found[: len(answers)]
 
 
-def _by_seal(weights: PlainWeights, inputs: Inputs, answers: Sequence[int]) -> Iterator[Words]:
+def _by_seal(weights: PlainWeights, inputs: Inputs, answers: Sequence[int]) -> Iterator[Words | None]:
     plan, parameters, ciphertexts = weights.plan, weights.parameters, inputs.ciphertexts
     assert ciphertexts is not None
     context = scheme(parameters)
@@ -123,10 +123,8 @@ def _by_seal(weights: PlainWeights, inputs: Inputs, answers: Sequence[int]) -> I
             for number, polynomial in zip(requests_of(plan, answer), polynomials, strict=True)
             if polynomial.any()
         ]
-        if pairs:
-            yield add_up(context, [(one, context.weights(values.tobytes())) for one, values in pairs])
-        else:
-            yield np.zeros(inputs.words.shape[1:], np.uint64)
+        weighted = [(one, context.weights(values.tobytes())) for one, values in pairs]
+        yield add_up(context, weighted) if weighted else None
 
 
 def _weights_of(weights: PlainWeights, answer: int) -> npt.NDArray[np.int32]:

@@ -8,7 +8,7 @@ parameters and plan, so a message is refused by its length before anything of it
 * Request, per ciphertext: the seed of the second polynomial (32 bytes, `draws.expand`), then the NTT values of the
   first, prime by prime.
 * Answer, per ciphertext: the high bits of the N coefficients of the second polynomial, then of those coefficients of
-  the first that are results (`Plan.results`), all modulo the first prime, for rings beyond 43 bits modulo the product
+  the first that are results (`Plan.result`), all modulo the first prime, for rings beyond 43 bits modulo the product
   of the first two.
 
 Bytes per number: `Parameters.word_bytes`, `Parameters.answer_bytes`. A parsed message holds numbers

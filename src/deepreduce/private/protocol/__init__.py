@@ -17,7 +17,7 @@ Nothing here knows of files and sockets beyond a `wire.Channel`, and a place to 
 `online` alone knows, which tells where its seconds went.
 """
 
-from .layout import Job, Layout, make_layout
+from .layout import Job, Layout, lots, make_layout
 from .linear import Shares, answer_layers, draw_shares
 from .offline import prepare_client, prepare_server
 from .online import Material, Result, Reveal, Seconds, infer_client, infer_server
@@ -47,6 +47,7 @@ __all__ = [
     "draw_shares",
     "infer_client",
     "infer_server",
+    "lots",
     "make_layout",
     "prepare_client",
     "prepare_server",

@@ -99,9 +99,15 @@ class Layout:
         """Return what `jobs` is for so many bundles that are prepared together; the jobs of a step follow each other.
 
         Args:
-            bundles: how many, at least 1.
+            bundles: how many, at least 1; one of `lots`, because every number is kept.
         """
-        return _jobs_together(self, bundles)
+        if bundles not in self._together:
+            self._together[bundles] = tuple(part for job in self.jobs for part in _parts(job, bundles))
+        return self._together[bundles]
+
+    @functools.cached_property
+    def _together(self) -> dict[int, tuple[Job, ...]]:
+        return {1: self.jobs}
 
     @functools.cached_property
     def server_share_bytes(self) -> int:
@@ -121,9 +127,12 @@ class Layout:
 
     def offline_bytes(self, bundles: int = 1) -> int:
         """Return what travels for bundles that are prepared together, both ways, frames' headers apart."""
-        encrypted = sum(job.request_bytes + job.answer_bytes for job in self.jobs_together(bundles))
         each = sum(unit.corrections_bytes + unit.answer_bytes + unit.permuting_bytes for unit in self.units)
-        return encrypted + bundles * each
+        return self.linear_bytes(bundles) + bundles * each
+
+    def linear_bytes(self, bundles: int = 1) -> int:
+        """Return how much of that is of linear layers."""
+        return sum(job.request_bytes + job.answer_bytes for job in self.jobs_together(bundles))
 
     @functools.cached_property
     def online_bytes(self) -> int:
@@ -141,6 +150,23 @@ class Layout:
         """The server's share of the logits on the wire."""
         form = self.public.tensors[self.public.logits]
         return packed_bytes(form.size, form.ring_bits)
+
+
+def lots(bundles: int, most: int) -> Iterator[int]:
+    """Yield how many bundles are prepared together, one lot after the other, the largest first.
+
+    Of a lot the leading two binary digits alone are not zero. So there are few sizes, and a client cannot make a server
+    keep plans for every number.
+
+    Args:
+        bundles: how many in all.
+        most: of a lot, at least 1.
+    """
+    while bundles > 0:
+        size = min(bundles, most)
+        size &= 3 << max(0, size.bit_length() - 2)
+        yield size
+        bundles -= size
 
 
 def make_layout(public: PublicProgram, *, weight_bits: int) -> Layout:
@@ -189,12 +215,6 @@ def make_layout(public: PublicProgram, *, weight_bits: int) -> Layout:
         )
     parameters = tuple(dict.fromkeys(job.parameters for job in jobs))
     return Layout(public, weight_bits, schedule, jobs, tuple(rounds), tail, ending, parameters)
-
-
-@functools.lru_cache(maxsize=8)
-def _jobs_together(layout: Layout, bundles: int) -> tuple[Job, ...]:
-    """Keep a few: clients choose the number, and plans have large tables."""
-    return layout.jobs if bundles == 1 else tuple(part for job in layout.jobs for part in _parts(job, bundles))
 
 
 def _parts(job: Job, bundles: int) -> Iterator[Job]:

@@ -132,7 +132,7 @@ def draw_shares(
     return _by_bundle(shares, bundles)
 
 
-def _by_bundle(shares: Shares, bundles: int) -> list[Shares]:
+def _by_bundle(shares: Mapping[int, Words], bundles: int) -> list[Shares]:
     return [{tensor: share[number : number + 1] for tensor, share in shares.items()} for number in range(bundles)]
 
 

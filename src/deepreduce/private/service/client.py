@@ -207,6 +207,7 @@ class Client:
                 if self._session is None:
                     self._session = setup_client(self._channel, layout, self._welcome.session)
                 for count in asked.parts():
+                    self._store.check_room(count, client_sections(layout), {"start": self._session.start.hex()})
                     lot = draw_shares(
                         self._channel, layout, self._session, bundles=count, pool=self._pool, progress=layers
                     )

@@ -42,8 +42,9 @@ class ServerLimits:
             one: `ServerMemory` says how many. It is what is in use; the allocator keeps up to about 64 MiB of what was
             freed for each client.
         deadline_seconds: longest wait for any one message of a client, between requests included.
-        slowest_bytes_per_second: of a client. For a bundle, and for a batch of images, the server waits in all
-            `deadline_seconds` and as long as their bytes take at this rate; then it ends the connection.
+        slowest_bytes_per_second: of a client. For the linear layers of bundles that are prepared together, for the rest
+            of each bundle, and for a batch of images, the server waits in all `deadline_seconds` and as long as their
+            bytes take at this rate; then it ends the connection.
         handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
             connection counts among the strangers, of whom there may be `clients` + 8 at once, see `strangers`.
     """

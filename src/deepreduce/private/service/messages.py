@@ -29,7 +29,7 @@ from typing import Any
 
 from ..._json import json_field, json_list, parse_json
 from ...errors import problem
-from ..protocol.online import Reveal
+from ..protocol import Reveal, lots
 from ..wire import WireError
 
 PROTOCOL = 5
@@ -143,9 +143,8 @@ class Prepare:
     together: int
 
     def parts(self) -> Iterator[int]:
-        """Yield how many are prepared together, one lot after the other."""
-        for done in range(0, self.bundles, self.together):
-            yield min(self.together, self.bundles - done)
+        """Return how many are prepared together, one lot after the other."""
+        return lots(self.bundles, self.together)
 
     def encode(self) -> bytes:
         """Return the message."""

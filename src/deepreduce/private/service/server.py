@@ -122,7 +122,8 @@ class Server:
         self._layout = model.client.layout
         self._layout.compile()
         self._images = self._within_open_files(self._most_images())
-        self._together = max(1, min(self.limits.together, self.limits.batch_bytes // self._layout.server_share_bytes))
+        share_bytes = max(1, self._layout.server_share_bytes)
+        self._together = max(1, min(self.limits.together, self.limits.batch_bytes // share_bytes))
         self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
         self._linear = LinearEvaluator(model.client.public, model.program.weights)
         self._prepared = PreparedFolder(model, self._weights_digest, weights_folder, progress)
@@ -293,7 +294,9 @@ class Server:
             channel.fail(error.code, str(error), error.about)
         except StoreFull as error:
             log.error("%s: %s", peer, error)
-            channel.fail(LIMIT, "the server has no room for another bundle; use some, or try again later")
+            channel.fail(
+                LIMIT, "the server has no room for as many bundles; ask for fewer, use some, or try again later"
+            )
         except (StoreError, PoolError, WeightsError) as error:
             log.error("%s: %s: %s", peer, type(error).__name__, error)
             channel.fail(INTERNAL, "the server failed; its log says why")
@@ -376,30 +379,34 @@ class _Dialogue:
         if self._session is None:
             self._session = setup_server(channel, server._layout, self._identifier)
         for bundles in asked.parts():
-            with channel.patience(server.limits.patience_seconds(server._layout.offline_bytes(bundles))):
-                self._prepare_together(self._session, bundles)
+            self._prepare_together(self._session, bundles)
         log.info("%s: prepared %d bundles", self._peer, asked.bundles)
 
     def _prepare_together(self, session: ServerSession, bundles: int) -> None:
         """Make some bundles whose linear layers share ciphertexts."""
         server, left = self._server, bundles
+        layout, limits = server._layout, server.limits
+        # Shares of other weights would silently make nonsense of the answer.
+        meta = {"start": session.start.hex(), "weights": server._weights_digest}
+        server._store.check_room(bundles, server_sections(layout), meta)
         if not server._quota.take(self._client, bundles):  # another connection of this client was faster
             raise _Refused(LIMIT, "the bundles of this day are made; come again later")
-        weights = server._prepared.weights
+        each = layout.offline_bytes() - layout.linear_bytes()
         try:
-            for shares in answer_layers(
-                self._channel, server._layout, session, weights, bundles=bundles, pool=server._pool
-            ):
-                self._prepare_one(session, shares)
+            with self._channel.patience(limits.patience_seconds(layout.linear_bytes(bundles))):
+                shares = answer_layers(
+                    self._channel, layout, session, server._prepared.weights, bundles=bundles, pool=server._pool
+                )
+            for own in shares:
+                with self._channel.patience(limits.patience_seconds(each)):
+                    self._prepare_one(session, own, meta)
                 left -= 1
         except (StoreError, PoolError, WeightsError):  # our fault, not the client's
             server._quota.give_back(self._client, left)
             raise
 
-    def _prepare_one(self, session: ServerSession, shares: Shares) -> None:
+    def _prepare_one(self, session: ServerSession, shares: Shares, meta: dict[str, Any]) -> None:
         server, channel, number = self._server, self._channel, session.numbers.take()
-        # Shares of other weights would silently make nonsense of the answer.
-        meta = {"start": session.start.hex(), "weights": server._weights_digest}
         name, sections = BundleName(session.identifier, number), server_sections(server._layout)
         with server._store.create(name, sections, meta) as writer:
             prepare_server(channel, server._layout, session, number, shares, writer, threads=server._threads)

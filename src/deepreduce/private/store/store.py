@@ -33,7 +33,7 @@ from ._system import (
     sync,
 )
 from .bundle import Bundle, open_taken
-from .format import PROGRAM_BYTES, ROLES, BundleName, Header, Role, encode_meta, file_bytes, lay_out
+from .format import PROGRAM_BYTES, ROLES, BundleName, Header, Role, Section, encode_meta, file_bytes, lay_out
 from .writer import BundleWriter, check_free
 
 _PLACE = re.compile(r"[0-9a-f]{64}-(client|server)")
@@ -112,7 +112,7 @@ class BundleStore:
             StoreError: a section or meta data that the format does not have, or a name that is there.
         """
         noted = {} if meta is None else meta
-        header = Header(self.program, self.role, name, 0, noted, lay_out(sections, len(encode_meta(noted))))
+        header = Header(self.program, self.role, name, 0, noted, _laid_out(sections, noted))
         size = file_bytes(header.sections)
         temporary = f".{name}.{secrets.token_hex(8)}.partial"
         with explained("a bundle must be created", self._place):
@@ -128,6 +128,32 @@ class BundleStore:
                 writer.abandon()
                 raise
         return writer
+
+    def check_room(self, bundles: int, sections: Sections, meta: dict[str, Any] | None = None) -> None:
+        """Refuse bundles that have no room now, before there is work in them; `create` reserves it for each.
+
+        Args:
+            bundles: how many.
+            sections, meta: as for `create`.
+
+        Raises:
+            StoreFull: the limit, or without one the disk, has no room for so many.
+            StoreError: a section or meta data that the format does not have.
+        """
+        size = bundles * file_bytes(_laid_out(sections, {} if meta is None else meta))
+        with explained("bundles must have room", self._place):
+            room = shutil.disk_usage(self.folder).free
+            if self.limit_bytes is not None:
+                room = min(room, self.limit_bytes - self.bytes())
+            if size > room:
+                raise StoreFull(
+                    problem(
+                        f"{bundles} bundles that are prepared together must have room before they are begun",
+                        got=f"{size:,} bytes, and room for {max(0, room):,}",
+                        remedy="prepare fewer, use or discard prepared ones, or raise the limit",
+                        where=self.folder,
+                    )
+                )
 
     def take(self, name: BundleName) -> Bundle:
         """Consume a bundle, durably, and open it.
@@ -298,6 +324,10 @@ class BundleStore:
                         if BundleName.of_file(file_name) or _TEMPORARY.fullmatch(file_name):
                             total += status.st_size
         return total
+
+
+def _laid_out(sections: Sections, meta: dict[str, Any]) -> tuple[Section, ...]:
+    return lay_out(sections, len(encode_meta(meta)))
 
 
 def _oldest_first(directory: int) -> list[BundleName]:
