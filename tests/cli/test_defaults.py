@@ -65,7 +65,13 @@ REDUCTION = ("keep", "thin", "alpha", "rho", "beta", "trim", "bypass", "collapse
     ("command", "expected"),
     [
         ("profile", {name: default(deepreduce.profile, name) for name in (*REDUCTION, "classes")}),
-        ("estimate", {name: default(deepreduce.estimate, name) for name in (*REDUCTION, "classes", "cores", "relus")}),
+        (
+            "estimate",
+            {
+                name: default(deepreduce.estimate, name)
+                for name in (*REDUCTION, "classes", "cores", "together", "relus")
+            },
+        ),
         ("train", {**RUNNING, **IMAGES, "seeds": SearchSettings().seeds}),
         (
             "reduce",

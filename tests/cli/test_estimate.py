@@ -47,6 +47,19 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert online["received_bytes"] == 1184 * found["relus"] and set(online["seconds"]) == {"lan"}
 
 
+def test_images_that_are_prepared_for_together(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for together in ("1", "48"):
+        typed = [*SMALL, "--protocol", "ours", "--link", "lan", "--together", together]
+        assert main([*typed, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        assert main(typed) == 0
+        assert ("what each of 48 has that are prepared together" in capsys.readouterr().out) == (together == "48")
+    alone, each = (one["protocols"]["ours"] for one in found)
+    assert [one["together"] for one in found] == [1, 48] and each["online"] == alone["online"]
+    assert 2 * each["offline"]["bytes"] < alone["offline"]["bytes"]
+
+
 def test_average_pooling_sends_less_and_saves_round_trips(capsys: pytest.CaptureFixture[str]) -> None:
     typed = ["estimate", "vgg16", "--input", "3x32x32", "--width", "0.0625", "--keep", "S3,S4", "--json"]
     found = []

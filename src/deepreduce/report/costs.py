@@ -63,6 +63,8 @@ def estimate_notes(found: dict[str, Any]) -> list[str]:
         name = _NAMES[cost["protocol"]]
         own = f", {found['cores']} cores for each party" if cost["protocol"] == "ours" else ""
         lines.append(f"{name}: {words.clean(cost['source'])}; {words.clean(cost['hardware'])}{own}.")
+        if cost["protocol"] == "ours" and found["together"] > 1:
+            lines.append(f"{name}, offline: what each of {found['together']:,} has that are prepared together.")
         if cost["setup"] is not None and len(found["protocols"]) > 1:  # alone it has a column
             setup = cost["setup"]
             size = f", {words.size(setup['bytes'])}" if setup["bytes"] else ""

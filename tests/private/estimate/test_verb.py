@@ -145,6 +145,8 @@ def test_a_module_keeps_its_weights_and_says_so() -> None:
         ("resnet18", {"input": SIZE, "protocols": ["delfi"]}, "did you mean delphi"),
         ("resnet18", {"input": SIZE, "links": ["man"]}, "--link"),
         ("resnet18", {"input": SIZE, "cores": 0}, "--cores"),
+        ("resnet18", {"input": SIZE, "together": 0}, "--together"),
+        ("resnet18", {"input": SIZE, "together": 1025}, "--together"),
         ("resnet18", {"input": SIZE, "keep": ["S9"]}, "S9"),
         ("nowhere/at/all", {}, "must exist"),
         ("none.safetensors", {}, "must exist"),
