@@ -45,7 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=gigabytes,
         default=256 << 20,
         metavar="GB",
-        help="most memory of one request's images (default 0.27); where they need more, clients send them in turns",
+        help="most memory of one request's images, or of the shares of bundles that are prepared together (default "
+        "0.27); where they need more, fewer go at once",
     )
     parser.add_argument(
         "--bundles", type=int, default=1000, metavar="N", help="most bundles of one request (default 1000)"
