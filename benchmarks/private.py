@@ -7,7 +7,7 @@
 For every case a server (`deepreduce serve`) and a client are started; the client prepares bundles, runs single images,
 and its labels and logits are held against the plain-integer twin. Offline and online are measured apart, by the
 client's clock: online from the first masked byte to the label, with connection, bundle and program in memory. Offline
-is for one bundle alone, and also what each has of `--together` that are prepared in one go; over `wan` up to 3 GB. Peak
+is for one bundle alone, and also what each has of `--together` that are prepared in one go, unless that is gigabytes. Peak
 memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gbit/s, 1 ms round trip) and `wan` (100
 Mbit/s, 40 ms) are lines of `link.py` with real TCP, for which it must run as root on Linux. There a connection begins
 slowly: beside the images that follow one another stand one after a pause, and the first ones of new connections.
@@ -97,8 +97,8 @@ _PAUSE_SECONDS, _PAUSED, _FRESH = 2.0, 2, 3
 _IMAGES = {"loopback": 7, "lan": 4, "wan": 3}
 """Single images per case and link; the first one is left out of the medians."""
 
-_MOST_WAN_BYTES = 3_000_000_000
-"""More are not prepared together over 100 Mbit/s, where they take minutes."""
+_MOST_TOGETHER_BYTES = {"loopback": 12_000_000_000, "lan": 12_000_000_000, "wan": 3_000_000_000}
+"""Bundles that are more bytes are not prepared together: they would take minutes, and the disk."""
 
 
 def main() -> int:
@@ -304,7 +304,7 @@ def run_case(options: argparse.Namespace, folder: Path, link: str) -> dict[str, 
         typed = [sys.executable, __file__, "--client", str(folder), "--connect", address]
         typed += ["--images", str(_IMAGES[link]), "--threads", str(options.threads)]
         typed += ["--workers", str(options.workers), "--work", str(options.work)]
-        too_much = link == "wan" and layout.offline_bytes(max(1, options.together)) > _MOST_WAN_BYTES
+        too_much = layout.offline_bytes(max(1, options.together)) > _MOST_TOGETHER_BYTES[link]
         typed += ["--together", str(0 if too_much else options.together)]
         if line is not None:
             typed = line.within("client", [*typed, "--pauses"])
