@@ -7,10 +7,11 @@
 For every case a server (`deepreduce serve`) and a client are started; the client prepares bundles, runs single images,
 and its labels and logits are held against the plain-integer twin. Offline and online are measured apart, by the
 client's clock: online from the first masked byte to the label, with connection, bundle and program in memory. Offline
-is for one bundle alone, and also what each has of `--together` that are prepared in one go, unless that is gigabytes. Peak
-memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gbit/s, 1 ms round trip) and `wan` (100
-Mbit/s, 40 ms) are lines of `link.py` with real TCP, for which it must run as root on Linux. There a connection begins
-slowly: beside the images that follow one another stand one after a pause, and the first ones of new connections.
+is for one bundle alone, and also what each has of `--together` that are prepared in one go, if that is no more than
+some gigabytes. Peak memory is that of all processes of a party. `loopback` has no limit; `lan` (1 Gbit/s, 1 ms round
+trip) and `wan` (100 Mbit/s, 40 ms) are lines of `link.py` with real TCP, for which it must run as root on Linux. There
+a connection begins slowly: beside the images that follow one another stand one after a pause, and the first ones of new
+connections.
 
 Weights are random and batch norms settled. What a network has learnt changes its formats, and its cost by some percent.
 With `--saved` trained networks are run instead, those of `reduce` or `reproduce.py`, all of one input size. Finished
