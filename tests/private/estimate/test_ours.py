@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from deepreduce.errors import UsageError
-from deepreduce.private.estimate import LINKS, Constants, Cost, Link, constants_of, our_cost
+from deepreduce.private.estimate import LINKS, Constants, Cost, Link, constants_of, our_cost, ours
 from deepreduce.private.program import Program, make_program
 from deepreduce.private.protocol import make_layout
 from deepreduce.private.protocol import offline as offline_phase
+from deepreduce.private.service import messages
 from deepreduce.private.twin import Twin
 
 from ..program.small import Lambda, images, settle
@@ -164,6 +165,10 @@ def test_what_each_has_of_a_lot(together: int) -> None:
     assert seconds("spread") == pytest.approx(sum(p.requests for p in shared) / together)
     requests = sum(job.plan.plan.requests for job in layout.jobs_together(together))
     assert seconds("encrypt") == pytest.approx(requests / together)
+
+
+def test_lots_are_as_large_as_the_protocol_lets_them_be() -> None:
+    assert ours.MAX_TOGETHER == messages.MAX_TOGETHER
 
 
 @pytest.mark.parametrize("together", [0, 1025])

@@ -119,7 +119,7 @@ def draw_shares(
             shares[step.output] = _circuit_share(layout, step, shares)
         elif not step.weighted:
             shares[step.output] = linear(step, [shares[tensor] for tensor in step.inputs], side="client")
-        for job in (job for job in jobs if step.weighted and job.step is step):
+        for job in (one for one in jobs if one.step is step):
             share = _lifted(shares[step.inputs[0]][job.bundles], public.tensors[step.output].ring_bits, job)
             message = request(session.keys[job.parameters], job.plan.plan, share, pool=pool).to_bytes()
             answer = None if waiting is None else channel.receive(Kind.ANSWER, waiting.answer_bytes)
