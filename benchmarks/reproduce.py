@@ -86,6 +86,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-max-pooling", action="store_true", help="of networks that have it, as `deepreduce reduce` does"
     )
+    parser.add_argument(
+        "--as-released", action="store_true", help="`published`: the released networks of up to --width, not narrowed"
+    )
     parser.add_argument("--epochs", type=int, default=200, help="of each reduced network, its search included")
     parser.add_argument("--teacher-epochs", type=int, help="default: those of --epochs")
     parser.add_argument("--search-share", type=float, default=0.4, help="of the epochs, for finding masks")
@@ -393,13 +396,20 @@ def settings_for(
 def published_candidates(
     published: dict[str, Any], network: str, data: str, options: argparse.Namespace
 ) -> tuple[Candidate, ...]:
-    """Return the networks released for these images; with budgets, of each the largest network within it."""
+    """Return the networks released for these images; with budgets, of each the largest network within it.
+
+    `--width` narrows them as well. With `--as-released` they are what they are, and those that are wider are left out.
+    """
+    width = 1 if options.as_released else options.width
     rows = [row for row in published["rows"] if "candidate" in row and row["network"] == network]
     rows = [row for row in rows if same_data(data, row["data"])]
+    if options.as_released:
+        rows = [row for row in rows if row["candidate"]["alpha"] <= options.width]
     if options.budgets:
-        sizes = [[row for row in rows if row["relus"] * options.width <= budget] for budget in options.budgets]
+        sizes = [[row for row in rows if row["relus"] * width <= budget] for budget in options.budgets]
         rows = [max(fitting, key=lambda row: row["relus"]) for fitting in sizes if fitting]
-    return tuple(dict.fromkeys(Candidate.from_json({**row["candidate"], "drop": []}) for row in rows))
+    found = [Candidate.from_json({**row["candidate"], "drop": []}) for row in rows]
+    return tuple(dict.fromkeys(replace(one, alpha=one.alpha * width / options.width) for one in found))
 
 
 def epoch_times(

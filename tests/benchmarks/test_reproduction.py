@@ -425,16 +425,29 @@ def test_missing_packages_are_named_before_anything_is_trained(
 
 
 def test_with_budgets_the_largest_released_network_within_each_is_trained() -> None:
-    options = argparse.Namespace(budgets=(28_672, 7_168), width=0.25)
+    options = argparse.Namespace(budgets=(28_672, 7_168), width=0.25, as_released=False)
     found = reproduce.published_candidates(load_published(), "resnet18", "cifar100", options)
     assert [(c.keep, c.thin, c.alpha, c.rho) for c in found] == [
         (("S2", "S3", "S4"), True, 1, 1), (("S2", "S3", "S4"), True, 1, 0.5),
     ]  # fmt: skip
-    every = argparse.Namespace(budgets=None)
+    every = argparse.Namespace(budgets=None, width=0.25, as_released=False)
     assert len(reproduce.published_candidates(load_published(), "resnet18", "cifar100", every)) == 8
     assert len(reproduce.published_candidates(load_published(), "resnet18", "o/tiny-imagenet", every)) == 10
     assert reproduce.published_candidates(load_published(), "resnet34", "cifar100", every) == ()
     assert reproduce.published_candidates(load_published(), "resnet18", "digits", every) == ()
+
+
+def test_released_networks_no_wider_than_the_full_one_can_be_trained_as_they_are() -> None:
+    options = argparse.Namespace(budgets=None, width=0.5, as_released=True)
+    found = reproduce.published_candidates(load_published(), "resnet18", "cifar100", options)
+    base = deepreduce.reduction.make_base(deepreduce.NetworkSpec("resnet18", (3, 32, 32), 100, 0.5))
+    counts = [deepreduce.reduction.census_of(base, one).relus for one in found]
+    assert counts == [57_344, 49_152, 14_336, 12_288]  # as the paper has them
+    options.budgets = (13_000,)
+    found = reproduce.published_candidates(load_published(), "resnet18", "cifar100", options)
+    assert [(c.keep, c.thin, c.alpha, c.rho) for c in found] == [(("S2", "S3"), True, 1, 0.5)]
+    options.width = 0.25
+    assert reproduce.published_candidates(load_published(), "resnet18", "cifar100", options) == ()
 
 
 def test_a_collapsed_network_is_not_the_released_one() -> None:
