@@ -46,6 +46,7 @@ from deepreduce.private.homomorphic import (
     draw_share,
     generate_keys,
     key_size,
+    open_pool,
     plan_layer,
     prepare_weights,
     receive,
@@ -83,7 +84,7 @@ def main() -> int:
     keys = generate_keys(parameters)
     key_seconds = time.perf_counter() - begun
     rows: dict[Layer, dict[str, Any]] = {}
-    with Pool(options.workers) as pool, tempfile.TemporaryDirectory() as folder:
+    with open_pool(options.workers) as pool, tempfile.TemporaryDirectory() as folder:
         pool.map(_warm, [(parameters,)] * pool.workers * 2)
         for layer in distinct:
             rows[layer] = measure(layer, keys, pool, Path(folder), options.weight_bits)

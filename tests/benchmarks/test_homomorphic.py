@@ -11,10 +11,10 @@ import pytest
 from deepreduce.private.homomorphic import (
     Layer,
     Parameters,
-    Pool,
     _backends,
     choose_parameters,
     generate_keys,
+    open_pool,
     plan_layer,
 )
 from deepreduce.private.homomorphic._backends import available_backends
@@ -26,7 +26,7 @@ def test_a_layer_is_measured_with_every_way_to_compute_and_is_exact(tmp_path: Pa
     parameters = choose_parameters([plan_layer(LAYER)], ring_bits=27, weight_bits=8)
     assert isinstance(parameters, Parameters)
     kernel = _backends.kernel
-    with Pool(1) as pool:
+    with open_pool(1) as pool:
         row = homomorphic.measure(LAYER, generate_keys(parameters), pool, tmp_path, 8)
     assert _backends.kernel is kernel
     assert row["exact"] and row["noise_budget_bits"] > 1

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ from deepreduce.private.homomorphic import (
     Plan,
     Pool,
     PreparedWeights,
+    ProcessPool,
     PublicKey,
     Request,
     WeightsError,
     choose_parameters,
     draw_share,
     generate_keys,
+    open_pool,
     plan_layer,
     prepare_weights,
     receive,
@@ -39,7 +42,7 @@ from deepreduce.private.homomorphic import (
 from deepreduce.private.homomorphic._backends import available_backends
 from deepreduce.private.homomorphic.parameters import PRIME_SETS
 from deepreduce.private.homomorphic.scheme import scheme
-from deepreduce.private.homomorphic.server import _answer
+from deepreduce.private.homomorphic.server import _answer_apart
 from deepreduce.private.homomorphic.weights import transform_weights
 from deepreduce.private.homomorphic.wire import read_answer
 
@@ -115,7 +118,7 @@ def test_one_answer_of_every_full_layer_of_resnet18(name: str, shape: Layer, key
     prepared = PreparedWeights(parameters, plan, np.ones(len(words), np.uint8), words)
     share = draw_share(parameters, shape.in_shape)
     bodies = dict(enumerate(request(keys, plan, share).bodies))
-    [(number, body, mask)] = _answer(prepared, PublicKey.of(keys), bodies, [answer])
+    [(number, body, mask)] = _answer_apart(prepared, PublicKey.of(keys), bodies, range(answer, plan.answers))
     places, indices = plan.results[answer]
     received = read_answer(parameters, body, places)
     # Only the sent coefficients count; the noise of the others is that of the zeros put in their place.
@@ -157,11 +160,12 @@ def test_every_prime_set_is_exact_and_keeps_a_bit_of_budget(ring_bits: int, weig
         assert 4 * abs(left).max() <= math.prod(scheme(parameters).answer_primes)
 
 
-def test_wide_rings_with_workers_and_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [open_pool, ProcessPool], ids=["default", "processes"])
+def test_wide_rings_with_workers_and_a_file(tmp_path: Path, workers: Callable[[int], Pool]) -> None:
     """The sum of negative weights, in the largest ring, through every path that ciphertexts and weights can take."""
     keys, shape = generate_keys(Parameters(59, (60, 60, 60))), layer(9, 17, 16)
     weights = np.random.default_rng(4).integers(-(1 << 20), 0, shape.weight_shape)
-    with Pool(2) as pool:
+    with workers(2) as pool:
         share, total = both_parties(keys, shape, weights, weight_bits=21, pool=pool, file=tmp_path / "layer")
     assert np.array_equal(total, convolve(shape, share, weights) & ring(keys))
 
@@ -203,10 +207,13 @@ def test_masks_are_fresh(keys: Keys) -> None:
     assert sent.bodies[0] != request(keys, plan, np.zeros(shape.in_shape, np.uint64)).bodies[0]
 
 
-def test_weights_in_a_file_are_computed_once_and_shared_with_workers(keys: Keys, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [open_pool, ProcessPool], ids=["default", "processes"])
+def test_weights_in_a_file_are_computed_once_and_shared_with_workers(
+    keys: Keys, tmp_path: Path, workers: Callable[[int], Pool]
+) -> None:
     shape, file = layer(9, 17, 16), tmp_path / "model" / "layer1"
     weights = np.random.default_rng(3).integers(-128, 128, shape.weight_shape)
-    with Pool(2) as pool:
+    with workers(2) as pool:
         share, total = both_parties(keys, shape, weights, weight_bits=8, pool=pool, file=file)
     assert np.array_equal(total, convolve(shape, share, weights) & ring(keys))
     assert file.stat().st_mode & 0o077 == 0

@@ -1,179 +1,92 @@
 from __future__ import annotations
 
-import gc
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deepreduce.private.homomorphic import Pool, PoolError
-from deepreduce.private.homomorphic.pool import run, shares
+from deepreduce.private.homomorphic import Pool, PoolError, ProcessPool, _backends, open_pool
+from deepreduce.private.homomorphic.pool import ThreadPool, run, shares
 
-SECONDS = 200
+SECONDS = 100
 """Longest wait of a test; only a defect takes that long."""
 
 
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    with Pool(2) as opened:
-        yield opened
+def test_example() -> None:
+    with ThreadPool(2) as pool:
+        assert pool.map(divmod, [(17, 5), (9, 2), (1, 1)]) == [(3, 2), (4, 1), (1, 0)]
+        assert set(pool.map(os.getpid, [()] * 4)) == {os.getpid()}
+        both = threading.Barrier(2, timeout=SECONDS)  # passed only if two jobs run at the same time
+        assert sorted(pool.map(both.wait, [(), ()])) == [0, 1]
 
 
-def gone(pid: int) -> bool:
-    """Wait until a process is no more."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        try:
-            ended = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-            if ended and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1:  # else a thread still holds its files
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.02)
-    return False
+def test_an_error_of_a_job_is_its_own_and_the_others_run_on() -> None:
+    done: list[int] = []
+    with ThreadPool(2) as pool:
+        with pytest.raises(ZeroDivisionError):
+            pool.map(lambda number: done.append(6 // number), [(1,), (0,), (2,), (3,)])
+        assert pool.map(abs, [(-1,)] * 4) == [1] * 4
+        assert sorted(done) == [2, 3, 6]
 
 
-def test_example(pool: Pool) -> None:
-    assert pool.map(divmod, [(17, 5), (9, 2), (1, 1)]) == [(3, 2), (4, 1), (1, 0)]
-    assert len(pool.pids) <= 2
-    assert all(pid != os.getpid() for pid in pool.map(os.getpid, [()] * 4))
+def test_closing_fails_what_has_not_begun_and_waits_for_what_has() -> None:
+    pool, begun, go = ThreadPool(1), threading.Event(), threading.Event()
+    ended: list[int] = []
 
+    def job(number: int) -> None:
+        begun.set()
+        assert go.wait(SECONDS)
+        time.sleep(0.1)
+        ended.append(number)
 
-def test_results_come_in_the_order_of_the_jobs(pool: Pool) -> None:
-    assert pool.map(eval, [(_later(0.2, 1),), (_later(0, 2),), (_later(0.1, 3),)]) == [1, 2, 3]
-
-
-def test_an_error_of_the_job_is_its_own(pool: Pool) -> None:
-    with pytest.raises(ZeroDivisionError):
-        pool.map(divmod, [(1, 1), (1, 0)])
-    for wrong in (FileNotFoundError, EOFError, SystemExit):  # also those that a broken pipe would raise
-        with pytest.raises(wrong):
-            pool.submit(eval, f"(_ for _ in ()).throw({wrong.__name__}('no such thing'))").result(SECONDS)
-    pids = pool.pids
-    assert pool.map(divmod, [(4, 2)] * 4) == [(2, 0)] * 4
-    assert set(pids) <= set(pool.pids)
-
-
-def test_a_killed_worker_fails_its_job_and_is_replaced(pool: Pool) -> None:
-    doomed, safe = pool.submit(signal.raise_signal, signal.SIGKILL), pool.submit(eval, _later(0.5, 2))
-    with pytest.raises(PoolError, match=r"exit code -9.*Do:"):
-        doomed.result(SECONDS)
-    assert safe.result(SECONDS) == 2
-    assert pool.map(abs, [(-1,)] * 4) == [1] * 4
-
-
-def test_a_worker_killed_between_jobs_is_not_noticed_by_the_next(pool: Pool) -> None:
-    pool.map(abs, [(-1,)] * 4)
-    for pid in pool.pids:
-        os.kill(pid, signal.SIGKILL)
-        assert gone(pid)
-    assert pool.map(abs, [(-1,)] * 4) == [1] * 4
-
-
-def test_a_stopped_worker_does_not_hang_even_with_much_to_send() -> None:
-    with Pool(1) as pool:
-        pool.map(abs, [(1,)])
-        os.kill(pool.pids[0], signal.SIGSTOP)
-        honest, pool._state.deadline_seconds = pool._state.deadline_seconds, 1.5
-        with pytest.raises(PoolError, match=r"1\.5 seconds"):
-            pool.submit(len, b"x" * 10_000_000).result(SECONDS)
-        pool._state.deadline_seconds = honest
-        assert pool.submit(len, b"x" * 10_000_000).result(SECONDS) == 10_000_000
-
-
-def test_closing_ends_workers_and_waiting_jobs() -> None:
-    pool = Pool(1)
-    running, waiting = pool.submit(time.sleep, 60), pool.submit(time.sleep, 60)
-    pid = _busy(pool, running)
-    pool.close()
-    pool.close()
-    for future in (running, waiting):
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(pool.map, job, [(1,), (2,), (3,)])
+        assert begun.wait(SECONDS)
+        closing = threads.submit(pool.close)
+        while not pool._executor._shutdown:
+            time.sleep(0.01)
+        go.set()
+        closing.result(SECONDS)
+        assert ended == [1]
         with pytest.raises(PoolError, match="closed"):
-            future.result(SECONDS)
-    assert gone(pid)
-    with pytest.raises(PoolError, match="closed"):
-        pool.submit(abs, 1)
+            asked.result(SECONDS)
+    pool.close()
+    with pytest.raises(PoolError, match=r"pool must be open.*Do: "):
+        pool.map(abs, [(1,)])
 
 
-def test_a_forgotten_pool_ends() -> None:
-    pool = Pool(1)
-    pool.map(abs, [(1,)])
-    pid = pool.pids[0]
-    del pool
-    gc.collect()
-    assert gone(pid)
+def test_several_threads_may_use_one_pool() -> None:
+    with ThreadPool(2) as pool, ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda base: pool.map(pow, [(base, n) for n in range(50)]), range(4)))
+    assert answers == [[base**n for n in range(50)] for base in range(4)]
 
 
-def test_what_cannot_be_pickled_is_an_error_and_no_hang(pool: Pool) -> None:
-    with pytest.raises(Exception, match="pickle"):
-        pool.submit(threading.Lock().__enter__).result(SECONDS)
-    with pytest.raises(PoolError, match="pickle"):
-        pool.submit(threading.Lock).result(SECONDS)
-    assert pool.submit(abs, -2).result(SECONDS) == 2
+def test_processes_stand_in_where_seal_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = []
+    for kernel in (object(), None):
+        monkeypatch.setattr(_backends, "kernel", kernel)
+        with open_pool(1) as pool:
+            kinds.append((type(pool), pool.in_this_process))
+    assert kinds == [(ThreadPool, True), (ProcessPool, False)]
 
 
-@pytest.mark.parametrize("stop", ["SIGKILL", "SIGTERM"])
-def test_workers_end_with_their_owner(stop: str, tmp_path) -> None:
-    script = tmp_path / "owner.py"
-    script.write_text(
-        textwrap.dedent("""
-            import sys, time
-            from deepreduce.private.homomorphic import Pool
-            if __name__ == "__main__":
-                pool = Pool(2)
-                pool.map(time.sleep, [(0.3,), (0.3,)])
-                print(*pool.pids, flush=True)
-                time.sleep(60)
-        """)
-    )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        pids = [int(word) for word in owner.stdout.readline().split()]
-        assert len(pids) == 2
-        owner.send_signal(getattr(signal, stop))
-        assert all(gone(pid) for pid in pids)
-
-
-def test_a_script_without_a_guard_is_told_so(tmp_path) -> None:
-    script = tmp_path / "unguarded.py"
-    script.write_text("from deepreduce.private.homomorphic import Pool\nprint(Pool(1).map(abs, [(1,)]))\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 1
-    assert "__main__" in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"deadline_seconds": 0}, {"deadline_seconds": float("inf")}])
-def test_a_pool_without_workers_or_time_is_refused(wrong) -> None:
+@pytest.mark.parametrize("kind", [ThreadPool, open_pool], ids=["threads", "open_pool"])
+def test_a_pool_without_workers_is_refused(kind) -> None:
     with pytest.raises(ValueError, match="at least one worker"):
-        Pool(**wrong)
+        kind(0)
 
 
-def test_shares_cover_all_jobs_once(pool: Pool) -> None:
-    assert shares(5, pool) == [range(2), range(2, 5)]
-    assert shares(1, pool) == [range(1)]
+def test_by_default_there_is_a_worker_for_every_core() -> None:
+    with ThreadPool() as pool:
+        assert pool.workers == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def test_shares_cover_all_jobs_once() -> None:
+    with ThreadPool(2) as pool:
+        assert shares(5, pool) == [range(2), range(2, 5)]
+        assert shares(1, pool) == [range(1)]
     assert shares(3, None) == [range(3)]
     assert run(None, abs, [(-1,), (2,)]) == [1, 2]
-
-
-def _later(seconds: float, value: int) -> str:
-    """Return an expression for a worker, which need not find this file."""
-    return f"__import__('time').sleep({seconds}) or {value}"
-
-
-def _busy(pool: Pool, future) -> int:
-    """Wait until a job runs, and return the process of the only worker."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        pids = pool.pids
-        if future.running() and pids:
-            time.sleep(0.2)
-            return pids[0]
-        time.sleep(0.02)
-    raise AssertionError("the job never ran")
+    assert issubclass(ThreadPool, Pool)

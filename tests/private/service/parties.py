@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from deepreduce.private.deployment import About, ServerModel, make_model
-from deepreduce.private.homomorphic import Pool
+from deepreduce.private.homomorphic import open_pool
 from deepreduce.private.program import make_program
 from deepreduce.private.service import Client, Server, ServerLimits
 from deepreduce.private.store import BundleStore
@@ -81,9 +81,10 @@ def wait_for(what: Callable[[], object], seconds: float = 120.0) -> None:
 
 
 class InProcess:
-    """Stands where a server's worker processes are, whose start takes seconds."""
+    """Stands where a server's workers are; the connection's thread does their work."""
 
     workers = 1
+    in_this_process = True
 
     def __init__(self, workers: int) -> None:
         pass
@@ -136,13 +137,13 @@ def serving(
         folder: of the stores; it may be that of an earlier server.
         certificate: of the server, and its key.
         limits: of the server.
-        workers: `InProcess`, or `Pool` for real worker processes.
+        workers: makes them: `InProcess`, `open_pool`, or `ProcessPool`.
         limit_bytes: of the server's store.
     """
     store = BundleStore(folder / "server", program=model.client.digest, role="server", limit_bytes=limit_bytes)
     limits = ServerLimits(deadline_seconds=120.0) if limits is None else limits
     server = Server(model, store, weights_folder=folder / "server" / "weights", limits=limits)
-    if workers is not Pool:
+    if workers is not open_pool:
         server._pool.close()
         server._pool = workers(1)
     listener = create_server(("127.0.0.1", 0))

@@ -20,7 +20,7 @@ import pytest
 
 from deepreduce.errors import DataError, DeepReduceError, RunError, UsageError
 from deepreduce.private.deployment import ServerModel
-from deepreduce.private.homomorphic import Pool
+from deepreduce.private.homomorphic import ProcessPool, default_backend, open_pool
 from deepreduce.private.program import Program
 from deepreduce.private.ring import decode
 from deepreduce.private.service import Client, Server, ServerLimits
@@ -58,9 +58,10 @@ def test_example_prepare_then_infer(party: Party) -> None:
         assert answer.traffic.received_bytes < made.traffic.received_bytes
 
 
-def test_four_clients_at_once_with_worker_processes(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("workers", [open_pool, ProcessPool], ids=["default", "processes"])
+def test_four_clients_at_once_with_workers(tmp_path: Path, certificate: tuple[Path, Path], workers: Any) -> None:
     batches = [sure(small(), 2, seed=number) for number in range(4)]
-    with serving(small(), tmp_path, certificate, workers=Pool) as party:
+    with serving(small(), tmp_path, certificate, workers=workers) as party:
 
         def work(number: int) -> np.ndarray:
             with party.client(f"client{number}", workers=0) as client:
@@ -70,11 +71,11 @@ def test_four_clients_at_once_with_worker_processes(tmp_path: Path, certificate:
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(work, range(4)))
         assert party.store.count() == 0
-        workers = party.server._pool.pids
-        assert len(workers) == 1
+        pids = party.server._pool.pids
+        assert len(pids) == (workers is ProcessPool or default_backend() == "seal")
     for answer, (_, labels) in zip(answers, batches, strict=True):
         assert np.array_equal(answer, labels)
-    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_prepared_weights_are_for_their_owner_alone(party: Party) -> None:
@@ -366,6 +367,8 @@ def other_weights(model: ServerModel) -> ServerModel:
 
 class Piped(InProcess):
     """Arguments travel as to worker processes."""
+
+    in_this_process = False
 
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
         return [function(*pickle.loads(pickle.dumps(arguments))) for arguments in jobs]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepreduce.private.homomorphic import Pool
+from deepreduce.private.homomorphic import ProcessPool, open_pool
 from deepreduce.private.service import ServerLimits
 from deepreduce.private.service import client as client_module
 from deepreduce.private.service import server as server_module
@@ -36,10 +36,11 @@ def test_example_five_in_lots(together: int, tmp_path: Path, certificate: tuple[
         assert np.array_equal(client.infer(IMAGES[:6]).labels, LABELS[:6])
 
 
-def test_worker_processes_answer_for_several_images(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("workers", [open_pool, ProcessPool], ids=["default", "processes"])
+def test_workers_answer_for_several_images(tmp_path: Path, certificate: tuple[Path, Path], workers: Any) -> None:
     images, labels = sure(small(), 3)
     with (
-        serving(small(), tmp_path, certificate, workers=Pool) as party,
+        serving(small(), tmp_path, certificate, workers=workers) as party,
         party.client(workers=1) as client,
     ):
         client.prepare(3)

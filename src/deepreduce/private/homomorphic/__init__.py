@@ -30,7 +30,8 @@ from .layer import Layer
 from .noise import check_total
 from .packing import Plan
 from .parameters import Parameters, check_budget, choose_parameters
-from .pool import Pool
+from .pool import Pool, open_pool
+from .processes import ProcessPool
 from .scheme import Keys
 from .server import Response, respond
 from .steps import StepPlan, plan_step, plan_steps
@@ -52,6 +53,7 @@ __all__ = [
     "Pool",
     "PoolError",
     "PreparedWeights",
+    "ProcessPool",
     "PublicKey",
     "Request",
     "Response",
@@ -65,6 +67,7 @@ __all__ = [
     "draw_share",
     "generate_keys",
     "key_size",
+    "open_pool",
     "plan_images",
     "plan_layer",
     "plan_step",

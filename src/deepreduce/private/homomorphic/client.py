@@ -44,7 +44,7 @@ def request(keys: Keys, plan: Plan, share: Words, *, pool: Pool | None = None) -
         keys: the client's keys.
         plan: the layer's plan.
         share: x_C, shape `plan.in_shape`, numbers below 2^k.
-        pool: worker processes; without one this process does the work.
+        pool: workers; without one this thread does the work.
 
     Returns:
         The message for the server.
@@ -73,7 +73,7 @@ def receive(keys: Keys, answer: Answer, *, pool: Pool | None = None) -> Words:
     Args:
         keys: the keys that made the request.
         answer: the server's message.
-        pool: worker processes; without one this process does the work.
+        pool: workers; without one this thread does the work.
 
     Returns:
         y_C, shape `plan.out_shape`, numbers below 2^k.

@@ -1,97 +1,52 @@
-"""Worker processes for the homomorphic work, because SEAL keeps Python's global lock while it computes.
+"""Workers for the homomorphic work: threads, because the kernel gives Python's global lock up while it computes.
 
-Every worker is a spawned process at the end of a pipe of its own, fed by one thread of the owner. So
-
-* a worker that dies (killed, out of memory) fails the one job it held, with `PoolError`, and is replaced;
-* a job that overruns its deadline is ended by killing its worker; nothing waits without a limit;
-* the pipe breaks when the owner dies, however it dies, and the workers then end by themselves;
-* Ctrl-C reaches the owner alone, which closes the pool on its way out.
-
-Jobs and results are pickled between processes of one owner; nothing of the other party's is ever unpickled. As with
-every spawned process, a script that uses a pool keeps its own work under `if __name__ == "__main__"`.
+SEAL keeps that lock, so where there is no kernel processes take the threads' place (`processes.py`). `open_pool` knows
+which. Jobs of threads share what is there; those of processes get a copy of it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import multiprocessing
-import multiprocessing.util
 import os
-import pickle
-import queue
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from ...errors import problem
+from ._backends import default_backend
 from .errors import PoolError
 
 R = TypeVar("R")
 
-_START_SECONDS = 180.0
-"""How long a fresh worker may take to report that it is there."""
 
-_WATCH_SECONDS = 5.0
-"""How often an idle worker looks whether its owner still lives; a broken pipe mostly tells it sooner."""
-
-_reaping = threading.Lock()
-"""Starting a process also looks after all others; two threads that wait for one process disturb each other."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    future: Future[Any]
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-@dataclass
-class _State:
-    """What the feeding threads share; they do not hold the pool itself, so that a forgotten pool ends."""
-
-    deadline_seconds: float
-    jobs: queue.SimpleQueue[_Job | None] = field(default_factory=queue.SimpleQueue)
-    lock: threading.RLock = field(default_factory=threading.RLock)  # the garbage collector may close us anywhere
-    processes: set[BaseProcess] = field(default_factory=set)
-    closed: bool = False
-
-
-class Pool:
-    """A fixed number of worker processes; several threads may use one pool.
+class Pool(ABC):
+    """A fixed number of workers; several threads may use one pool.
 
     Args:
-        workers: number of processes; by default the cores that this process may use.
-        deadline_seconds: longest time that one job may run.
+        workers: how many; by default the cores that this process may use.
+
+    Attributes:
+        workers: how many.
+        in_this_process: whether jobs see this process's memory.
 
     Raises:
-        ValueError: an argument is not positive.
+        ValueError: there would be none.
     """
 
-    def __init__(self, workers: int | None = None, *, deadline_seconds: float = 600.0) -> None:
-        count = _cores() if workers is None else workers
-        if count < 1 or not 0 < deadline_seconds <= threading.TIMEOUT_MAX:
+    in_this_process: ClassVar[bool]
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = _cores() if workers is None else workers
+        if self.workers < 1:
             raise ValueError(
                 problem(
-                    "a pool must have at least one worker and a positive deadline",
-                    got=f"{workers} workers, {deadline_seconds} seconds",
-                    remedy="leave both out for one worker per core and ten minutes",
+                    "a pool must have at least one worker", got=workers, remedy="leave it out for one worker per core"
                 )
             )
-        self.workers = count
-        self._state = _State(deadline_seconds)
-        self._threads = [threading.Thread(target=_feed, args=(self._state,), daemon=True) for _ in range(count)]
-        self._finalizer = multiprocessing.util.Finalize(self, _end, (self._state, count), exitpriority=10)
-        for thread in self._threads:
-            thread.start()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -101,50 +56,66 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers that are there; each starts with its first job."""
-        with self._state.lock:
-            return [process.pid for process in self._state.processes if process.pid is not None]
+        """Ids of the processes that there are besides this one."""
+        return []
 
-    def submit(self, function: Callable[..., R], *arguments: Any) -> Future[R]:
-        """Have one worker call a function.
-
-        Args:
-            function: a function of a module.
-            arguments: its arguments, which can be pickled.
-
-        Returns:
-            A future with the result, with the function's own exception, or with `PoolError`.
-
-        Raises:
-            PoolError: the pool is closed.
-        """
-        future: Future[R] = Future()
-        with self._state.lock:
-            if self._state.closed:
-                raise _closed()
-            self._state.jobs.put(_Job(future, function, arguments))
-        return future
-
+    @abstractmethod
     def map(self, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
         """Call a function once per tuple of arguments and return the results in order.
 
         Raises:
-            PoolError: a worker died or overran its deadline.
+            PoolError: the pool is closed, or a worker died or overran its deadline.
             Exception: what the function raised, the first in order; the other jobs run on.
         """
-        futures = [self.submit(function, *arguments) for arguments in jobs]
-        return [future.result() for future in futures]
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers; jobs that have not begun fail with `PoolError`. May be called twice."""
+
+
+class ThreadPool(Pool):
+    """Threads of this process, for functions that compute without Python's lock. A job that runs is never cut off."""
+
+    in_this_process = True
+
+    def __init__(self, workers: int | None = None) -> None:
+        super().__init__(workers)
+        self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="deepreduce-pool")
+
+    def map(self, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
+        """See the base."""
+        try:
+            futures = [self._executor.submit(function, *arguments) for arguments in jobs]
+        except RuntimeError as error:  # closed, or the system gives no more threads
+            raise closed(error) from error
+        try:
+            return [future.result() for future in futures]
+        except CancelledError as error:
+            raise closed() from error
 
     def close(self) -> None:
-        """End all workers at once; jobs that have not finished fail with `PoolError`. May be called twice."""
-        self._finalizer()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout=10)
+        """End the threads once what they compute is done, and wait for that."""
+        self._executor.shutdown(cancel_futures=True)
+
+
+def open_pool(workers: int | None = None) -> Pool:
+    """Return workers of the kind that is faster here.
+
+    Args:
+        workers: how many; by default the cores that this process may use.
+
+    Raises:
+        ValueError: there would be none.
+    """
+    if default_backend() == "kernel":
+        return ThreadPool(workers)
+    from .processes import ProcessPool
+
+    return ProcessPool(workers)
 
 
 def run(pool: Pool | None, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
-    """Run jobs in a pool, or one after the other in this process without one."""
+    """Run jobs in a pool, or one after the other in this thread without one."""
     if pool is None:
         return [function(*arguments) for arguments in jobs]
     return pool.map(function, jobs)
@@ -157,166 +128,11 @@ def shares(count: int, pool: Pool | None) -> list[range]:
     return [range(first, last) for first, last in itertools.pairwise(bounds)]
 
 
-def _end(state: _State, count: int) -> None:
-    """Close a pool: fail what waits, kill what runs, send the threads home."""
-    with state.lock:
-        state.closed = True
-        waiting = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                waiting.append(state.jobs.get_nowait())
-        for _ in range(count):
-            state.jobs.put(None)
-        for process in state.processes:
-            process.kill()
-    for job in waiting:
-        if job is not None and job.future.set_running_or_notify_cancel():
-            job.future.set_exception(_closed())
-
-
-def _feed(state: _State) -> None:
-    """Hand jobs to one worker, which is started when it is needed and replaced when it is gone."""
-    worker: _Worker | None = None
-    while (job := state.jobs.get()) is not None:
-        if not job.future.set_running_or_notify_cancel():
-            continue
-        try:
-            if worker is not None and worker.is_gone():
-                worker.discard()
-                worker = None
-            if worker is None:
-                worker = _Worker(state)
-            result = worker.call(job)
-        except _WorkerGone as gone:
-            if worker is not None:
-                worker.discard()
-                worker = None
-            job.future.set_exception(_closed() if state.closed else gone.reason)
-        except BaseException as error:  # it belongs to whoever waits for the job
-            job.future.set_exception(error)
-        else:
-            job.future.set_result(result)
-        del job
-    if worker is not None:
-        worker.discard()
-
-
-class _WorkerGone(Exception):  # noqa: N818 - it never leaves this module
-    """The worker is of no more use; `reason` is for whoever waits."""
-
-    def __init__(self, reason: PoolError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-class _Worker:
-    """One process and the owner's end of its pipe."""
-
-    def __init__(self, state: _State) -> None:
-        self.state = state
-        self.doomed = False
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs, os.getpid()), daemon=True)
-        with theirs, state.lock:
-            if state.closed:
-                raise _WorkerGone(_closed())
-            with _reaping:
-                self.process.start()
-            state.processes.add(self.process)
-        try:
-            with self._limit(_START_SECONDS, "start"):
-                self.pipe.recv()
-        except _WorkerGone:
-            self.discard()
-            raise
-
-    def is_gone(self) -> bool:
-        """Tell whether the process has ended; an idle one sends nothing, so that only the end makes its pipe ready."""
-        return self.doomed or self.pipe.poll()
-
-    def call(self, job: _Job) -> Any:
-        """Send a job and wait for what comes of it."""
-        with self._limit(self.state.deadline_seconds, f"finish {getattr(job.function, '__name__', job.function)}"):
-            self.pipe.send((job.function, job.arguments))
-            good, result = self.pipe.recv()
-        if not good:
-            raise result
-        return result
-
-    @contextlib.contextmanager
-    def _limit(self, seconds: float, what: str) -> Iterator[None]:
-        """Kill the worker at the deadline, and turn a broken pipe into `_WorkerGone`."""
-
-        def kill() -> None:
-            self.doomed = True
-            self.process.kill()
-
-        timer = threading.Timer(seconds, kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except (EOFError, OSError) as error:
-            with _reaping:
-                self.process.join(timeout=5)
-                code = self.process.exitcode
-            if self.doomed:
-                got, remedy = f"more than {seconds:g} seconds", "give the pool a longer deadline, or fewer jobs at once"
-            else:
-                got = f"it ended with exit code {code}"
-                remedy = "run again; -9 mostly means that memory ran out, 1 at the start that the script lacks its "
-                remedy += "'if __name__ == \"__main__\"'"
-            reason = PoolError(problem(f"a worker must live to {what}", got=got, remedy=remedy))
-            raise _WorkerGone(reason) from error
-        finally:
-            timer.cancel()
-            timer.join()  # from here on it cannot strike the next job
-
-    def discard(self) -> None:
-        """Make sure that the process is gone."""
-        with _reaping:
-            self.process.kill()
-            self.process.join(timeout=5)
-        self.pipe.close()
-        with self.state.lock:
-            self.state.processes.discard(self.process)
-
-
-def _work(pipe: Connection[Any, Any], owner: int) -> None:
-    """Do jobs until the pipe breaks or the owner is gone; the body of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(EOFError, OSError):
-        pipe.send("ready")
-        while True:
-            while not pipe.poll(_WATCH_SECONDS):
-                if os.getppid() != owner:
-                    return
-            content = pipe.recv_bytes()
-            try:
-                function, arguments = pickle.loads(content)
-                answer = (True, function(*arguments))
-            except BaseException as error:  # it belongs to whoever waits for the job
-                answer = (False, error)
-            del content
-            _reply(pipe, answer)
-
-
-def _reply(pipe: Connection[Any, Any], answer: tuple[bool, Any]) -> None:
-    """Send a result; one that cannot be pickled is described instead."""
-    try:
-        pipe.send(answer)
-    except (EOFError, OSError):
-        raise
-    except Exception as error:
-        what = problem("a job must return something that can be pickled", got=error, remedy="return plain data")
-        pipe.send((False, PoolError(what if answer[0] else f"{type(answer[1]).__name__}: {answer[1]}")))
+def closed(cause: object = "a closed pool") -> PoolError:
+    """Return the error for work that no worker does any more."""
+    return PoolError(problem("the pool must be open", got=cause, remedy="open another one"))
 
 
 def _cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _closed() -> PoolError:
-    return PoolError(problem("the pool must be open", got="a closed pool", remedy="open another one"))

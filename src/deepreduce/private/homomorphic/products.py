@@ -18,6 +18,7 @@ from ._seal import seal
 from .draws import expand
 from .packing import Plan, Words
 from .parameters import Parameters
+from .pool import Pool, run
 from .scheme import Scheme, scheme
 from .weights import PreparedWeights
 from .wire import read_ciphertext
@@ -41,12 +42,15 @@ class Inputs:
     ciphertexts: list[seal.Ciphertext] | None = field(default=None, repr=False)
 
 
-def read_inputs(parameters: Parameters, bodies: Mapping[int, bytes], *, backend: Name | None = None) -> Inputs:
+def read_inputs(
+    parameters: Parameters, bodies: Mapping[int, bytes], *, pool: Pool | None = None, backend: Name | None = None
+) -> Inputs:
     """Check and expand ciphertexts of a request.
 
     Args:
         parameters: of the encryption.
         bodies: encoded, by the number of the request.
+        pool: workers in this process.
         backend: which way to multiply them; the default one if none is named.
 
     Raises:
@@ -55,13 +59,21 @@ def read_inputs(parameters: Parameters, bodies: Mapping[int, bytes], *, backend:
     """
     context, chosen = scheme(parameters), choose(backend)
     words = np.empty((len(bodies), 2, len(context.primes), parameters.degree), np.uint64)
-    for ciphertext, body in zip(words, bodies.values(), strict=True):
-        ciphertext[0], seed = read_ciphertext(parameters, body)
-        ciphertext[1] = expand(parameters, seed)
+    run(pool, read_input, [(parameters, body, one) for body, one in zip(bodies.values(), words, strict=True)])
     places = {number: place for place, number in enumerate(bodies)}
     if chosen == "kernel":
         return Inputs(words, places)
     return Inputs(words, places, [context.ciphertext(one, "transformed") for one in words])
+
+
+def read_input(parameters: Parameters, body: bytes, words: Words) -> None:
+    """Check and expand one ciphertext into `words`: NTT values (polynomial, prime, coefficient).
+
+    Raises:
+        MessageError: a word is not below its prime.
+    """
+    words[0], seed = read_ciphertext(parameters, body)
+    words[1] = expand(parameters, seed)
 
 
 def requests_of(plan: Plan, answer: int) -> list[int]:

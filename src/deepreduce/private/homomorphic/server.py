@@ -7,6 +7,7 @@ encryption, plus the flood, switch to the smallest modulus, drop what the client
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ import numpy as np
 from ...errors import problem
 from .encryption import Blinder
 from .errors import MessageError
-from .packing import Words
+from .packing import Plan, Words
 from .pool import Pool, run, shares
 from .products import TOGETHER, multiply, read_inputs, requests_of
 from .scheme import Form
@@ -47,8 +48,8 @@ def respond(
         prepared: the layer's weights; for a plan of several images `PreparedWeights.plain`.
         public_key: the client's public key.
         request: the client's message.
-        pool: worker processes; without one this process does the work. Prepared weights that lie in a file are read
-            there by the workers; others are sent to them with every job.
+        pool: workers; without one this thread does the work. Of processes prepared weights that lie in a file are read
+            there; others are sent to them with every job.
 
     Returns:
         The answer and the server's share.
@@ -66,38 +67,67 @@ def respond(
                 remedy="answer a request with the weights of the layer that it names",
             )
         )
-    order = sorted(range(plan.answers), key=lambda answer: requests_of(plan, answer))  # equal inputs side by side
-    jobs = []
-    for part in shares(plan.answers, pool):
-        answers = order[part.start : part.stop]
-        needed = {number for answer in answers for number in requests_of(plan, answer)}
-        jobs.append((prepared, public_key, {number: request.bodies[number] for number in needed}, answers))
+    if pool is None or pool.in_this_process:
+        sums, blinder = _Sums.of(prepared, dict(enumerate(request.bodies)), pool), Blinder(public_key)
+        workers = 1 if pool is None else pool.workers
+        found = run(pool, _answer, [(sums, blinder, answers) for answers in _parts(plan, range(plan.answers), workers)])
+    else:
+        jobs = []
+        for part in shares(plan.answers, pool):
+            needed = {number: request.bodies[number] for answer in part for number in requests_of(plan, answer)}
+            jobs.append((prepared, public_key, needed, part))
+        found = run(pool, _answer_apart, jobs)
     share = np.zeros(plan.outputs, np.uint64)
     bodies: list[bytes] = [b""] * plan.answers
-    for some in run(pool, _answer, jobs):
-        for answer, body, mask in some:
-            bodies[answer] = body
-            share[plan.result(answer)[1]] = mask
+    for answer, body, mask in itertools.chain.from_iterable(found):
+        bodies[answer] = body
+        share[plan.result(answer)[1]] = mask
     return Response(Answer(prepared.parameters, plan, bodies), share.reshape(plan.out_shape))
 
 
-def _answer(
-    prepared: PreparedWeights | PlainWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: list[int]
+@dataclass(frozen=True)
+class _Sums:
+    """What answers add up: the sums of some of them, and their form."""
+
+    plan: Plan
+    of_answers: Callable[[Sequence[int]], Iterable[Words | None]]
+    form: Form
+
+    @classmethod
+    def of(cls, prepared: PreparedWeights | PlainWeights, bodies: dict[int, bytes], pool: Pool | None) -> _Sums:
+        """Read the ciphertexts that the answers need."""
+        if isinstance(prepared, PlainWeights):
+            gatherer = Gatherer(prepared, bodies, pool=pool)
+            return cls(prepared.plan, gatherer.sums, gatherer.form)
+        inputs = read_inputs(prepared.parameters, bodies, pool=pool)
+        return cls(prepared.plan, functools.partial(multiply, prepared, inputs), "transformed")
+
+
+def _answer_apart(
+    prepared: PreparedWeights | PlainWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: range
 ) -> list[tuple[int, bytes, Words]]:
-    """Make some answers: number, body and the server's share of its results; one worker's job."""
-    plan, parameters = prepared.plan, prepared.parameters
-    form: Form = "transformed"
-    sums: Callable[[Sequence[int]], Iterable[Words | None]]
-    if isinstance(prepared, PlainWeights):
-        gatherer = Gatherer(prepared, bodies)
-        sums, form = gatherer.sums, gatherer.form
-    else:
-        sums = functools.partial(multiply, prepared, read_inputs(parameters, bodies))
-    blinder, found = Blinder(public_key), []
-    for first in range(0, len(answers), TOGETHER):
-        some = answers[first : first + TOGETHER]
-        for answer, product in zip(some, sums(some), strict=True):
-            blinded, mask = blinder.blind(product, form)
-            places, _ = plan.result(answer)
-            found.append((answer, write_answer(parameters, blinder.switch(blinded), places), mask[places]))
+    """Make some answers in another process; one worker's job."""
+    sums, blinder = _Sums.of(prepared, bodies, None), Blinder(public_key)
+    return [one for part in _parts(prepared.plan, answers, 1) for one in _answer(sums, blinder, part)]
+
+
+def _parts(plan: Plan, answers: range, workers: int) -> list[list[int]]:
+    """Cut answers into parts of up to `TOGETHER` that add up the same requests; smaller ones where answers are few."""
+    most = max(1, min(TOGETHER, -(-len(answers) // workers)))
+    found = []
+    asked = functools.partial(requests_of, plan)
+    for _, group in itertools.groupby(sorted(answers, key=asked), key=asked):
+        some = list(group)
+        count = -(-len(some) // most)
+        found += [some[len(some) * part // count : len(some) * (part + 1) // count] for part in range(count)]
+    return found
+
+
+def _answer(sums: _Sums, blinder: Blinder, answers: list[int]) -> list[tuple[int, bytes, Words]]:
+    """Make up to `TOGETHER` answers: number, body and the server's share of its results."""
+    found = []
+    for answer, product in zip(answers, sums.of_answers(answers), strict=True):
+        blinded, mask = blinder.blind(product, sums.form)
+        places, _ = sums.plan.result(answer)
+        found.append((answer, write_answer(blinder.parameters, blinder.switch(blinded), places), mask[places]))
     return found

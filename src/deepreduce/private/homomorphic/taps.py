@@ -17,12 +17,11 @@ import numpy.typing as npt
 from . import _backends
 from ._backends import Name, choose
 from .arithmetic import arithmetic
-from .draws import expand
 from .packing import Words
-from .products import Inputs, add_up, read_inputs, requests_of
+from .pool import Pool, run
+from .products import Inputs, add_up, read_input, read_inputs, requests_of
 from .scheme import Form, scheme
 from .weights import PlainWeights, transform_weights
-from .wire import read_ciphertext
 
 _SIDE_BY_SIDE = 8
 """Sums whose weights the kernel wants side by side."""
@@ -49,6 +48,7 @@ class Gatherer:
     Args:
         weights: the layer's.
         bodies: encoded ciphertexts by the number of the request, of all requests that the answers add up.
+        pool: workers in this process.
         backend: which way; the default one if none is named.
 
     Attributes:
@@ -59,11 +59,20 @@ class Gatherer:
         UsageError: the way does not run here.
     """
 
-    def __init__(self, weights: PlainWeights, bodies: Mapping[int, bytes], *, backend: Name | None = None) -> None:
+    def __init__(
+        self,
+        weights: PlainWeights,
+        bodies: Mapping[int, bytes],
+        *,
+        pool: Pool | None = None,
+        backend: Name | None = None,
+    ) -> None:
         self._weights, chosen = weights, choose(backend)
-        self._inputs = (
-            read_inputs(weights.parameters, bodies, backend="seal") if chosen == "seal" else _spread(weights, bodies)
-        )
+        self._inputs: Inputs | Spread
+        if chosen == "seal":
+            self._inputs = read_inputs(weights.parameters, bodies, pool=pool, backend="seal")
+        else:
+            self._inputs = _spread(weights, bodies, pool)
         self.form: Form = "transformed" if chosen == "seal" else "coefficients"
 
     def sums(self, answers: Sequence[int]) -> Iterator[Words | None]:
@@ -80,18 +89,20 @@ class Gatherer:
             yield from _by_kernel(self._weights, inputs, requests, list(some))
 
 
-def _spread(weights: PlainWeights, bodies: Mapping[int, bytes]) -> Spread:
-    parameters, primes = weights.parameters, _primes(weights)
-    margin = int(weights.plan.taps.exponents.max())
-    found = np.empty((len(bodies), 2, primes.size, margin + parameters.degree), np.uint64)
-    words = np.empty((2, primes.size, parameters.degree), np.uint64)
-    assert _backends.kernel is not None  # `choose` has looked
-    for ciphertext, body in zip(found, bodies.values(), strict=True):
-        words[0], seed = read_ciphertext(parameters, body)
-        words[1] = expand(parameters, seed)
-        arithmetic(parameters).transform_back(words)
-        _backends.kernel.spread(words, primes, parameters.degree, margin, ciphertext)
+def _spread(weights: PlainWeights, bodies: Mapping[int, bytes], pool: Pool | None) -> Spread:
+    parameters, margin = weights.parameters, int(weights.plan.taps.exponents.max())
+    found = np.empty((len(bodies), 2, _primes(weights).size, margin + parameters.degree), np.uint64)
+    run(pool, _spread_one, [(weights, body, margin, one) for body, one in zip(bodies.values(), found, strict=True)])
     return Spread(found, margin, {number: place for place, number in enumerate(bodies)})
+
+
+def _spread_one(weights: PlainWeights, body: bytes, margin: int, found: Words) -> None:
+    parameters, primes = weights.parameters, _primes(weights)
+    words = np.empty((2, primes.size, parameters.degree), np.uint64)
+    read_input(parameters, body, words)
+    arithmetic(parameters).transform_back(words)
+    assert _backends.kernel is not None  # `choose` has looked
+    _backends.kernel.spread(words, primes, parameters.degree, margin, found)
 
 
 def _by_kernel(weights: PlainWeights, inputs: Spread, requests: list[int], answers: list[int]) -> Iterable[Words]:

@@ -118,17 +118,14 @@ class Request:
 
     @classmethod
     def from_bytes(cls, parameters: Parameters, plan: Plan, data: bytes) -> Request:
-        """Read the message and check every word of it.
+        """Read the message; its words are checked where they are expanded.
 
         Raises:
-            MessageError: it has another length, parameters or plan, or a word out of range.
+            MessageError: it has another length, parameters or plan.
         """
         body = _body(_REQUEST, parameters, plan, data, request_size(parameters, plan))
         size = _request_body(parameters)
-        bodies = [bytes(body[place : place + size]) for place in range(0, len(body), size)]
-        for one in bodies:
-            read_ciphertext(parameters, one)
-        return cls(parameters, plan, bodies)
+        return cls(parameters, plan, [bytes(body[place : place + size]) for place in range(0, len(body), size)])
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,9 @@ class Answer:
 
 def write_ciphertext(parameters: Parameters, first: Words, seed: bytes) -> bytes:
     """Return the body of a request: seed and words (prime, coefficient)."""
-    return seed + b"".join(pack(line, size) for line, size in zip(first, parameters.word_bytes, strict=True))
+    primes, sizes = scheme(parameters).primes, parameters.word_bytes
+    lines = zip(first[:, None], primes, sizes, strict=True)
+    return seed + b"".join(cut(line, (prime,), drop=0, size=size) for line, prime, size in lines)
 
 
 def read_ciphertext(parameters: Parameters, body: bytes) -> tuple[Words, bytes]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError, problem
 from ..deployment import ClientModel
-from ..homomorphic import Pool
+from ..homomorphic import Pool, open_pool
 from ..protocol import (
     ClientSession,
     Material,
@@ -92,7 +92,8 @@ class Client:
         channel: connected; it is closed with the client.
         model: the client's file.
         store: where bundles lie.
-        workers: processes for the homomorphic work; 0 does it in this process. They start when they are needed.
+        workers: threads or processes for the homomorphic work; 0 does it in the calling thread. They start when they
+            are needed.
         threads: for the evaluation of circuits.
 
     Raises:
@@ -108,7 +109,7 @@ class Client:
         self._pool: Pool | None = None
         self._session: ClientSession | None = None
         try:
-            self._pool = Pool(workers) if workers else None
+            self._pool = open_pool(workers) if workers else None
             channel.send(Kind.HELLO, Hello(model.digest).encode())
             self._welcome = Welcome.decode(channel.receive_any({Kind.WELCOME: MAX_SMALL_BYTES})[1])
             if self._welcome.protocol != PROTOCOL:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...errors import DeepReduceError
 from ..deployment import ServerModel
-from ..homomorphic import Pool, PoolError, WeightsError
+from ..homomorphic import PoolError, WeightsError, open_pool
 from ..program import LinearEvaluator, weights_to_bytes
 from ..protocol import (
     Material,
@@ -98,7 +98,7 @@ class Server:
             `weights.PreparedFolder`; they hold the model, so the folder is made for its owner alone, and refused if it
             is there and others can enter it.
         limits: what strangers get.
-        workers: processes for the homomorphic work, at least 1; the other threads go on meanwhile.
+        workers: threads or processes for the homomorphic work, at least 1; other connections go on meanwhile.
         threads: for garbling.
         progress: called with (layer, layers) while weights are transformed, which the first start does once.
 
@@ -127,7 +127,7 @@ class Server:
         self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
         self._linear = LinearEvaluator(model.client.public, model.program.weights)
         self._prepared = PreparedFolder(model, self._weights_digest, weights_folder, progress)
-        self._pool = Pool(workers)
+        self._pool = open_pool(workers)
         self._slots = threading.BoundedSemaphore(self.limits.clients)
         self._quota = Quota(self.limits.bundles_per_day)
         self._strangers = Strangers(self.limits.clients + 8)
