@@ -26,6 +26,8 @@ the server has not; the client sees the corrections of the transfers, which hide
 
 Tables lie in words of 64 bits, [n, 2^L / 64]: index i is bit i mod 64 of word i div 64. Pads, D and y_j have half as
 many bits, and fill half as many words, but for tables of up to 64 bits, where they lie spread in one word.
+
+The compiled `native/lookup.c`, if it is there, does the same as the numpy here.
 """
 
 from __future__ import annotations
@@ -34,7 +36,15 @@ import numpy as np
 
 from ..ring import Words
 
+try:
+    from . import _kernel
+except ImportError:  # not built: no compiler at installation
+    _kernel = None  # type: ignore[assignment]
+
 _WORD_BITS, _INDEX_BITS = 64, 6
+_KERNEL_BITS = 10
+"""Longest index of a table that the kernel knows."""
+
 _LOW = [np.uint64(sum(1 << i for i in range(_WORD_BITS) if not i >> j & 1)) for j in range(_INDEX_BITS)]
 """Of each bit of an index within a word: the places where it is 0."""
 
@@ -59,6 +69,10 @@ def carries(values: Words, index_bits: int) -> Words:
     Returns:
         [n, `table_words`].
     """
+    if _kernel is not None and index_bits <= _KERNEL_BITS:
+        found = np.empty((len(values), table_words(index_bits)), np.uint64)
+        _kernel.carries(np.ascontiguousarray(values), index_bits, found)
+        return found
     first = np.int64(1 << index_bits) - values.astype(np.int64)  # the lowest u with a carry
     starts = _WORD_BITS * np.arange(table_words(index_bits), dtype=np.int64)
     below = np.clip(first[:, None] - starts, 0, _WORD_BITS)
@@ -78,6 +92,10 @@ def permute_client(table: Words, zeros: Words, ones: Words) -> tuple[Words, Word
     Returns:
         M_C, and y to send, as the pads.
     """
+    if _kernel is not None and len(zeros) <= _KERNEL_BITS:
+        share, sent = table.copy(), np.empty(zeros.shape, np.uint64)
+        _kernel.permute_client(share, np.ascontiguousarray(zeros), np.ascontiguousarray(ones), len(zeros), sent)
+        return share, sent
     share, sent = table, np.empty_like(zeros)
     for j in reversed(range(len(zeros))):
         sent[j] = zeros[j] ^ ones[j] ^ _halves(share, j)
@@ -98,6 +116,11 @@ def permute_server(indices: Words, pads: Words, received: Words, index_bits: int
         M_S, [n, `table_words`].
     """
     words = table_words(index_bits)
+    if _kernel is not None and index_bits <= _KERNEL_BITS:
+        found = np.empty((len(indices), words), np.uint64)
+        own, given = np.ascontiguousarray(pads), np.ascontiguousarray(received)
+        _kernel.permute_server(np.ascontiguousarray(indices), own, given, index_bits, found)
+        return found
     share = np.zeros((len(indices), words), np.uint64)
     for j in reversed(range(index_bits)):
         chosen = (np.uint64(0) - (indices >> np.uint64(j) & np.uint64(1)))[:, None]  # all ones where a_j is 1
