@@ -50,7 +50,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         type=at_least_one,
         default=cores(),
         metavar="N",
-        help="processes for homomorphic encryption (default: the cores)",
+        help="threads for homomorphic encryption; processes where no kernel is built (default: the cores)",
     )
     parser.add_argument(
         "--threads", type=at_least_one, default=cores(), metavar="N", help="threads for the rest (default: the cores)"

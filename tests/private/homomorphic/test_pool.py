@@ -63,6 +63,24 @@ def test_several_threads_may_use_one_pool() -> None:
     assert answers == [[base**n for n in range(50)] for base in range(4)]
 
 
+def test_as_many_messages_are_in_memory_as_there_are_workers() -> None:
+    there, most, lock = 0, 0, threading.Lock()
+
+    def hold(pool: Pool) -> None:
+        nonlocal there, most
+        with pool.turn():
+            with lock:
+                there += 1
+                most = max(most, there)
+            pool.map(time.sleep, [(0.01,)])
+            with lock:
+                there -= 1
+
+    with ThreadPool(2) as pool, ThreadPoolExecutor(6) as threads:
+        list(threads.map(hold, [pool] * 12))
+    assert most == 2 and there == 0
+
+
 def test_processes_stand_in_where_seal_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = []
     for kernel in (object(), None):

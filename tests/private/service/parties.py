@@ -6,7 +6,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import create_server
@@ -88,6 +88,9 @@ class InProcess:
 
     def __init__(self, workers: int) -> None:
         pass
+
+    def turn(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
         return [function(*arguments) for arguments in jobs]

@@ -177,19 +177,19 @@ class _Play:
         line.work("client", self._over_cores(job, "decrypt") * job.plan.plan.answers)
 
     def _respond(self, job: Job) -> float:
-        """Every worker unpacks all ciphertexts, then they share the products and answers."""
-        plan, primes = job.plan.plan, len(job.parameters.prime_bits)
-        unpacked = plan.requests * self._constants[f"unpack_{primes}_primes_seconds"]
+        """The workers share ciphertexts, then products and answers."""
+        plan = job.plan.plan
+        unpacked = self._over_cores(job, "unpack") * plan.requests
         products = self._over_cores(job, "product") * plan.products
         if plan.tiling.images > 1:
-            unpacked += plan.requests * self._constants[f"spread_{primes}_primes_seconds"]
+            unpacked += self._over_cores(job, "spread") * plan.requests
             products = self._over_cores(job, "tap") * plan.answers * plan.weights_per_answer
         return unpacked + products + self._over_cores(job, "answer") * plan.answers
 
     def _over_cores(self, job: Job, what: str) -> float:
         """Seconds per ciphertext or product; at most as many workers as there are ciphertexts."""
         plan = job.plan.plan
-        parts = plan.requests if what == "encrypt" else plan.answers
+        parts = plan.requests if what in ("encrypt", "unpack", "spread") else plan.answers
         return self._constants[f"{what}_{len(job.parameters.prime_bits)}_primes_seconds"] / min(self._cores, parts)
 
     def _correct(self, line: Timeline, unit: Unit, before: Unit | None) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -59,6 +61,10 @@ class Pool(ABC):
         """Ids of the processes that there are besides this one."""
         return []
 
+    def turn(self) -> AbstractContextManager[object]:
+        """Return what to hold while a whole message is in memory for its jobs: as many are there at once as workers."""
+        return nullcontext()
+
     @abstractmethod
     def map(self, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
         """Call a function once per tuple of arguments and return the results in order.
@@ -81,6 +87,11 @@ class ThreadPool(Pool):
     def __init__(self, workers: int | None = None) -> None:
         super().__init__(workers)
         self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="deepreduce-pool")
+        self._turns = threading.BoundedSemaphore(self.workers)
+
+    def turn(self) -> AbstractContextManager[object]:
+        """See the base."""
+        return self._turns
 
     def map(self, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
         """See the base."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,15 +69,13 @@ def respond(
             )
         )
     if pool is None or pool.in_this_process:
-        sums, blinder = _Sums.of(prepared, dict(enumerate(request.bodies)), pool), Blinder(public_key)
-        workers = 1 if pool is None else pool.workers
-        found = run(pool, _answer, [(sums, blinder, answers) for answers in _parts(plan, range(plan.answers), workers)])
+        found = _answer_here(prepared, public_key, request.bodies, pool)
     else:
         jobs = []
         for part in shares(plan.answers, pool):
             needed = {number: request.bodies[number] for answer in part for number in requests_of(plan, answer)}
             jobs.append((prepared, public_key, needed, part))
-        found = run(pool, _answer_apart, jobs)
+        found = pool.map(_answer_apart, jobs)
     share = np.zeros(plan.outputs, np.uint64)
     bodies: list[bytes] = [b""] * plan.answers
     for answer, body, mask in itertools.chain.from_iterable(found):
@@ -101,6 +100,17 @@ class _Sums:
             return cls(prepared.plan, gatherer.sums, gatherer.form)
         inputs = read_inputs(prepared.parameters, bodies, pool=pool)
         return cls(prepared.plan, functools.partial(multiply, prepared, inputs), "transformed")
+
+
+def _answer_here(
+    prepared: PreparedWeights | PlainWeights, public_key: PublicKey, bodies: Sequence[bytes], pool: Pool | None
+) -> list[list[tuple[int, bytes, Words]]]:
+    """Make all answers in this process."""
+    workers = 1 if pool is None else pool.workers
+    with nullcontext() if pool is None else pool.turn():
+        sums, blinder = _Sums.of(prepared, dict(enumerate(bodies)), pool), Blinder(public_key)
+        parts = _parts(prepared.plan, range(prepared.plan.answers), workers)
+        return run(pool, _answer, [(sums, blinder, answers) for answers in parts])
 
 
 def _answer_apart(
