@@ -74,14 +74,14 @@ def bundles(program: Program, count: int) -> tuple[Layout, LinearEvaluator, list
         session = setup_client(channel, layout, bytes(16))
         starts.append(session.start)
         for own in owns:
-            shares = draw_shares(channel, layout, session)[0]
-            prepare_client(channel, layout, session, session.numbers.take(), shares, own)
+            shares = draw_shares(channel, layout, session)
+            prepare_client(channel, layout, session, shares, lambda _, own=own: own, lambda _: None)
 
     def answer(channel: wire.Channel) -> None:
         session = setup_server(channel, layout, bytes(16))
         for other in others:
-            shares = answer_layers(channel, layout, session, weights)[0]
-            prepare_server(channel, layout, session, session.numbers.take(), shares, other)
+            shares = answer_layers(channel, layout, session, weights)
+            prepare_server(channel, layout, session, shares, lambda _, other=other: other, lambda _: None)
 
     with ThreadPoolExecutor(2) as threads, channels() as (client, server):
         both(threads, partial(prepare, client), partial(answer, server))

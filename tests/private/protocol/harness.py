@@ -117,6 +117,16 @@ def lots(sinks: Sequence[Memory], together: int) -> list[Sequence[Memory]]:
     return [sinks[first : first + together] for first in range(0, len(sinks), together)]
 
 
+def begins(sinks: Sequence[Memory]) -> Callable[[int], Memory]:
+    """Return what gives one of them to each bundle that begins."""
+    left = iter(sinks)
+    return lambda number: next(left)
+
+
+def ignored(number: int) -> None:
+    """Do nothing about a bundle that is written."""
+
+
 def run(program: Program, values: Words, *, reveal: Reveal = "label", together: int = 1) -> Run:
     """Prepare bundles, so many together, and infer with them."""
     layout = make_layout(program.public, weight_bits=weight_bits(program))
@@ -129,8 +139,7 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label", together: 
         session = setup_server(channel, layout, bytes(range(16)))
         for sinks in lots(server, together):
             bundles = answer_layers(channel, layout, session, weights, bundles=len(sinks))
-            for own, sink in zip(bundles, sinks, strict=True):
-                prepare_server(channel, layout, session, session.numbers.take(), own, sink)
+            prepare_server(channel, layout, session, bundles, begins(sinks), ignored)
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(server)]
         infer_server(channel, layout, linear, materials, reveal=reveal)
@@ -141,8 +150,7 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label", together: 
         shares: list[Shares] = []
         for sinks in lots(client, together):
             bundles = draw_shares(channel, layout, session, bundles=len(sinks))
-            for own, sink in zip(bundles, sinks, strict=True):
-                prepare_client(channel, layout, session, session.numbers.take(), own, sink)
+            prepare_client(channel, layout, session, bundles, begins(sinks), ignored)
             shares += bundles
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(client)]

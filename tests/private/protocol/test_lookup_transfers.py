@@ -79,7 +79,7 @@ def play(
     at_client, at_server = (Kept(sections(unit, find)) for find in (client_sections, server_sections))
     number = client.numbers.take()
     mine, theirs = (
-        offline._Task(offline._Bundle(client.start, client.reverse_start, number, sink), unit)
+        offline._Task(offline._Bundle(client.start, client.reverse_start, number, {}, sink), unit)
         for sink in (at_client, at_server)
     )
     masks = random_words((unit.instances,), unit.bits)

@@ -13,6 +13,7 @@ from torch import nn
 
 from deepreduce.errors import NetworkError
 from deepreduce.private.program import FormatSettings, Program, Truncation, check_public, make_program
+from deepreduce.private.protocol import layout as layout_module
 from deepreduce.private.protocol import make_layout, server_sections
 from deepreduce.private.ring import decode, signed
 from deepreduce.private.twin import Twin
@@ -86,6 +87,23 @@ def test_jobs_of_bundles_that_are_prepared_together(program: Program, bundles: i
         assert all(job.parameters == single.parameters for job in jobs if job.step is single.step)
     assert layout.offline_bytes(bundles) <= bundles * layout.offline_bytes()
     assert layout.jobs_together(1) == layout.jobs
+
+
+@pytest.mark.parametrize("bundles", [1, 3])
+@pytest.mark.parametrize("most", [1, 30_000, 1 << 20])
+def test_units_go_in_groups_of_at_most_so_many_bytes(
+    program: Program, bundles: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout_module, "GROUP_BYTES", most)
+    layout = make_layout(program.public, weight_bits=weight_bits(program))
+    groups = list(layout.groups(bundles))
+    every = [(place, unit) for place in range(bundles) for unit in layout.units]
+    assert [one for group in groups for one in group] == every
+    sizes = [sum(unit.prepared_bytes for _, unit in group) for group in groups]
+    assert sum(sizes) == bundles * layout.units_bytes == layout.offline_bytes(bundles) - layout.linear_bytes(bundles)
+    assert all(size <= most or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
+    firsts = [group[0][1].prepared_bytes for group in groups[1:]]
+    assert all(size + first > most for size, first in zip(sizes, firsts, strict=False))
 
 
 @pytest.mark.parametrize("together", [1, 2])

@@ -40,7 +40,7 @@ from deepreduce.private.wire import Channel, Kind
 from deepreduce.private.wire.frames import flat_view
 
 from ..program.small import Lambda, images, settle
-from .harness import Memory, both, prepared
+from .harness import Memory, begins, both, ignored, prepared
 
 CERTAIN, CHANCE = 1e-30, 1e-18
 """Below the first a test has seen a difference; above the second it has not, but for one run in 10^12 or fewer."""
@@ -142,8 +142,8 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         state = setup_server(channel, layout, bytes(range(16)))
         view.sessions.append(state)
         for sink in view.server:
-            own = answer_layers(channel, layout, state, weights)[0]
-            prepare_server(channel, layout, state, state.numbers.take(), own, sink)
+            own = answer_layers(channel, layout, state, weights)
+            prepare_server(channel, layout, state, own, begins([sink]), ignored)
         if online_too:
             infer_server(channel, layout, linear, materials(state.start, view.server))
 
@@ -152,8 +152,8 @@ def record(program: Program, values: Words, *, same_bundle: bool = False, online
         view.sessions.append(state)
         view.keys = dict(state.keys)
         for sink in view.client:
-            view.shares.append(draw_shares(channel, layout, state)[0])
-            prepare_client(channel, layout, state, state.numbers.take(), view.shares[-1], sink)
+            view.shares += draw_shares(channel, layout, state)
+            prepare_client(channel, layout, state, view.shares[-1:], begins([sink]), ignored)
         if online_too:
             view.labels = infer_client(channel, layout, materials(state.start, view.client), values).labels
 

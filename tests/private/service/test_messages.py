@@ -27,10 +27,10 @@ MODEL, SESSION = bytes(range(32)), bytes(range(16))
 HEX = SESSION.hex()
 
 GOLDEN = [
-    (Hello(MODEL), b'{"protocol":5,"model":"' + MODEL.hex().encode() + b'"}'),
+    (Hello(MODEL), b'{"protocol":6,"model":"' + MODEL.hex().encode() + b'"}'),
     (
         Welcome(SESSION, ("label", "logits"), 64, 1000, 128),
-        b'{"protocol":5,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,'
+        b'{"protocol":6,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,'
         b'"bundles":1000,"together":128}',
     ),
     (Prepare(3, 2), b'{"bundles":3,"together":2}'),

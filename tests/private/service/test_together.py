@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from deepreduce.private.homomorphic import ProcessPool, open_pool
+from deepreduce.private.protocol import layout as layout_module
 from deepreduce.private.service import ServerLimits
 from deepreduce.private.service import client as client_module
 from deepreduce.private.service import server as server_module
-from deepreduce.private.store import StoreFull
+from deepreduce.private.store import BundleWriter, StoreFull
 from deepreduce.private.wire import PeerError
 
 from .parties import serving, small, sure, tiny
@@ -48,6 +49,21 @@ def test_workers_answer_for_several_images(tmp_path: Path, certificate: tuple[Pa
         assert np.array_equal(client.infer(images).labels, labels)
 
 
+@pytest.mark.parametrize("most", [1, 5_000, 7_000, 20_000])
+def test_bundles_end_in_whatever_groups_their_units_go(
+    most: int, tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one unit at a time, where a bundle takes several groups, to several bundles in each."""
+    monkeypatch.setattr(layout_module, "GROUP_BYTES", most)
+    groups = [len(group) for group in tiny().client.layout.groups(7)]
+    assert sum(groups) == 7 * len(tiny().client.layout.units)
+    with serving(tiny(), tmp_path, certificate) as party, party.client() as client:
+        seen: list[tuple[int, int]] = []
+        client.prepare(7, progress=lambda done: seen.append((done, party.client_store().count())))
+        assert seen == [(n, n) for n in range(1, 8)] and party.store.count() == 7
+        assert np.array_equal(client.infer(IMAGES[:7]).labels, LABELS[:7])
+
+
 def test_fewer_go_together_where_they_would_take_too_much(
     tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,19 +84,20 @@ def test_a_lot_that_breaks_off_leaves_what_was_ready(
 ) -> None:
     """And the day's count goes on with those that were made, where the server is at fault."""
     limits = ServerLimits(bundles_per_day=5, deadline_seconds=120.0)
-    prepare, left = server_module.prepare_server, [2]
+    publish, left = BundleWriter.publish, [2]
 
-    def failing(*arguments: object, **options: object) -> None:
-        if not left[0]:
-            raise server_module.StoreFull("no room")
-        left[0] -= 1
-        prepare(*arguments, **options)  # type: ignore[arg-type]
+    def failing(writer: BundleWriter) -> None:
+        if writer._header.role == "server":
+            left[0] -= 1
+            if left[0] < 0:
+                raise server_module.StoreFull("no room")
+        publish(writer)
 
     with serving(tiny(), tmp_path, certificate, limits=limits) as party:
-        monkeypatch.setattr(server_module, "prepare_server", failing)
+        monkeypatch.setattr(BundleWriter, "publish", failing)
         with party.client() as client, pytest.raises(PeerError, match="no room for as many bundles"):
             client.prepare(4)
-        monkeypatch.setattr(server_module, "prepare_server", prepare)
+        monkeypatch.setattr(BundleWriter, "publish", publish)
         assert party.store.count() == party.client_store().count() == 2
         with party.client() as client:
             assert client.prepare(3).bundles == 3  # two of five were made

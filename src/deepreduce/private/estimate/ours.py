@@ -128,20 +128,18 @@ class _Play:
             line.receive("server")
 
     def offline(self, line: Timeline) -> None:
-        """See `protocol.offline`: the client works one message ahead."""
+        """See `protocol.offline`: the client works one message, or one group of them, ahead."""
         for bundles in self._lots:
             self._homomorphic(line, bundles)
-            for _ in range(bundles):
-                self._units(line)
+            self._units(line, bundles)
 
-    def _units(self, line: Timeline) -> None:
-        before: Unit | None = None
-        for unit in self._layout.units:
-            self._correct(line, unit, before)
-            before = unit
-        assert before is not None  # the arg-max is always there, and garbled
-        line.receive("client")
-        self._keep(line, before)
+    def _units(self, line: Timeline, bundles: int) -> None:
+        before: list[Unit] = []
+        for group in self._layout.groups(bundles):
+            units = [unit for _, unit in group]
+            self._correct(line, units, before)
+            before = units
+        self._correct(line, [], before)
 
     def _homomorphic(self, line: Timeline, bundles: int) -> None:
         jobs: dict[int, list[Job]] = {}
@@ -192,29 +190,39 @@ class _Play:
         parts = plan.requests if what in ("encrypt", "unpack", "spread") else plan.answers
         return self._constants[f"{what}_{len(job.parameters.prime_bits)}_primes_seconds"] / min(self._cores, parts)
 
-    def _correct(self, line: Timeline, unit: Unit, before: Unit | None) -> None:
-        """Corrections of a unit, the answer to the one before, and what permutes its tables."""
-        constants = self._constants
-        line.work("client", unit.transfers * constants["transfer_client_seconds"])
-        if unit.circuit is None:
-            line.work("client", unit.transfers * constants["choose_seconds"])
-        if before is not None:
+    def _correct(self, line: Timeline, units: Sequence[Unit], before: Sequence[Unit]) -> None:
+        """Corrections of a group, what comes of the answers to the one before, and the answers."""
+        for unit in units:
+            line.work("client", self._choose(unit))
+        for _ in before:
             line.receive("client")
-        line.send("client", unit.corrections_bytes)
-        line.receive("server")
-        line.work("server", unit.transfers * constants["transfer_server_seconds"])
-        if unit.circuit is None:
-            line.work("server", unit.transfers * constants["offer_seconds"] / self._cores)
-            pads = unit.choices * unit.pad_words * constants["choose_seconds"] / self._cores
-            line.work("server", unit.choices * constants["transfer_client_seconds"] + pads)
-        else:
-            line.work("server", unit.hashes * constants["garble_seconds_per_hash"] / self._cores)
-            line.work("client", unit.transfers * LABEL_BYTES * constants["store_seconds_per_byte"])
-        if before is not None:
-            self._keep(line, before)
-        line.send("server", unit.answer_bytes)
-        if before is not None and before.circuit is None:
-            line.work("server", self._permute(before))
+        for unit in units:
+            line.send("client", unit.corrections_bytes)
+        for unit in units:
+            line.receive("server")
+            line.work("server", self._answer(unit))
+            if unit.circuit is not None:
+                line.work("client", unit.transfers * LABEL_BYTES * self._constants["store_seconds_per_byte"])
+        for unit in before:
+            self._keep(line, unit)
+        for unit in units:
+            line.send("server", unit.answer_bytes)
+        line.work("server", sum(map(self._permute, before)))
+
+    def _choose(self, unit: Unit) -> float:
+        """Corrections, at the client."""
+        choosing = self._constants["choose_seconds"] if unit.circuit is None else 0.0
+        return unit.transfers * (self._constants["transfer_client_seconds"] + choosing)
+
+    def _answer(self, unit: Unit) -> float:
+        """What the server answers."""
+        constants = self._constants
+        seconds = unit.transfers * constants["transfer_server_seconds"]
+        if unit.circuit is not None:
+            return seconds + unit.hashes * constants["garble_seconds_per_hash"] / self._cores
+        seconds += unit.transfers * constants["offer_seconds"] / self._cores
+        pads = unit.choices * unit.pad_words * constants["choose_seconds"] / self._cores
+        return seconds + unit.choices * constants["transfer_client_seconds"] + pads
 
     def _keep(self, line: Timeline, unit: Unit) -> None:
         """What the client does with an answer."""

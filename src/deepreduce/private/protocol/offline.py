@@ -1,4 +1,4 @@
-"""The offline phase: one bundle for each party, before any image is known.
+"""The offline phase: bundles for each party, before any image is known.
 
     client                                              server
     shares x_C of everything, at random
@@ -10,9 +10,11 @@
     TABLES  of lookups: what permutes them           →
 
 Requests go in the order of `Layout.jobs_together` (`linear`), for several bundles at once if these are prepared
-together. The others go bundle by bundle, in the order of `Layout.units`. The client works one message ahead: it sends
-the corrections of a unit before what permutes the tables of the unit before, and the server answers when both are
-there. So neither party ever writes while the other one does.
+together. The others go in the groups of `Layout.groups`, bundle by bundle and in each in the order of its units: what
+is an arrow above are the frames of a whole group, so that small units do not wait for one another. The client works one
+group ahead: it sends the corrections of a group before what permutes the tables of the group before, and the server
+answers when both are there. So neither party ever writes while the other one does, but for what the server says when a
+bundle is finished.
 
 What a party learns: the server sees encryptions, corrections and masked halves of tables, which look random without the
 client's keys, seeds and pads; the client sees blinded answers (`homomorphic.noise`), garbled tables and corrections.
@@ -20,7 +22,9 @@ client's keys, seeds and pads; the client sees blinded answers (`homomorphic.noi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -35,7 +39,7 @@ from ..ring import Words, drop_client, random_words, reduce
 from ..transfer import Corrections, extend_receiver, extend_sender
 from ..wire import Channel, Kind
 from . import sections
-from .layout import Layout
+from .layout import GROUP_BYTES, Layout
 from .linear import Shares
 from .lookup import permute_client, permute_server
 from .multiplexer import client_carries, client_highest
@@ -47,57 +51,104 @@ _AnyUnit = TypeVar("_AnyUnit", GarbledUnit, LookupUnit)
 
 
 def prepare_client(
-    channel: Channel, layout: Layout, session: ClientSession, number: int, shares: Shares, sink: Sink
+    channel: Channel,
+    layout: Layout,
+    session: ClientSession,
+    shares: Sequence[Shares],
+    begin: Callable[[int], Sink],
+    done: Callable[[int], None],
 ) -> None:
-    """Make the client's bundle of its shares.
+    """Make the client's halves of some bundles of its shares.
 
     Args:
         channel: to the server, after the set-up.
         layout: the program's.
-        session: of this connection.
-        number: of the bundle, from `session.numbers`; never twice in a session.
-        shares: of this bundle, from `draw_shares`; they are used up.
-        sink: takes the sections that `client_sections` lists.
+        session: of this connection; every bundle takes one of its numbers.
+        shares: of each bundle, from `draw_shares`; they are used up.
+        begin: called with the number of each bundle, in order; it returns what takes the sections that
+            `client_sections` lists.
+        done: called with the number once they are written, and when the server has nothing else to say than that its
+            half is finished, too.
 
     Raises:
         DeepReduceError: the server does not follow the protocol. The session is then unusable.
     """
-    write_words(sink, sections.INPUT, shares[0][0], layout.public.input.ring_bits)
-    logits = layout.public.logits
-    write_words(sink, sections.LOGITS, shares[logits], layout.public.tensors[logits].ring_bits)
-    bundle = _Bundle(session.start, session.reverse_start, number, sink)
-    _units_client(channel, layout, session, bundle, shares)
+    room = np.empty(max(GROUP_BYTES, *(unit.answer_bytes for unit in layout.units)), np.uint8)
+    bundles = _bundles_client(layout, session, shares, begin)
+    pending: list[_PendingAtClient] = []
+    written: deque[tuple[int, int]] = deque()  # groups, and numbers of bundles that ended there
+    last = -1
+    for last, tasks in enumerate(_grouped(layout, bundles, len(shares))):
+        chosen = [_choose(task, session, layout) for task in tasks]
+        # A bundle that ends in one group is finished at the server by the time of the next answer but one.
+        _confirm(written, last - 2, done)
+        answers = _receive_all(channel, pending, room)
+        for corrections, _ in chosen:
+            channel.send(Kind.CORRECTIONS, corrections)
+        written += [(last - 1, number) for number in _finish_all(channel, layout, pending, answers)]
+        pending = [following for _, following in chosen]
+    _confirm(written, last - 1, done)
+    answers = _receive_all(channel, pending, room)
+    written += [(last, number) for number in _finish_all(channel, layout, pending, answers)]
+    _confirm(written, last + 1, done)
+
+
+def _confirm(written: deque[tuple[int, int]], before: int, done: Callable[[int], None]) -> None:
+    """Call `done` for the bundles that ended in a group before this one."""
+    while written and written[0][0] < before:
+        done(written.popleft()[1])
 
 
 def prepare_server(
     channel: Channel,
     layout: Layout,
     session: ServerSession,
-    number: int,
-    shares: Shares,
-    sink: Sink,
+    shares: Sequence[Shares],
+    begin: Callable[[int], Sink],
+    done: Callable[[int], None],
     *,
     threads: int = 1,
 ) -> None:
-    """Make the server's bundle of its shares.
+    """Make the server's halves of some bundles of its shares.
 
     Args:
         channel: to the client, after the set-up.
         layout: the program's.
-        session: of this connection.
-        number: of the bundle, from `session.numbers`; never twice in a session.
-        shares: of this bundle, from `answer_layers`; they are used up.
-        sink: takes the sections that `server_sections` lists.
+        session: of this connection; every bundle takes one of its numbers.
+        shares: of each bundle, from `answer_layers`; they are used up.
+        begin: called with the number of each bundle, in order; it returns what takes the sections that
+            `server_sections` lists.
+        done: called with the number once they are written; it may say so to the client in few bytes.
         threads: for garbling, and for hashing the transfers of lookups.
 
     Raises:
         DeepReduceError: the client does not follow the protocol. The session is then unusable.
     """
-    sink.write(sections.DELTA, 0, session.delta)
-    for tensor, share in shares.items():
-        write_words(sink, numbered(sections.SHARE, tensor), share[0], layout.public.tensors[tensor].ring_bits)
-    bundle = _Bundle(session.start, session.reverse_start, number, sink, threads)
-    _units_server(channel, layout, session, bundle)
+    bundles = _bundles_server(layout, session, shares, begin, threads)
+    before: list[_Task[Any]] = []
+    pending: list[PendingTables] = []
+    for tasks in _grouped(layout, bundles, len(shares)):
+        answers = [_answer(channel, task, session) for task in tasks]
+        permuting = [one.receive(channel) for one in pending]
+        for kind, answer, _ in answers:
+            channel.send(kind, answer)
+        _permute_all(layout, before, pending, permuting, done)
+        before, pending = tasks, [following for *_, following in answers if following is not None]
+    _permute_all(layout, before, pending, [one.receive(channel) for one in pending], done)
+
+
+def _permute_all(
+    layout: Layout,
+    tasks: list[_Task[Any]],
+    pending: list[PendingTables],
+    permuting: list[bytearray],
+    done: Callable[[int], None],
+) -> None:
+    """End a group at the server, and the bundles that end in it."""
+    for one, message in zip(pending, permuting, strict=True):
+        one.finish(message)
+    for number in _ended(layout, tasks):
+        done(number)
 
 
 @dataclass(frozen=True)
@@ -107,6 +158,7 @@ class _Bundle:
     Attributes:
         start, reverse_start: of the session's tweaks.
         number: of the bundle.
+        shares: the party's.
         sink: of its sections.
         threads: for garbling and hashing.
     """
@@ -114,8 +166,48 @@ class _Bundle:
     start: bytes
     reverse_start: bytes
     number: int
+    shares: Shares
     sink: Sink
     threads: int = 1
+
+
+def _bundles_client(
+    layout: Layout, session: ClientSession, shares: Sequence[Shares], begin: Callable[[int], Sink]
+) -> Iterator[_Bundle]:
+    """Begin one bundle after the other at the client."""
+    logits = layout.public.logits
+    for own in shares:
+        number = session.numbers.take()
+        sink = begin(number)
+        write_words(sink, sections.INPUT, own[0][0], layout.public.input.ring_bits)
+        write_words(sink, sections.LOGITS, own[logits], layout.public.tensors[logits].ring_bits)
+        yield _Bundle(session.start, session.reverse_start, number, own, sink)
+
+
+def _bundles_server(
+    layout: Layout, session: ServerSession, shares: Sequence[Shares], begin: Callable[[int], Sink], threads: int
+) -> Iterator[_Bundle]:
+    """Begin one bundle after the other at the server."""
+    for own in shares:
+        number = session.numbers.take()
+        sink = begin(number)
+        sink.write(sections.DELTA, 0, session.delta)
+        for tensor, share in own.items():
+            write_words(sink, numbered(sections.SHARE, tensor), share[0], layout.public.tensors[tensor].ring_bits)
+        yield _Bundle(session.start, session.reverse_start, number, own, sink, threads)
+
+
+def _grouped(layout: Layout, bundles: Iterator[_Bundle], count: int) -> Iterator[list[_Task[Any]]]:
+    """Yield the units of all bundles in groups; a bundle begins with the group of its first unit."""
+    begun: list[_Bundle] = []
+    for group in layout.groups(count):
+        begun += itertools.islice(bundles, group[-1][0] + 1 - len(begun))
+        yield [_Task(begun[index], unit) for index, unit in group]
+
+
+def _ended(layout: Layout, tasks: Sequence[_Task[Any]]) -> list[int]:
+    """Return the numbers of the bundles that end in a group."""
+    return [task.bundle.number for task in tasks if task.unit is layout.ending]
 
 
 @dataclass(frozen=True)
@@ -140,24 +232,16 @@ class _Task(Generic[_AnyUnit]):
         self.bundle.sink.write(numbered(section, self.unit.number), 0, values)
 
 
-def _units_server(channel: Channel, layout: Layout, session: ServerSession, bundle: _Bundle) -> None:
-    """Prepare circuits and lookups at the server."""
-    pending: PendingTables | None = None
-    for unit in layout.units:
-        message = channel.receive(Kind.CORRECTIONS, unit.corrections_bytes)
-        session.transfers, zeros = extend_sender(session.transfers, Corrections.decode(message), unit.transfers)
-        following: PendingTables | None = None
-        if isinstance(unit, GarbledUnit):
-            kind, answer = Kind.TABLES, _garble(_Task(bundle, unit), session.delta, zeros).data
-        else:
-            kind = Kind.CORRECTIONS
-            answer, following = _look_up_server(_Task(bundle, unit), session, zeros)
-        permuting = None if pending is None else pending.receive(channel)
-        channel.send(kind, answer)
-        if pending is not None and permuting is not None:
-            pending.finish(permuting)
-        pending = following
-    assert pending is None  # the arg-max, which is garbled, comes last
+def _answer(
+    channel: Channel, task: _Task[Any], session: ServerSession
+) -> tuple[Kind, NDArray[np.uint8] | memoryview, PendingTables | None]:
+    """Receive the corrections of a unit at the server; return the answer, and what is still to come."""
+    unit = task.unit
+    message = channel.receive(Kind.CORRECTIONS, unit.corrections_bytes)
+    session.transfers, zeros = extend_sender(session.transfers, Corrections.decode(message), unit.transfers)
+    if isinstance(unit, GarbledUnit):
+        return Kind.TABLES, _garble(task, session.delta, zeros).data, None
+    return Kind.CORRECTIONS, *_look_up_server(task, session, zeros)
 
 
 def _garble(task: _Task[GarbledUnit], delta: NDArray[np.uint8], zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -271,29 +355,36 @@ def _offered(
     return made.offsets.reshape(shape), made.factors.reshape(shape)
 
 
-def _units_client(
-    channel: Channel, layout: Layout, session: ClientSession, bundle: _Bundle, shares: Mapping[int, Words]
-) -> None:
-    """Prepare circuits and lookups at the client."""
-    room = np.empty(max(unit.answer_bytes for unit in layout.units), np.uint8)
-    pending: PendingCircuit | PendingLookup | None = None
-    for unit in layout.units:
-        share = dropped_share(layout, unit.step, shares)
-        masks = shares[unit.step.output].reshape(-1)[unit.writes] if unit.bits else np.zeros(0, np.uint64)
-        following: PendingCircuit | PendingLookup
-        if isinstance(unit, GarbledUnit):
-            corrections, following = _choose_inputs(_Task(bundle, unit), session, share, masks)
-        else:
-            corrections, following = _choose_products(_Task(bundle, unit), session, unit.entering(share), masks)
-        answer = None if pending is None else pending.receive(channel, room)
-        channel.send(Kind.CORRECTIONS, corrections)
-        if pending is not None and answer is not None:
-            permuting = pending.finish(answer)
-            if permuting is not None:
-                channel.send(Kind.TABLES, permuting)
-        pending = following
-    assert isinstance(pending, PendingCircuit)  # the arg-max is always there, and garbled
-    pending.finish(pending.receive(channel, room))
+def _choose(task: _Task[Any], session: ClientSession, layout: Layout) -> tuple[memoryview, _PendingAtClient]:
+    """Choose in the transfers of a unit at the client: return the corrections to send, and what is still to come."""
+    unit, shares = task.unit, task.bundle.shares
+    share = dropped_share(layout, unit.step, shares)
+    masks = shares[unit.step.output].reshape(-1)[unit.writes] if unit.bits else np.zeros(0, np.uint64)
+    if isinstance(unit, GarbledUnit):
+        return _choose_inputs(task, session, share, masks)
+    return _choose_products(task, session, unit.entering(share), masks)
+
+
+def _receive_all(
+    channel: Channel, pending: Sequence[_PendingAtClient], room: NDArray[np.uint8]
+) -> list[NDArray[np.uint8]]:
+    """Receive the answers of a group, side by side into `room`."""
+    answers, place = list[NDArray[np.uint8]](), 0
+    for one in pending:
+        answers.append(one.receive(channel, room[place:]))
+        place += one.task.unit.answer_bytes
+    return answers
+
+
+def _finish_all(
+    channel: Channel, layout: Layout, pending: Sequence[_PendingAtClient], answers: Sequence[NDArray[np.uint8]]
+) -> list[int]:
+    """End a group at the client; return the bundles that end in it."""
+    for one, answer in zip(pending, answers, strict=True):
+        permuting = one.finish(answer)
+        if permuting is not None:
+            channel.send(Kind.TABLES, permuting)
+    return _ended(layout, [one.task for one in pending])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -367,6 +458,9 @@ class PendingLookup:
             task.write(sections.WRAPS, self.products[1:], unit.upper_bits)
         task.write(sections.MASKS, self.masks, unit.bits)
         return sent.astype("<u8").tobytes()
+
+
+_PendingAtClient = PendingCircuit | PendingLookup
 
 
 def _choose_inputs(

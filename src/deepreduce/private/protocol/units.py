@@ -8,6 +8,7 @@ garbled circuit for all else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ WORD_BITS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class _Unit:
+class _Unit(ABC):
     """Some elements with one function, prepared together.
 
     Attributes:
@@ -69,9 +70,24 @@ class _Unit:
         return self.step.circuit
 
     @property
+    def prepared_bytes(self) -> int:
+        """What travels offline, both ways."""
+        return self.corrections_bytes + self.answer_bytes + self.permuting_bytes
+
+    @property
     def word_type(self) -> np.dtype[np.unsignedinteger]:
         """The smallest type that holds a word."""
         return word_type(max(1, self.bits))
+
+    @property
+    @abstractmethod
+    def corrections_bytes(self) -> int:
+        """Client to server, offline."""
+
+    @property
+    @abstractmethod
+    def answer_bytes(self) -> int:
+        """Server to client, offline."""
 
     # What the other kind of unit lacks, for sums over all.
 

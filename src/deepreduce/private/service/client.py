@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ from ..protocol import (
     setup_client,
 )
 from ..ring import Words, encode
-from ..store import Bundle, BundleDamaged, BundleName, BundleStore
+from ..store import Bundle, BundleDamaged, BundleName, BundleStore, BundleWriter
 from ..wire import BUNDLE, Channel, Kind, PeerError, Traffic, WireError, connect
 from .messages import MAX_SMALL_BYTES, PROTOCOL, Hello, Prepare, Ready, Start, Welcome
 
@@ -199,10 +200,18 @@ class Client:
         if bundles < 1:
             raise UsageError(problem("at least one bundle is prepared", got=bundles, remedy="ask for 1 or more"))
         begin, before = time.perf_counter(), self._channel.snapshot()
-        layout, stored, done = self._model.layout, 0, 0
+        layout, numbers = self._model.layout, itertools.count(1)
+        left = bundles
+
+        def finished() -> None:
+            number = next(numbers)
+            if progress is not None:
+                progress(number)
+
         with self._whole_or_over():
-            while done < bundles:
-                asked = Prepare(min(bundles - done, self._welcome.bundles), self._most_together())
+            while left:
+                asked = Prepare(min(left, self._welcome.bundles), self._most_together())
+                left -= asked.bundles
                 self._channel.send(Kind.PREPARE, asked.encode())
                 self._channel.receive(Kind.GO, 0)
                 if self._session is None:
@@ -212,11 +221,8 @@ class Client:
                     lot = draw_shares(
                         self._channel, layout, self._session, bundles=count, pool=self._pool, progress=layers
                     )
-                    for shares in lot:
-                        stored = self._prepare_one(self._session, shares)
-                        done += 1
-                        if progress is not None:
-                            progress(done)
+                    self._prepare_together(self._session, lot, finished)
+        stored = _bundle_bytes(self._model)
         return Preparation(bundles, time.perf_counter() - begin, self._channel.snapshot() - before, stored)
 
     @contextlib.contextmanager
@@ -231,25 +237,34 @@ class Client:
     def _most_together(self) -> int:
         return max(1, min(self._welcome.together, _TOGETHER_BYTES // self._model.layout.client_share_bytes))
 
-    def _prepare_one(self, session: ClientSession, shares: Shares) -> int:
-        number = session.numbers.take()
-        name = BundleName(session.identifier, number)
-        sections = client_sections(self._model.layout)
-        with self._store.create(name, sections, {"start": session.start.hex()}) as writer:
-            prepare_client(self._channel, self._model.layout, session, number, shares, writer)
-            writer.finish()
-            # The server has published its half when it says so: a half that lies here always has a partner there.
-            ready = Ready.decode(self._channel.receive_any({Kind.READY: MAX_SMALL_BYTES})[1])
-            if ready.number != number:
-                raise WireError(
-                    problem(
-                        f"the server confirms bundle {number}",
-                        got=ready.number,
-                        remedy="connect again and prepare anew",
+    def _prepare_together(self, session: ClientSession, lot: Sequence[Shares], finished: Callable[[], None]) -> None:
+        """Make our halves of bundles whose shares are there."""
+        layout, writers = self._model.layout, dict[int, BundleWriter]()
+        with contextlib.ExitStack() as stack:
+
+            def begin(number: int) -> BundleWriter:
+                name, meta = BundleName(session.identifier, number), {"start": session.start.hex()}
+                writer = stack.enter_context(self._store.create(name, client_sections(layout), meta))
+                writers[number] = writer
+                return writer
+
+            def done(number: int) -> None:
+                writer = writers.pop(number)
+                writer.finish()
+                # The server has published its half when it says so: a half that lies here always has a partner there.
+                ready = Ready.decode(self._channel.receive_any({Kind.READY: MAX_SMALL_BYTES})[1])
+                if ready.number != number:
+                    raise WireError(
+                        problem(
+                            f"the server confirms bundle {number}",
+                            got=ready.number,
+                            remedy="connect again and prepare anew",
+                        )
                     )
-                )
-            writer.publish()
-        return _bundle_bytes(self._model)
+                writer.publish()
+                finished()
+
+            prepare_client(self._channel, layout, session, lot, begin, done)
 
     def encode(self, images: NDArray[np.uint8]) -> Words:
         """Return pixels as ring elements.

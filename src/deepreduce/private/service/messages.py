@@ -32,7 +32,7 @@ from ...errors import problem
 from ..protocol import Reveal, lots
 from ..wire import WireError
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of what the frames mean; a change of any message or of the hash raises it."""
 
 MAX_SMALL_BYTES = 65_536

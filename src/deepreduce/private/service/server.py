@@ -27,7 +27,6 @@ from ..protocol import (
     Material,
     Seconds,
     ServerSession,
-    Shares,
     answer_layers,
     infer_server,
     prepare_server,
@@ -40,6 +39,7 @@ from ..store import (
     BundleGone,
     BundleName,
     BundleStore,
+    BundleWriter,
     StoreError,
     StoreFull,
     room_for_files,
@@ -391,28 +391,31 @@ class _Dialogue:
         server._store.check_room(bundles, server_sections(layout), meta)
         if not server._quota.take(self._client, bundles):  # another connection of this client was faster
             raise _Refused(LIMIT, "the bundles of this day are made; come again later")
-        each = layout.offline_bytes() - layout.linear_bytes()
+        writers: dict[int, BundleWriter] = {}
         try:
             with self._channel.patience(limits.patience_seconds(layout.linear_bytes(bundles))):
                 shares = answer_layers(
                     self._channel, layout, session, server._prepared.weights, bundles=bundles, pool=server._pool
                 )
-            for own in shares:
-                with self._channel.patience(limits.patience_seconds(each)):
-                    self._prepare_one(session, own, meta)
-                left -= 1
+            patience = limits.patience_seconds(bundles * layout.units_bytes)
+            with contextlib.ExitStack() as stack, self._channel.patience(patience):
+
+                def begin(number: int) -> BundleWriter:
+                    name, sections = BundleName(session.identifier, number), server_sections(layout)
+                    writers[number] = stack.enter_context(server._store.create(name, sections, meta))
+                    return writers[number]
+
+                def done(number: int) -> None:
+                    nonlocal left
+                    writers[number].finish()
+                    writers.pop(number).publish()
+                    self._channel.send(Kind.READY, Ready(number).encode())
+                    left -= 1
+
+                prepare_server(self._channel, layout, session, shares, begin, done, threads=server._threads)
         except (StoreError, PoolError, WeightsError):  # our fault, not the client's
             server._quota.give_back(self._client, left)
             raise
-
-    def _prepare_one(self, session: ServerSession, shares: Shares, meta: dict[str, Any]) -> None:
-        server, channel, number = self._server, self._channel, session.numbers.take()
-        name, sections = BundleName(session.identifier, number), server_sections(server._layout)
-        with server._store.create(name, sections, meta) as writer:
-            prepare_server(channel, server._layout, session, number, shares, writer, threads=server._threads)
-            writer.finish()
-            writer.publish()
-        channel.send(Kind.READY, Ready(number).encode())
 
     def _infer(self, start: Start) -> None:
         """Take the bundles that the client names and run the online phase."""
