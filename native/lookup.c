@@ -28,6 +28,17 @@
 #define ALWAYS static inline
 #endif
 
+/* Hide from the compiler where a word comes from, so that it makes no branch of a mask. */
+ALWAYS uint64_t hidden(uint64_t word) {
+#if defined(__GNUC__) || defined(__clang__)
+    __asm__("" : "+r"(word));
+    return word;
+#else
+    volatile uint64_t kept = word;
+    return kept;
+#endif
+}
+
 /* In words of 64 bits the places whose bit j is 0. */
 static const uint64_t LOW[HALVES] = {0x5555555555555555u, 0x3333333333333333u, 0x0f0f0f0f0f0f0f0fu,
                                      0x00ff00ff00ff00ffu, 0x0000ffff0000ffffu, 0x00000000ffffffffu};
@@ -120,7 +131,7 @@ ALWAYS void client_level(const Job *job, uint64_t *table, size_t n, int bits, in
 
 ALWAYS void server_level(const Job *job, uint64_t *table, size_t n, int bits, int j) {
     const size_t half = pad_words_of(bits), place = ((size_t)j * job->count + n) * half;
-    const uint64_t chosen = (uint64_t)0 - (job->indices[n] >> j & 1);
+    const uint64_t chosen = hidden((uint64_t)0 - (job->indices[n] >> j & 1));
     uint64_t pad[MOST_WORDS];
     if (j >= bits) {
         return;
@@ -171,7 +182,7 @@ static void carries(const uint64_t *values, size_t count, int bits, uint64_t *ou
     const size_t words = words_of(bits);
     const uint64_t whole = bits < HALVES ? ((uint64_t)1 << (1 << bits)) - 1 : ~(uint64_t)0;
     for (size_t n = 0; n < count; n++) {
-        const int64_t first = ((int64_t)1 << bits) - (int64_t)values[n];
+        const int64_t first = (int64_t)(((uint64_t)1 << bits) - values[n]);
         for (size_t i = 0; i < words; i++) {
             const int64_t below = first - (int64_t)(64 * i); /* so many zeros, at least none and at most all */
             const uint64_t is_inside = (uint64_t)0 - (uint64_t)(below < 64), is_begun = (uint64_t)0 - (uint64_t)(below <= 0);

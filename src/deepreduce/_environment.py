@@ -55,9 +55,10 @@ def _kernels() -> dict[str, str]:
     try:
         from .private import homomorphic, ring, transfer
         from .private.garbling import describe
+        from .private.protocol import lookup
 
         backends = {"transfer": transfer.default_backend(), "ring": ring.default_backend()}
-        backends["homomorphic"] = homomorphic.default_backend()
+        backends |= {"homomorphic": homomorphic.default_backend(), "lookup": lookup.default_backend()}
         return {"garbling": str(describe()["backend"]), **backends}
     except (ImportError, MissingExtraError):
         return {}

@@ -231,6 +231,26 @@ def test_weights_in_a_file_are_computed_once_and_shared_with_workers(
     assert np.array_equal(total, convolve(shape, share, weights) & ring(keys))
 
 
+def test_a_file_of_weights_that_is_cut_off_ends_no_process(keys: Keys, tmp_path: Path) -> None:
+    """To read a map beyond the end of its file would."""
+    shape, file = layer(9, 17, 16), tmp_path / "layer"
+    prepared = prepare_weights(
+        keys.parameters, plan_layer(shape), np.ones(shape.weight_shape, int), weight_bits=8, file=file
+    )
+    asked = request(keys, prepared.plan, draw_share(keys.parameters, shape.in_shape))
+    with open_pool(2) as pool:
+        respond(prepared, PublicKey.of(keys), asked, pool=pool)
+        os.truncate(file, 4096)
+        with pytest.raises(WeightsError, match=r"another size.*Do: start the server again.*Where: "):
+            respond(prepared, PublicKey.of(keys), asked, pool=pool)
+        file.unlink()
+        other = prepare_weights(
+            keys.parameters, prepared.plan, np.ones(shape.weight_shape, int), weight_bits=8, file=file
+        )
+        file.unlink()
+        respond(other, PublicKey.of(keys), asked)  # who has mapped it has it still
+
+
 def pages(plan: Plan, parameters: Parameters) -> tuple[int, int]:
     """Return where the table of a file of prepared weights ends, and where its values begin."""
     table = 4096 + 5 * plan.weight_polynomials + 4

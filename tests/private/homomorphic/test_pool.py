@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,13 +24,39 @@ def test_example() -> None:
         assert sorted(pool.map(both.wait, [(), ()])) == [0, 1]
 
 
-def test_an_error_of_a_job_is_its_own_and_the_others_run_on() -> None:
-    done: list[int] = []
-    with ThreadPool(2) as pool:
+def test_an_error_of_a_job_ends_the_others_and_keeps_nothing() -> None:
+    class Large:
+        """Stands for a message in memory."""
+
+    begun, go = threading.Event(), threading.Event()
+    ended: list[int] = []
+
+    def job(number: int, held: Large) -> None:
+        if number == 1:
+            begun.set()
+            assert go.wait(SECONDS)
+            time.sleep(0.1)
+        if number == 0:
+            assert begun.wait(SECONDS)
+            go.set()
+            raise ZeroDivisionError
+        time.sleep(0.01)
+        ended.append(number)
+
+    def fail(pool: Pool) -> weakref.ref[Large]:
+        held = Large()
         with pytest.raises(ZeroDivisionError):
-            pool.map(lambda number: done.append(6 // number), [(1,), (0,), (2,), (3,)])
-        assert pool.map(abs, [(-1,)] * 4) == [1] * 4
-        assert sorted(done) == [2, 3, 6]
+            pool.map(job, [(number, held) for number in range(50)])
+        assert 1 in ended and len(ended) < 49  # those that ran were waited for
+        return weakref.ref(held)
+
+    gc.disable()  # nothing may hang on a cycle until it is collected
+    try:
+        with ThreadPool(2) as pool:
+            assert fail(pool)() is None
+            assert pool.map(abs, [(-1,)] * 4) == [1] * 4
+    finally:
+        gc.enable()
 
 
 def test_closing_fails_what_has_not_begun_and_waits_for_what_has() -> None:

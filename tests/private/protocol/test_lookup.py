@@ -116,3 +116,8 @@ def test_the_kernel_checks_every_size(way: str) -> None:
     ):
         with pytest.raises(ValueError, match="sizes are in range"):
             function(*given)
+
+
+def test_words_of_other_types_are_words() -> None:
+    for kind in (">u8", "<u4"):
+        assert np.array_equal(carries(np.array([1, 7], kind), 3), carries(np.array([1, 7], np.uint64), 3))

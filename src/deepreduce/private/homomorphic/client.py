@@ -51,7 +51,7 @@ def request(keys: Keys, plan: Plan, share: Words, *, pool: Pool | None = None) -
 
     Raises:
         LayerError: the share has another shape, or a number is out of the ring.
-        PoolError: a worker died.
+        PoolError: a worker died, or the pool was closed.
     """
     if share.dtype != np.uint64 or (share.size and int(share.max()) >> keys.parameters.ring_bits):
         raise LayerError(
@@ -80,7 +80,7 @@ def receive(keys: Keys, answer: Answer, *, pool: Pool | None = None) -> Words:
 
     Raises:
         MessageError: the answer has words out of range.
-        PoolError: a worker died.
+        PoolError: a worker died, or the pool was closed.
     """
     plan = answer.plan
     found = np.zeros(plan.outputs, np.uint64)

@@ -26,4 +26,4 @@ class WeightsError(HomomorphicError):
 
 
 class PoolError(HomomorphicError):
-    """A worker process died, or a job overran its deadline."""
+    """The pool was closed, a worker process died or overran its deadline, or the system gives no more threads."""

@@ -11,7 +11,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
@@ -71,7 +71,7 @@ class Pool(ABC):
 
         Raises:
             PoolError: the pool is closed, or a worker died or overran its deadline.
-            Exception: what the function raised, the first in order; the other jobs run on.
+            Exception: what the function raised, the first in order.
         """
 
     @abstractmethod
@@ -80,7 +80,10 @@ class Pool(ABC):
 
 
 class ThreadPool(Pool):
-    """Threads of this process, for functions that compute without Python's lock. A job that runs is never cut off."""
+    """Threads of this process, for functions that compute without Python's lock.
+
+    A job that runs is never cut off, so jobs are short. None may use or close the pool that it runs in.
+    """
 
     in_this_process = True
 
@@ -94,15 +97,31 @@ class ThreadPool(Pool):
         return self._turns
 
     def map(self, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> list[R]:
-        """See the base."""
+        """See the base. After an error jobs that have not begun never do, and those that have are waited for."""
+        futures: list[Future[R]] = []
+        future: Future[R] | None = None
         try:
-            futures = [self._executor.submit(function, *arguments) for arguments in jobs]
-        except RuntimeError as error:  # closed, or the system gives no more threads
-            raise closed(error) from error
-        try:
-            return [future.result() for future in futures]
+            for arguments in jobs:
+                futures.append(self._submit(function, arguments))
+            found = []
+            for future in futures:
+                found.append(future.result())
+            return found
         except CancelledError as error:
             raise closed() from error
+        finally:
+            wait([future for future in futures if not future.cancel()])
+            futures, future = [], None  # an error's traceback leads here, and would keep all that the jobs hold
+
+    def _submit(self, function: Callable[..., R], arguments: tuple[Any, ...]) -> Future[R]:
+        try:
+            return self._executor.submit(function, *arguments)
+        except RuntimeError as error:
+            if self._executor._shutdown:
+                raise closed() from error
+            raise PoolError(
+                problem("the system must give threads", got=error, remedy="ask for fewer workers, or serve fewer")
+            ) from error
 
     def close(self) -> None:
         """End the threads once what they compute is done, and wait for that."""
@@ -139,9 +158,9 @@ def shares(count: int, pool: Pool | None) -> list[range]:
     return [range(first, last) for first, last in itertools.pairwise(bounds)]
 
 
-def closed(cause: object = "a closed pool") -> PoolError:
+def closed() -> PoolError:
     """Return the error for work that no worker does any more."""
-    return PoolError(problem("the pool must be open", got=cause, remedy="open another one"))
+    return PoolError(problem("the pool must be open", got="a closed pool", remedy="open another one"))
 
 
 def _cores() -> int:

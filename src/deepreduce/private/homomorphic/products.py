@@ -57,6 +57,7 @@ def read_inputs(
         MessageError: a word is not below its prime.
         UsageError: the way does not run here.
     """
+    assert pool is None or pool.in_this_process  # the jobs write into our memory
     context, chosen = scheme(parameters), choose(backend)
     words = np.empty((len(bodies), 2, len(context.primes), parameters.degree), np.uint64)
     run(pool, read_input, [(parameters, body, one) for body, one in zip(bodies.values(), words, strict=True)])

@@ -57,7 +57,8 @@ def respond(
 
     Raises:
         MessageError: key, request and weights do not belong together, or a word is out of range.
-        PoolError: a worker died.
+        PoolError: a worker died, or the pool was closed.
+        WeightsError: the weights are not as they were prepared.
     """
     plan = prepared.plan
     if not prepared.parameters == public_key.parameters == request.parameters or plan != request.plan:
@@ -71,10 +72,11 @@ def respond(
     if pool is None or pool.in_this_process:
         found = _answer_here(prepared, public_key, request.bodies, pool)
     else:
-        jobs = []
+        order, jobs = sorted(range(plan.answers), key=lambda answer: requests_of(plan, answer)), []
         for part in shares(plan.answers, pool):
-            needed = {number: request.bodies[number] for answer in part for number in requests_of(plan, answer)}
-            jobs.append((prepared, public_key, needed, part))
+            answers = order[part.start : part.stop]
+            needed = {number: request.bodies[number] for answer in answers for number in requests_of(plan, answer)}
+            jobs.append((prepared, public_key, needed, answers))
         found = pool.map(_answer_apart, jobs)
     share = np.zeros(plan.outputs, np.uint64)
     bodies: list[bytes] = [b""] * plan.answers
@@ -107,6 +109,8 @@ def _answer_here(
 ) -> list[list[tuple[int, bytes, Words]]]:
     """Make all answers in this process."""
     workers = 1 if pool is None else pool.workers
+    if isinstance(prepared, PreparedWeights):
+        prepared.check_file()
     with nullcontext() if pool is None else pool.turn():
         sums, blinder = _Sums.of(prepared, dict(enumerate(bodies)), pool), Blinder(public_key)
         parts = _parts(prepared.plan, range(prepared.plan.answers), workers)
@@ -114,14 +118,14 @@ def _answer_here(
 
 
 def _answer_apart(
-    prepared: PreparedWeights | PlainWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: range
+    prepared: PreparedWeights | PlainWeights, public_key: PublicKey, bodies: dict[int, bytes], answers: Sequence[int]
 ) -> list[tuple[int, bytes, Words]]:
     """Make some answers in another process; one worker's job."""
     sums, blinder = _Sums.of(prepared, bodies, None), Blinder(public_key)
     return [one for part in _parts(prepared.plan, answers, 1) for one in _answer(sums, blinder, part)]
 
 
-def _parts(plan: Plan, answers: range, workers: int) -> list[list[int]]:
+def _parts(plan: Plan, answers: Sequence[int], workers: int) -> list[list[int]]:
     """Cut answers into parts of up to `TOGETHER` that add up the same requests; smaller ones where answers are few."""
     most = max(1, min(TOGETHER, -(-len(answers) // workers)))
     found = []

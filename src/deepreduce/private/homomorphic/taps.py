@@ -90,6 +90,7 @@ class Gatherer:
 
 
 def _spread(weights: PlainWeights, bodies: Mapping[int, bytes], pool: Pool | None) -> Spread:
+    assert pool is None or pool.in_this_process  # the jobs write into our memory
     parameters, margin = weights.parameters, int(weights.plan.taps.exponents.max())
     found = np.empty((len(bodies), 2, _primes(weights).size, margin + parameters.degree), np.uint64)
     run(pool, _spread_one, [(weights, body, margin, one) for body, one in zip(bodies.values(), found, strict=True)])

@@ -4,7 +4,8 @@ The file (mode 0600: it holds the model) is one line of JSON padded to 4,096 byt
 (0: all its weights are zero, 1: not), the CRC-32 of each polynomial's values and that of the table so far, padded to
 4,096; then per polynomial the NTT values modulo each data prime, 8 bytes each. Numbers are little endian. It is mapped,
 so that all workers share one copy in memory, but read once before: a wrong bit would make every answer wrong, and
-nobody could see it. What goes wrong on the disk after that is found at the next start.
+nobody could see it. A file that is cut off later is noticed before the next answer. What else goes wrong on the disk
+after that is found at the next start, to which a page that the disk cannot read any more leads: it ends the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,6 +85,18 @@ class PreparedWeights:
         if state["words"] is None:
             state["words"] = _map(state["file"], state["header"], state["parameters"], state["plan"])
         self.__dict__.update(state)
+
+    def check_file(self) -> None:
+        """Look whether the file has its size still, because to read beyond its end would end the process.
+
+        Raises:
+            WeightsError: it has not. One that was removed is still there for whoever has mapped it.
+        """
+        if self.file is None:
+            return
+        with suppress(FileNotFoundError):
+            if self.file.stat().st_size != _offset(len(self.words)) + self.words.nbytes:
+                raise self.damaged("a file of another size")
 
     def plain(self, plan: Plan) -> PlainWeights:
         """Return the same weights for a plan of several images of the same layer."""

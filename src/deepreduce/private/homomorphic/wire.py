@@ -11,8 +11,8 @@ parameters and plan, so a message is refused by its length before anything of it
   the first that are results (`Plan.result`), all modulo the first prime, for rings beyond 43 bits modulo the product
   of the first two.
 
-Bytes per number: `Parameters.word_bytes`, `Parameters.answer_bytes`. A parsed message holds numbers
-below their primes and nothing else: SEAL never parses a byte that a stranger sent.
+Bytes per number: `Parameters.word_bytes`, `Parameters.answer_bytes`. What `read_ciphertext` and `read_answer` return
+are numbers below their primes and nothing else: SEAL never parses a byte that a stranger sent.
 """
 
 from __future__ import annotations

@@ -49,6 +49,11 @@ _LOW = [np.uint64(sum(1 << i for i in range(_WORD_BITS) if not i >> j & 1)) for 
 """Of each bit of an index within a word: the places where it is 0."""
 
 
+def default_backend() -> str:
+    """Return what permutes tables here: "kernel" or "numpy"."""
+    return "numpy" if _kernel is None else "kernel"
+
+
 def table_words(index_bits: int) -> int:
     """Return how many words a table takes."""
     return max(1, (1 << index_bits) // _WORD_BITS)
@@ -71,7 +76,7 @@ def carries(values: Words, index_bits: int) -> Words:
     """
     if _kernel is not None and index_bits <= _KERNEL_BITS:
         found = np.empty((len(values), table_words(index_bits)), np.uint64)
-        _kernel.carries(np.ascontiguousarray(values), index_bits, found)
+        _kernel.carries(_words(values), index_bits, found)
         return found
     first = np.int64(1 << index_bits) - values.astype(np.int64)  # the lowest u with a carry
     starts = _WORD_BITS * np.arange(table_words(index_bits), dtype=np.int64)
@@ -93,8 +98,8 @@ def permute_client(table: Words, zeros: Words, ones: Words) -> tuple[Words, Word
         M_C, and y to send, as the pads.
     """
     if _kernel is not None and len(zeros) <= _KERNEL_BITS:
-        share, sent = table.copy(), np.empty(zeros.shape, np.uint64)
-        _kernel.permute_client(share, np.ascontiguousarray(zeros), np.ascontiguousarray(ones), len(zeros), sent)
+        share, sent = np.array(table, np.uint64, order="C"), np.empty(zeros.shape, np.uint64)
+        _kernel.permute_client(share, _words(zeros), _words(ones), len(zeros), sent)
         return share, sent
     share, sent = table, np.empty_like(zeros)
     for j in reversed(range(len(zeros))):
@@ -118,8 +123,7 @@ def permute_server(indices: Words, pads: Words, received: Words, index_bits: int
     words = table_words(index_bits)
     if _kernel is not None and index_bits <= _KERNEL_BITS:
         found = np.empty((len(indices), words), np.uint64)
-        own, given = np.ascontiguousarray(pads), np.ascontiguousarray(received)
-        _kernel.permute_server(np.ascontiguousarray(indices), own, given, index_bits, found)
+        _kernel.permute_server(_words(indices), _words(pads), _words(received), index_bits, found)
         return found
     share = np.zeros((len(indices), words), np.uint64)
     for j in reversed(range(index_bits)):
@@ -135,6 +139,11 @@ def look_up(table: Words, places: Words) -> Words:
     index = (places >> places.dtype.type(_INDEX_BITS)).astype(np.intp) + np.arange(0, n * words, words)
     chosen: Words = table.reshape(-1).take(index)
     return chosen >> (places & places.dtype.type(_WORD_BITS - 1)).astype(np.uint64) & np.uint64(1)
+
+
+def _words(values: Words) -> Words:
+    """Return words as the kernel reads them."""
+    return np.ascontiguousarray(values, np.uint64)
 
 
 def _halves(table: Words, j: int) -> Words:
