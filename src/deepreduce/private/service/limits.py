@@ -43,7 +43,7 @@ class ServerLimits:
             freed for each client.
         deadline_seconds: longest wait for any one message of a client, between requests included.
         slowest_bytes_per_second: of a client. For the linear layers of bundles that are prepared together, for the rest
-            of each bundle, and for a batch of images, the server waits in all `deadline_seconds` and as long as their
+            of these bundles, and for a batch of images, the server waits in all `deadline_seconds` and as long as their
             bytes take at this rate; then it ends the connection.
         handshake_seconds: longest TLS handshake, and longest wait for the HELLO after it. Before the HELLO a
             connection counts among the strangers, of whom there may be `clients` + 8 at once, see `strangers`.
