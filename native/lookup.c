@@ -185,7 +185,7 @@ static void carries(const uint64_t *values, size_t count, int bits, uint64_t *ou
         const int64_t first = (int64_t)(((uint64_t)1 << bits) - values[n]);
         for (size_t i = 0; i < words; i++) {
             const int64_t below = first - (int64_t)(64 * i); /* so many zeros, at least none and at most all */
-            const uint64_t is_inside = (uint64_t)0 - (uint64_t)(below < 64), is_begun = (uint64_t)0 - (uint64_t)(below <= 0);
+            const uint64_t is_inside = hidden((uint64_t)0 - (uint64_t)(below < 64)), is_begun = hidden((uint64_t)0 - (uint64_t)(below <= 0));
             out[n * words + i] = whole & ((whole << (below & 63) & is_inside & ~is_begun) | (whole & is_begun));
         }
     }

@@ -151,7 +151,7 @@ def test_what_each_has_of_a_lot(together: int) -> None:
     layout = make_layout(program.public, weight_bits=weight_bits(program))
     alone, each = our_cost(layout, BOTH), our_cost(layout, BOTH, together=together)
     assert each.online == alone.online and each.setup == alone.setup
-    frames = 16 * (2 * len(layout.jobs_together(together)) + together * 3 * len(layout.units))
+    frames = 16 * (2 * len(layout.jobs_together(together)) + together * (3 * len(layout.units) + 2))
     assert 0 <= together * each.offline.bytes - layout.offline_bytes(together) <= frames + 2 * together
     primes = len(layout.jobs[0].parameters.prime_bits)
     shared = [job.plan.plan for job in layout.jobs_together(together) if job.plan.images > 1]

@@ -241,7 +241,7 @@ def test_a_file_of_weights_that_is_cut_off_ends_no_process(keys: Keys, tmp_path:
     with open_pool(2) as pool:
         respond(prepared, PublicKey.of(keys), asked, pool=pool)
         os.truncate(file, 4096)
-        with pytest.raises(WeightsError, match=r"another size.*Do: start the server again.*Where: "):
+        with pytest.raises(WeightsError, match=r"cut off.*Do: start the server again.*Where: "):
             respond(prepared, PublicKey.of(keys), asked, pool=pool)
         file.unlink()
         other = prepare_weights(

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ from deepreduce.private.protocol import (
 )
 from deepreduce.private.protocol.online import Result, Reveal
 from deepreduce.private.ring import Words
+from deepreduce.private.service.messages import Ready
 from deepreduce.private.twin import Twin
-from deepreduce.private.wire import Channel
+from deepreduce.private.wire import Channel, Kind
 
 from ..program.small import images, settle
 
@@ -123,6 +125,17 @@ def begins(sinks: Sequence[Memory]) -> Callable[[int], Memory]:
     return lambda number: next(left)
 
 
+def say_ready(channel: Channel, number: int) -> None:
+    """Say what a server says when a bundle is written."""
+    channel.send(Kind.READY, Ready(number).encode())
+
+
+def hear_ready(channel: Channel, number: int) -> None:
+    """Hear it."""
+    _, message = channel.receive_any({Kind.READY: 100})
+    assert Ready.decode(message).number == number
+
+
 def ignored(number: int) -> None:
     """Do nothing about a bundle that is written."""
 
@@ -139,7 +152,7 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label", together: 
         session = setup_server(channel, layout, bytes(range(16)))
         for sinks in lots(server, together):
             bundles = answer_layers(channel, layout, session, weights, bundles=len(sinks))
-            prepare_server(channel, layout, session, bundles, begins(sinks), ignored)
+            prepare_server(channel, layout, session, bundles, begins(sinks), partial(say_ready, channel))
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(server)]
         infer_server(channel, layout, linear, materials, reveal=reveal)
@@ -150,7 +163,7 @@ def run(program: Program, values: Words, *, reveal: Reveal = "label", together: 
         shares: list[Shares] = []
         for sinks in lots(client, together):
             bundles = draw_shares(channel, layout, session, bundles=len(sinks))
-            prepare_client(channel, layout, session, bundles, begins(sinks), ignored)
+            prepare_client(channel, layout, session, bundles, begins(sinks), partial(hear_ready, channel))
             shares += bundles
         offline = channel.snapshot()
         materials = [Material(number, session.start, sink) for number, sink in enumerate(client)]

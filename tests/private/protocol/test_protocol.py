@@ -13,8 +13,8 @@ from torch import nn
 
 from deepreduce.errors import NetworkError
 from deepreduce.private.program import FormatSettings, Program, Truncation, check_public, make_program
+from deepreduce.private.protocol import GROUP_BUNDLES, make_layout, server_sections
 from deepreduce.private.protocol import layout as layout_module
-from deepreduce.private.protocol import make_layout, server_sections
 from deepreduce.private.ring import decode, signed
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import HEADER_BYTES
@@ -102,7 +102,9 @@ def test_units_go_in_groups_of_at_most_so_many_bytes(
     sizes = [sum(unit.prepared_bytes for _, unit in group) for group in groups]
     assert sum(sizes) == bundles * layout.units_bytes == layout.offline_bytes(bundles) - layout.linear_bytes(bundles)
     assert all(size <= most or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
-    firsts = [group[0][1].prepared_bytes for group in groups[1:]]
+    many = [{place for place, _ in group} for group in layout.groups(60)]
+    assert max(map(len, many)) <= GROUP_BUNDLES and set.union(*many) == set(range(60))
+    firsts = [group[0][1].prepared_bytes for group in groups[1:]]  # none of three bundles was too many
     assert all(size + first > most for size, first in zip(sizes, firsts, strict=False))
 
 
@@ -129,7 +131,7 @@ def test_every_byte_is_in_the_layout(program: Program, together: int) -> None:
     setup = client.sent_bytes - 2 * per_bundle - 2 // together * per_lot
     assert 0 < setup < 2_000_000  # the base transfers and the public keys
     per_lot = sum(job.answer_bytes + frame for job in jobs)
-    per_bundle = sum(unit.answer_bytes + frame for unit in units)
+    per_bundle = sum(unit.answer_bytes + frame for unit in units) + len(b'{"number":0}') + frame
     assert client.received_bytes == 2 * per_bundle + 2 // together * per_lot + (4136 + 16 + 72 + frame) + (3112 + frame)
 
 

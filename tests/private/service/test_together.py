@@ -14,7 +14,7 @@ from deepreduce.private.protocol import layout as layout_module
 from deepreduce.private.service import ServerLimits
 from deepreduce.private.service import client as client_module
 from deepreduce.private.service import server as server_module
-from deepreduce.private.store import BundleWriter, StoreFull
+from deepreduce.private.store import BundleName, BundleWriter, StoreFull
 from deepreduce.private.wire import PeerError
 
 from .parties import serving, small, sure, tiny
@@ -62,6 +62,30 @@ def test_bundles_end_in_whatever_groups_their_units_go(
         client.prepare(7, progress=lambda done: seen.append((done, party.client_store().count())))
         assert seen == [(n, n) for n in range(1, 8)] and party.store.count() == 7
         assert np.array_equal(client.infer(IMAGES[:7]).labels, LABELS[:7])
+
+
+def test_a_server_without_room_in_the_middle_says_so(
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the client is sending then, and has not heard yet of all that is finished."""
+    monkeypatch.setattr(layout_module, "GROUP_BYTES", 1)
+    with serving(tiny(), tmp_path, certificate) as party, party.client() as client:
+        create = party.store.create
+
+        def failing(name: BundleName, *arguments: Any) -> BundleWriter:
+            if name.number == 5:
+                raise StoreFull("no room")
+            return create(name, *arguments)
+
+        monkeypatch.setattr(party.store, "create", failing)
+        with pytest.raises(PeerError, match="no room for as many bundles"):
+            client.prepare(9)
+        made = party.store.count()
+        assert 3 <= made == party.client_store().count() <= 5
+        assert not list(party.store.folder.rglob("*.partial")) + list(party.client_store().folder.rglob("*.partial"))
+        monkeypatch.setattr(party.store, "create", create)
+        with party.client() as other:
+            assert np.array_equal(other.infer(IMAGES[:7]).labels, LABELS[:7])
 
 
 def test_fewer_go_together_where_they_would_take_too_much(

@@ -258,6 +258,28 @@ def test_giving_up_reaches_a_peer_that_sends(
     assert (client.sent_bytes < 2**25) or lingers
 
 
+@pytest.mark.parametrize("through_tls", [False, True])
+def test_giving_up_reaches_a_peer_that_sends_and_has_not_listened(
+    pair: Pair,
+    tls_pair: Callable[[], Pair],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    through_tls: bool,
+) -> None:
+    """What a server says of finished bundles lies before its last words."""
+    client, server = tls_pair() if through_tls else pair
+    monkeypatch.setattr(server, "_linger", lambda: None)
+    sending = pool.submit(client.send, Kind.REQUEST, np.zeros(2**25, np.uint8))
+    with pytest.raises(WireError, match="at most 1,000 bytes"):
+        server.receive_any({Kind.REQUEST: 1000})
+    for number in range(3):
+        server._dead = None  # it has just refused the request
+        server.send(Kind.READY, b'{"number":%d}' % number)
+    server.fail("limit", "no room")
+    with pytest.raises(PeerError, match="no room"):
+        sending.result(60)
+
+
 def test_failing_never_raises(pair: Pair) -> None:
     client, server = pair
     client.close()

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # the estimates of other protocols need neither numpy nor the
 MAX_TOGETHER = 1024
 """As of `service.messages`, which needs the extra `private`."""
 
+_READY_BYTES = len(b'{"number":0}')
+"""Of the message that says that a bundle is finished; a number beyond 9 is longer."""
+
 START_BYTES = LABEL_BYTES = 16
 """Start of the tweaks, beside the choices of the base transfers, see `protocol.session`; and a label."""
 
@@ -140,6 +143,9 @@ class _Play:
             self._correct(line, units, before)
             before = units
         self._correct(line, [], before)
+        for _ in range(bundles):
+            line.send("server", _READY_BYTES)
+            line.receive("client")
 
     def _homomorphic(self, line: Timeline, bundles: int) -> None:
         jobs: dict[int, list[Job]] = {}

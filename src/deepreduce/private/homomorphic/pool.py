@@ -100,9 +100,16 @@ class ThreadPool(Pool):
         """See the base. After an error jobs that have not begun never do, and those that have are waited for."""
         futures: list[Future[R]] = []
         future: Future[R] | None = None
+        over = threading.Event()
+
+        def job(arguments: tuple[Any, ...]) -> R:
+            if over.is_set():  # it was queued, though no thread could be started for it
+                raise CancelledError
+            return function(*arguments)
+
         try:
             for arguments in jobs:
-                futures.append(self._submit(function, arguments))
+                futures.append(self._submit(job, arguments))
             found = []
             for future in futures:
                 found.append(future.result())
@@ -110,12 +117,13 @@ class ThreadPool(Pool):
         except CancelledError as error:
             raise closed() from error
         finally:
+            over.set()
             wait([future for future in futures if not future.cancel()])
-            futures, future = [], None  # an error's traceback leads here, and would keep all that the jobs hold
+            futures, future = [], None  # they hold the error, whose traceback leads here: a cycle, with all there is
 
-    def _submit(self, function: Callable[..., R], arguments: tuple[Any, ...]) -> Future[R]:
+    def _submit(self, job: Callable[[tuple[Any, ...]], R], arguments: tuple[Any, ...]) -> Future[R]:
         try:
-            return self._executor.submit(function, *arguments)
+            return self._executor.submit(job, arguments)
         except RuntimeError as error:
             if self._executor._shutdown:
                 raise closed() from error

@@ -109,9 +109,9 @@ def _answer_here(
 ) -> list[list[tuple[int, bytes, Words]]]:
     """Make all answers in this process."""
     workers = 1 if pool is None else pool.workers
-    if isinstance(prepared, PreparedWeights):
-        prepared.check_file()
     with nullcontext() if pool is None else pool.turn():
+        if isinstance(prepared, PreparedWeights):
+            prepared.check_file()
         sums, blinder = _Sums.of(prepared, dict(enumerate(bodies)), pool), Blinder(public_key)
         parts = _parts(prepared.plan, range(prepared.plan.answers), workers)
         return run(pool, _answer, [(sums, blinder, answers) for answers in parts])

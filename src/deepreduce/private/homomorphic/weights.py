@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,16 +86,20 @@ class PreparedWeights:
         self.__dict__.update(state)
 
     def check_file(self) -> None:
-        """Look whether the file has its size still, because to read beyond its end would end the process.
+        """Look whether the file that is mapped has its size still: to read beyond its end would end the process.
 
         Raises:
-            WeightsError: it has not. One that was removed is still there for whoever has mapped it.
+            WeightsError: it has not.
         """
-        if self.file is None:
+        mapped = getattr(self.words, "_mmap", None)
+        if mapped is None:
             return
-        with suppress(FileNotFoundError):
-            if self.file.stat().st_size != _offset(len(self.words)) + self.words.nbytes:
-                raise self.damaged("a file of another size")
+        try:
+            size = mapped.size()
+        except OSError as error:
+            raise self.damaged(error) from error
+        if size != _offset(len(self.words)) + self.words.nbytes:
+            raise self.damaged("a file that was cut off, or has grown")
 
     def plain(self, plan: Plan) -> PlainWeights:
         """Return the same weights for a plan of several images of the same layer."""

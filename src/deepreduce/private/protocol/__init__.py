@@ -6,7 +6,7 @@
     layout.py       who does what in which order, and every size, from the public program alone
     session.py      the set-up of a connection: base transfers, offsets, keys
     sections.py     what each party keeps of a bundle, by name
-    offline.py      prepare_client, prepare_server: one bundle at each party
+    offline.py      prepare_client, prepare_server: bundles at each party
     linear.py       draw_shares, answer_layers: the encrypted part before that, of one bundle or several together
     online.py       infer_client, infer_server: images to labels, a bundle per image
     memory.py       what the server holds of a batch online, and the pieces in which it works on it
@@ -17,7 +17,7 @@ Nothing here knows of files and sockets beyond a `wire.Channel`, and a place to 
 `online` alone knows, which tells where its seconds went.
 """
 
-from .layout import Job, Layout, lots, make_layout
+from .layout import GROUP_BUNDLES, Job, Layout, lots, make_layout
 from .linear import Shares, answer_layers, draw_shares
 from .offline import prepare_client, prepare_server
 from .online import Material, Result, Reveal, Seconds, infer_client, infer_server
@@ -26,6 +26,7 @@ from .session import ClientSession, ServerSession, setup_client, setup_server
 from .units import GarbledUnit, LookupUnit, OnlineRound, Unit
 
 __all__ = [
+    "GROUP_BUNDLES",
     "ClientSession",
     "GarbledUnit",
     "Job",

@@ -29,6 +29,9 @@ GROUP_BYTES = 6 << 20
 """Most that travels for units whose messages go together, both ways, if there are several. A group takes a round trip.
 So with 100 Mbit/s and 40 ms it waits for less than a tenth of its time, and it stays in memory."""
 
+GROUP_BUNDLES = 16
+"""Most bundles that have units in one group: each is an open file at both parties, until the next group is over."""
+
 _SMALL_RING = 39
 """Rings up to this share one set of parameters with primes of 56 bits; larger ones share another."""
 
@@ -103,7 +106,7 @@ class Layout:
         group: list[tuple[int, Unit]] = []
         size = 0
         for place, unit in itertools.product(range(bundles), self.units):
-            if group and size + unit.prepared_bytes > GROUP_BYTES:
+            if group and (size + unit.prepared_bytes > GROUP_BYTES or place - group[0][0] >= GROUP_BUNDLES):
                 yield group
                 group, size = [], 0
             group.append((place, unit))

@@ -13,8 +13,8 @@ Requests go in the order of `Layout.jobs_together` (`linear`), for several bundl
 together. The others go in the groups of `Layout.groups`, bundle by bundle and in each in the order of its units: what
 is an arrow above are the frames of a whole group, so that small units do not wait for one another. The client works one
 group ahead: it sends the corrections of a group before what permutes the tables of the group before, and the server
-answers when both are there. So neither party ever writes while the other one does, but for what the server says when a
-bundle is finished.
+answers when both are there. So neither party ever writes while the other one does, but for the few bytes that say that
+the server's half of a bundle is finished.
 
 What a party learns: the server sees encryptions, corrections and masked halves of tables, which look random without the
 client's keys, seeds and pads; the client sees blinded answers (`homomorphic.noise`), garbled tables and corrections.
@@ -22,7 +22,6 @@ client's keys, seeds and pads; the client sees blinded answers (`homomorphic.noi
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,14 +79,13 @@ def prepare_client(
     last = -1
     for last, tasks in enumerate(_grouped(layout, bundles, len(shares))):
         chosen = [_choose(task, session, layout) for task in tasks]
-        # A bundle that ends in one group is finished at the server by the time of the next answer but one.
-        _confirm(written, last - 2, done)
         answers = _receive_all(channel, pending, room)
         for corrections, _ in chosen:
             channel.send(Kind.CORRECTIONS, corrections)
         written += [(last - 1, number) for number in _finish_all(channel, layout, pending, answers)]
+        # What ended in the group before that one the server finishes after these answers, and before the next ones.
+        _confirm(written, last - 1, done)
         pending = [following for _, following in chosen]
-    _confirm(written, last - 1, done)
     answers = _receive_all(channel, pending, room)
     written += [(last, number) for number in _finish_all(channel, layout, pending, answers)]
     _confirm(written, last + 1, done)
@@ -199,10 +197,14 @@ def _bundles_server(
 
 def _grouped(layout: Layout, bundles: Iterator[_Bundle], count: int) -> Iterator[list[_Task[Any]]]:
     """Yield the units of all bundles in groups; a bundle begins with the group of its first unit."""
-    begun: list[_Bundle] = []
+    begun: dict[int, _Bundle] = {}
     for group in layout.groups(count):
-        begun += itertools.islice(bundles, group[-1][0] + 1 - len(begun))
-        yield [_Task(begun[index], unit) for index, unit in group]
+        for place, _ in group:
+            if place not in begun:
+                begun[place] = next(bundles)
+        yield [_Task(begun[place], unit) for place, unit in group]
+        last = group[-1][0]
+        begun = {last: begun[last]}  # the others have ended
 
 
 def _ended(layout: Layout, tasks: Sequence[_Task[Any]]) -> list[int]:

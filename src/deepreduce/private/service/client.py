@@ -194,8 +194,8 @@ class Client:
 
         Raises:
             UsageError: the number is out of range.
-            StoreFull: the disk or the store's limit has no room; bundles made before stay.
-            WireError: the server broke off, or does not follow the protocol; bundles made before stay.
+            StoreFull: the disk or the store's limit has no room; bundles that `progress` has heard of stay.
+            WireError: the server broke off, or does not follow the protocol; the same.
         """
         if bundles < 1:
             raise UsageError(problem("at least one bundle is prepared", got=bundles, remedy="ask for 1 or more"))
@@ -240,31 +240,33 @@ class Client:
     def _prepare_together(self, session: ClientSession, lot: Sequence[Shares], finished: Callable[[], None]) -> None:
         """Make our halves of bundles whose shares are there."""
         layout, writers = self._model.layout, dict[int, BundleWriter]()
-        with contextlib.ExitStack() as stack:
 
-            def begin(number: int) -> BundleWriter:
-                name, meta = BundleName(session.identifier, number), {"start": session.start.hex()}
-                writer = stack.enter_context(self._store.create(name, client_sections(layout), meta))
-                writers[number] = writer
-                return writer
+        def begin(number: int) -> BundleWriter:
+            name, meta = BundleName(session.identifier, number), {"start": session.start.hex()}
+            writers[number] = self._store.create(name, client_sections(layout), meta)
+            return writers[number]
 
-            def done(number: int) -> None:
-                writer = writers.pop(number)
-                writer.finish()
-                # The server has published its half when it says so: a half that lies here always has a partner there.
-                ready = Ready.decode(self._channel.receive_any({Kind.READY: MAX_SMALL_BYTES})[1])
-                if ready.number != number:
-                    raise WireError(
-                        problem(
-                            f"the server confirms bundle {number}",
-                            got=ready.number,
-                            remedy="connect again and prepare anew",
-                        )
+        def done(number: int) -> None:
+            writers[number].finish()
+            # The server has published its half when it says so: a half that lies here always has a partner there.
+            ready = Ready.decode(self._channel.receive_any({Kind.READY: MAX_SMALL_BYTES})[1])
+            if ready.number != number:
+                raise WireError(
+                    problem(
+                        f"the server confirms bundle {number}",
+                        got=ready.number,
+                        remedy="connect again and prepare anew",
                     )
-                writer.publish()
-                finished()
+                )
+            writers[number].publish()
+            del writers[number]
+            finished()
 
+        try:
             prepare_client(self._channel, layout, session, lot, begin, done)
+        finally:
+            for writer in writers.values():
+                writer.abandon()
 
     def encode(self, images: NDArray[np.uint8]) -> Words:
         """Return pixels as ring elements.

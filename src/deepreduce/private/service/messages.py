@@ -6,10 +6,10 @@
                                                           together}
     PREPARE  {bundles, together}                →
                                                 ←  GO
-             set-up, once per connection; then the linear layers of so many bundles
-             together as there may be, the rest of the first one, and
+             set-up, once per connection; then of so many bundles as go together
+             the linear layers, and the rest in groups; for each that is finished
                                                 ←  READY    {number}
-             the rest of the next one, and so on, until all are there
+             the same for the next ones, and so on, until all are there
     START    {bundles: [[session, number]..],   →
               reveal}
                                                 ←  GO       the server's halves are consumed
@@ -84,7 +84,7 @@ class Welcome:
         reveal: what it reveals.
         images: most images of one online phase.
         bundles: most bundles of one PREPARE.
-        together: most of them whose linear layers share ciphertexts.
+        together: most of them that are prepared together.
         protocol: version.
     """
 
@@ -136,7 +136,7 @@ class Prepare:
 
     Attributes:
         bundles: how many.
-        together: of how many the linear layers share ciphertexts; the last ones may be fewer.
+        together: how many are prepared together: share ciphertexts and messages; the last ones may be fewer.
     """
 
     bundles: int

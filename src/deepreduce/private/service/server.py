@@ -24,6 +24,7 @@ from ..deployment import ServerModel
 from ..homomorphic import PoolError, WeightsError, open_pool
 from ..program import LinearEvaluator, weights_to_bytes
 from ..protocol import (
+    GROUP_BUNDLES,
     Material,
     Seconds,
     ServerSession,
@@ -152,7 +153,7 @@ class Server:
         """Return how many images of one online phase keep their bundles open, with all clients at work."""
         clients = self.limits.clients
         others = 2 * (2 * clients + 16) + 2 * len(self._layout.jobs)  # connections, and weights that are mapped
-        room = room_for_files(clients * images + others)
+        room = room_for_files(clients * max(images, 2 * GROUP_BUNDLES) + others)  # or those that are being written
         fitting = max(1, min(images, (room - others) // clients))
         if fitting < images:
             log.warning("%d images at once, not %d: the system lets this process open no more files", fitting, images)
@@ -398,17 +399,18 @@ class _Dialogue:
                     self._channel, layout, session, server._prepared.weights, bundles=bundles, pool=server._pool
                 )
             patience = limits.patience_seconds(bundles * layout.units_bytes)
-            with contextlib.ExitStack() as stack, self._channel.patience(patience):
+            with self._channel.patience(patience):
 
                 def begin(number: int) -> BundleWriter:
                     name, sections = BundleName(session.identifier, number), server_sections(layout)
-                    writers[number] = stack.enter_context(server._store.create(name, sections, meta))
+                    writers[number] = server._store.create(name, sections, meta)
                     return writers[number]
 
                 def done(number: int) -> None:
                     nonlocal left
                     writers[number].finish()
-                    writers.pop(number).publish()
+                    writers[number].publish()
+                    del writers[number]
                     self._channel.send(Kind.READY, Ready(number).encode())
                     left -= 1
 
@@ -416,6 +418,9 @@ class _Dialogue:
         except (StoreError, PoolError, WeightsError):  # our fault, not the client's
             server._quota.give_back(self._client, left)
             raise
+        finally:
+            for writer in writers.values():
+                writer.abandon()
 
     def _infer(self, start: Start) -> None:
         """Take the bundles that the client names and run the online phase."""

@@ -34,7 +34,9 @@ from .frames import (
 
 _RECORD_BYTES = 16384  # of a TLS record; one write of at most this much is one record
 _FAREWELL_SECONDS = 1.0
-_LINGER_SECONDS = 0.25
+_LINGER_SECONDS = 1.0
+_WHILE_WE_SEND = {Kind.READY: 4096}
+"""What a peer may say while it takes our bytes, beside an ERROR."""
 _LEAST_SECONDS = 0.001  # for a frame when the patience has run out
 
 
@@ -406,8 +408,11 @@ class Channel:
     def _last_words(self, failure: WireError) -> WireError:
         """Return why a peer no longer takes our bytes, if it had said so before; otherwise `failure`."""
         if isinstance(failure, PeerGone):
+            clock = Deadline(self._sock, _LINGER_SECONDS)
             try:
-                self._read_header({}, Deadline(self._sock, _LINGER_SECONDS), exactly=True)
+                while True:
+                    header = self._read_header(_WHILE_WE_SEND, clock, exactly=False)
+                    self._fill(memoryview(bytearray(header.length)), clock, "bytes of a frame's body")
             except (PeerError, TlsError) as error:  # TLS has alerts of its own: a client without a certificate
                 return error
             except WireError:
