@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deepreduce.private.homomorphic import Pool, PoolError, ProcessPool, _backends, open_pool
-from deepreduce.private.homomorphic.pool import ThreadPool, run, shares
+from deepreduce.private.homomorphic.pool import run, shares
+from deepreduce.private.homomorphic.workers import ThreadPool
 
 SECONDS = 100
 """Longest wait of a test; only a defect takes that long."""

@@ -3,7 +3,7 @@
 The parts: `layer` (shapes), `packing` (convolution as products of polynomials), `tiling` (which cut is cheapest),
 `noise` (why the answer hides the weights), `parameters`, `scheme` (the edge to SEAL), `draws` (random numbers),
 `residues` and `arithmetic`, `encryption`, `wire` (messages), `client`, `server`, `weights`, `products` and `taps`
-(sums), `pool`, `steps` (the steps of a program as layers). Rings have 2 to 59 bits.
+(sums), `pool` with `workers` and `processes`, `steps` (the steps of a program as layers). Rings have 2 to 59 bits.
 
     plan = plan_layer(Layer(64, 64, 32, 32, (3, 3), (1, 1), (1, 1)))
     parameters = choose_parameters([plan], ring_bits=27, weight_bits=8)
@@ -30,7 +30,7 @@ from .layer import Layer
 from .noise import check_total
 from .packing import Plan
 from .parameters import Parameters, check_budget, choose_parameters
-from .pool import Pool, open_pool
+from .pool import Pool
 from .processes import ProcessPool
 from .scheme import Keys
 from .server import Response, respond
@@ -38,6 +38,7 @@ from .steps import StepPlan, plan_step, plan_steps
 from .tiling import plan_images, plan_layer
 from .weights import PlainWeights, PreparedWeights, prepare_weights
 from .wire import Answer, PublicKey, Request, answer_size, key_size, request_size
+from .workers import open_pool
 
 __all__ = [
     "Answer",
