@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from machine import processor_name, results_path, summary
 
 import deepreduce
+from deepreduce._cores import available_cores
 from deepreduce.private import garbling
 from deepreduce.private.circuits import FALSE, Builder, Circuit, relu
 from deepreduce.private.circuits.arithmetic import add
@@ -78,7 +79,7 @@ def main() -> int:
         "what": "half gates per second of one core, and words, by backend, beside OpenSSL's AES",
         "command": f"python benchmarks/garbling.py --repeats {options.repeats}",
         "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -42,6 +42,7 @@ from link import SERVER, Line
 from machine import public, results_path, summary
 
 import deepreduce
+from deepreduce._cores import available_cores
 from deepreduce.networks import NetworkSpec
 from deepreduce.private import delphi_online_seconds, garbling
 from deepreduce.private.deployment import About, ServerModel, load_client, load_server, make_model, save_model
@@ -114,7 +115,7 @@ def main() -> int:
     )
     parser.add_argument("--name", help="of the data file (default: that of the network)")
     parser.add_argument("--links", default="loopback,lan,wan")
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     parser.add_argument("--threads", type=int, default=cores, help="of the client; the server has half as many")
     parser.add_argument("--workers", type=int, default=cores, help="homomorphic workers of each party; they alternate")
     parser.add_argument("--together", type=int, default=64, help="bundles that are prepared together; 0 for none")

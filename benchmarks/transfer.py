@@ -25,6 +25,7 @@ import numpy as np
 from machine import processor_name, results_path, summary
 
 import deepreduce
+from deepreduce._cores import available_cores
 from deepreduce.private import transfer
 
 
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
 
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     rows = []
     for backend in transfer.available_backends():
         for field_bits in (1, 2, 4, 8):

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ._cores import available_cores
 from ._version import __version__
 from .errors import MissingExtraError
-from .training import available_cores
 
 _PACKAGES = (
     "torch", "numpy", "safetensors", "accelerate", "torch-pruning", "pyarrow", "pillow", "scikit-learn", "rich",

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .._cores import available_cores
 
 if TYPE_CHECKING:
     from ..private.deployment import ClientModel
     from ..private.service import Client
 
 STORE_HELP = "folder of the prepared bundles (default: bundles, beside FILE)"
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gigabytes(text: str) -> int:
@@ -48,13 +44,16 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=at_least_one,
-        default=cores(),
         metavar="N",
         help="threads for homomorphic encryption; processes where no kernel is built (default: the cores)",
     )
-    parser.add_argument(
-        "--threads", type=at_least_one, default=cores(), metavar="N", help="threads for the rest (default: the cores)"
-    )
+    parser.add_argument("--threads", type=at_least_one, metavar="N", help="threads for the rest (default: the cores)")
+
+
+def workers_and_threads(options: argparse.Namespace) -> tuple[int, int]:
+    """Return the two numbers that `add_threads` asks for."""
+    cores = available_cores()
+    return options.workers or cores, options.threads or cores
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +93,8 @@ def connected(options: argparse.Namespace, model: ClientModel) -> Iterator[Clien
     from ..private.store import BundleStore
     from ..private.wire import client_context
 
-    torch.set_num_threads(options.threads)
+    workers, threads = workers_and_threads(options)
+    torch.set_num_threads(threads)
     context = client_context(options.ca, cert=options.cert, key=options.key)
     folder = default_store(options.file) if options.store is None else options.store
     store = BundleStore(folder, program=model.digest, role="client", limit_bytes=options.store_limit)
@@ -103,8 +103,8 @@ def connected(options: argparse.Namespace, model: ClientModel) -> Iterator[Clien
         context,
         model,
         store,
-        workers=options.workers,
-        threads=options.threads,
+        workers=workers,
+        threads=threads,
         deadline_seconds=options.deadline,
         server_name=options.server_name,
     ) as client:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._cores import available_cores
 from ..errors import RunError, problem
-from ._private import cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +84,8 @@ def rehearse(files: Exported, pixels: NDArray[np.uint8], *, folder: Path) -> Reh
     model = load_server(files.server)
     store = BundleStore(folder / "bundles", program=model.client.digest, role="client")
     with serving(files.server, certificate, key, folder) as address:
-        context = client_context(certificate)
-        with Client.connect(address, context, model.client, store, workers=cores(), threads=cores()) as client:
+        context, cores = client_context(certificate), available_cores()
+        with Client.connect(address, context, model.client, store, workers=cores, threads=cores) as client:
             prepared = client.prepare(len(pixels))
             answers = [client.infer(image[None]) for image in pixels]
     labels = np.array([answer.labels[0] for answer in answers])
@@ -108,7 +108,7 @@ def serving(file: Path, certificate: Path, key: Path, folder: Path) -> Iterator[
     log = folder / "server.log"
     typed = [sys.executable, "-m", "deepreduce.cli", "serve", str(file), "--listen", "127.0.0.1:0"]
     typed += ["--cert", str(certificate), "--key", str(key), "--store", str(folder / "bundles")]
-    typed += ["--threads", str(max(1, cores() // 2))]  # PyTorch stalls where both parties want all cores
+    typed += ["--threads", str(max(1, available_cores() // 2))]  # PyTorch stalls where both parties want all cores
     with log.open("w") as output, subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=output, text=True) as server:
         try:
             assert server.stdout is not None

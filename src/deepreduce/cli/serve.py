@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import UsageError, problem
 from ._console import say
-from ._private import STORE_HELP, add_threads, gigabytes
+from ._private import STORE_HELP, add_threads, gigabytes, workers_and_threads
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +93,9 @@ def run(options: argparse.Namespace) -> int:
     model = load_server(options.file, serving=True)
     folder = default_store(options.file) if options.store is None else options.store
     store = BundleStore(folder, program=model.client.digest, role="server", limit_bytes=options.store_limit)
+    workers, threads = workers_and_threads(options)
     # PyTorch's threads stall where several clients want all cores at once.
-    torch.set_num_threads(options.threads if options.clients == 1 else 1)
+    torch.set_num_threads(threads if options.clients == 1 else 1)
 
     def progress(done: int, total: int) -> None:
         if done == 0:
@@ -111,8 +112,8 @@ def run(options: argparse.Namespace) -> int:
             store,
             weights_folder=folder / "weights",
             limits=limits,
-            workers=options.workers,
-            threads=options.threads,
+            workers=workers,
+            threads=threads,
             progress=progress,
         ) as server,
     ):

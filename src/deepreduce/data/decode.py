@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from deepreduce._cores import available_cores
 from deepreduce.errors import DataError, UsageError, problem
 
 MAX_PIXELS = 1 << 24
@@ -59,9 +59,9 @@ class _Report:
 
 
 def check_workers(workers: int | None) -> int:
-    """Return the number of decoding threads: `workers`, or by default one per processor this process may use."""
+    """Return the number of decoding threads: `workers`, or by default one per core, up to eight."""
     if workers is None:
-        return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        return min(8, available_cores())
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UsageError(
             problem(

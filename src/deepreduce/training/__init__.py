@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .dispatch import run_job
     from .distillation import distillation_loss
     from .estimate import plan, plan_teacher
-    from .executors import available_cores, default_workers
+    from .executors import default_workers
     from .front import Front, describe
     from .intervals import summarise, wilson_interval
     from .jobs import Context, Job, require_tracker
@@ -40,7 +40,6 @@ _HOMES = {
     "SearchSettings": "settings",
     "TrainingConfig": "config",
     "accuracy": "loop",
-    "available_cores": "executors",
     "default_workers": "executors",
     "describe": "front",
     "distillation_loss": "distillation",
@@ -69,7 +68,6 @@ __all__ = [
     "SearchSettings",
     "TrainingConfig",
     "accuracy",
-    "available_cores",
     "default_workers",
     "describe",
     "distillation_loss",

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .._cores import available_cores
 from ..census import trace
 from ..errors import UsageError, missing_extra, problem
 from .dispatch import run_job
@@ -200,11 +201,6 @@ class RayCluster:
     def close(self) -> None:
         """See `JobExecutor`; the cluster goes on."""
         self._pool.shutdown(wait=True)
-
-
-def available_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy_share(seconds: float = 0.3) -> float | None:

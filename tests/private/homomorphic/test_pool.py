@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deepreduce._environment import available_cores
+from deepreduce._cores import available_cores
 from deepreduce.private.homomorphic import Pool, PoolError, ProcessPool, _backends, open_pool
 from deepreduce.private.homomorphic.pool import run, shares
 from deepreduce.private.homomorphic.workers import ThreadPool

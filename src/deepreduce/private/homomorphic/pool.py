@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
+from ..._cores import available_cores
 from ...errors import problem
 from .errors import PoolError
 
@@ -33,7 +33,7 @@ class Pool(ABC):
     in_this_process: ClassVar[bool]
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = _cores() if workers is None else workers
+        self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise ValueError(
                 problem(
@@ -89,8 +89,3 @@ def shares(count: int, pool: Pool | None) -> list[range]:
 def closed() -> PoolError:
     """Return the error for work that no worker does any more."""
     return PoolError(problem("the pool must be open", got="a closed pool", remedy="open another one"))
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
