@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,15 @@ def client_file(folder: Path, shape: tuple[int, ...], *ops: tuple[Any, tuple[int
         shapes.append(out)
     tensors = [*(TensorFormat(each, 3, 9) for each in shapes[:-1]), TensorFormat((1,), 0, 1)]
     about = {
-        "format": "deepreduce.client", "version": 1, "network": "evil", "relus": 0, "classes": ["a", "b"],
+        "format": "deepreduce.client", "version": 2, "network": "evil", "relus": 0, "classes": ["a", "b"],
         "mean": [0.5] * shape[0], "std": [0.5] * shape[0], "weight_bits": 8,
     }  # fmt: skip
     program = np.frombuffer(public_to_bytes(PublicProgram(tuple(tensors), tuple(steps))), np.uint8)
     path = folder / "client.safetensors"
-    save_file({"program": program, "about": np.frombuffer(json.dumps(about).encode(), np.uint8)}, path)
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    checked = hashlib.sha256(f"about {text.size}\n".encode() + text.tobytes())
+    checked.update(f"program {program.size}\n".encode() + program.tobytes())
+    save_file({"program": program, "about": text, "checksum": np.frombuffer(checked.digest(), np.uint8)}, path)
     return path
 
 

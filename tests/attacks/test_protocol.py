@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from deepreduce.private.service import Client, ServerLimits
-from deepreduce.private.service.messages import Hello, Prepare, Start
+from deepreduce.private.service.messages import Hello, Lost, Prepare, Start
 from deepreduce.private.wire import (
     Channel,
     Kind,
@@ -157,7 +157,7 @@ def test_frames_of_another_connection(party: Party, foreign: Foreign) -> None:
         (Kind.OFFER, "protocol"),  # these carry the session
         (Kind.SUMS, "protocol"),
         (Kind.CORRECTIONS, "protocol"),
-        (Kind.START, "bundle"),
+        (Kind.START, "WireError"),  # what the server says is lost is not what this client named
         (Kind.KEY, "label"),  # these are as good as any other: the sender alone gets nonsense
         (Kind.REQUEST, "label"),
         (Kind.INPUT, "label"),
@@ -190,21 +190,20 @@ def prepared_names(party: Party, count: int) -> tuple[tuple[bytes, int], ...]:
 
 
 def asked(party: Party, body: bytes, kind: Kind = Kind.START) -> str:
-    """Send one request; return the answer's code, or GO."""
+    """Send one request; return the answer's code, GO, or LOST."""
     with greeted(party) as channel:
         channel.send(kind, body)
         try:
-            channel.receive(Kind.GO, 0)
+            return channel.receive_any({Kind.GO: 0, Kind.LOST: 10_000})[0].name
         except PeerError as error:
             return error.code
-        return "GO"
 
 
 def test_bundles_that_one_may_not_have(party: Party) -> None:
     (session, number), more, third = prepared_names(party, 3)
-    assert asked(party, Start(((bytes(16), 0),), "label").encode()) == "bundle"
-    assert asked(party, Start(((session, number + 10),), "label").encode()) == "bundle"
-    assert asked(party, Start(((session, 2**48 - 1),), "label").encode()) == "bundle"
+    assert asked(party, Start(((bytes(16), 0),), "label").encode()) == "LOST"
+    assert asked(party, Start(((session, number + 10),), "label").encode()) == "LOST"
+    assert asked(party, Start(((session, 2**48 - 1),), "label").encode()) == "LOST"
     twice = [[session.hex(), number]] * 2
     assert asked(party, json.dumps({"bundles": twice, "reveal": "label"}).encode()) == "protocol"
     before = party.store.count()
@@ -212,9 +211,9 @@ def test_bundles_that_one_may_not_have(party: Party) -> None:
     assert asked(party, Start(tuple((bytes(16), n) for n in range(5)), "label").encode()) == "limit"
     assert party.store.count() == before  # a refusal before the bundles are looked at costs none
     assert asked(party, Start(((session, number),), "label").encode()) == "GO"
-    assert asked(party, Start(((session, number),), "label").encode()) == "bundle"  # it is spent, though unused
-    assert asked(party, Start((more, (session, number)), "label").encode()) == "bundle"
-    assert asked(party, Start((more,), "label").encode()) == "bundle"  # spent with the one that was not there
+    assert asked(party, Start(((session, number),), "label").encode()) == "LOST"  # it is spent, though unused
+    assert asked(party, Start((more, (session, number)), "label").encode()) == "LOST"
+    assert asked(party, Start((more,), "label").encode()) == "LOST"  # spent with the one that was not there
     assert asked(party, Start((third,), "label").encode()) == "GO"
     honest(party)
 
@@ -225,9 +224,10 @@ def test_the_same_start_twice_on_one_connection(party: Party) -> None:
         client.prepare(1)
         (name,) = store.names()
         client.infer(IMAGES[:1])
-        with pytest.raises(PeerError) as refused:
-            client._start(Start(((name.session, name.number),), "label"))
-        assert refused.value.code == "bundle"
+        start = Start(((name.session, name.number),), "label")
+        client._channel.send(Kind.START, start.encode())
+        _, answer = client._channel.receive_any({Kind.LOST: 10_000})
+        assert Lost.decode(answer, start) == Lost((0,), (name.session,))
     honest(party)
 
 
@@ -237,7 +237,7 @@ def test_one_bundle_for_many_clients_at_once(certificate: tuple[Path, Path], tmp
         (name,) = prepared_names(wide, 1)
         with ThreadPoolExecutor(6) as threads:
             answers = list(threads.map(lambda _: asked(wide, Start((name,), "label").encode()), range(6)))
-    assert sorted(answers) == ["GO", *["bundle"] * 5]
+    assert sorted(answers) == ["GO", *["LOST"] * 5]
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_a_request_takes_no_more_memory_than_allowed(home: Home, tmp_path: Path)
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)
             server.communicate(timeout=300)
-    assert "1 image at once, not 64" in told and "more than the limit of 0.0 MiB" in told
+    assert "images at once: 1, not 64" in told and "more than the limit of 0.0 MiB" in told
 
 
 def failing(typed: list[str], capsys: pytest.CaptureFixture[str]) -> str:

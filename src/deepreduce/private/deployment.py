@@ -6,8 +6,11 @@ Both are safetensors files, so nothing is unpickled:
 * `about`: UTF-8 JSON: `format` ("deepreduce.client" or "deepreduce.server"), `version`, `network`, `relus`, `classes`
   (names), `mean` and `std` per channel for pixels in [0, 1], `weight_bits`.
 * `weights`, in the server's file alone: the secret part of the program, bytes.
+* `checksum`: SHA-256 of the other entries, 32 bytes. It finds what a disk or a copy has damaged, not what somebody has
+  changed.
 
-The digest of `program` and `weight_bits` names the deployment: both parties must have the same one.
+The digest of what both parties must have alike names the deployment: the version of the protocol, `program`,
+`weight_bits`, `classes`, `mean` and `std`.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ from .._json import json_field, json_list, parse_json
 from ..errors import DataError, RecipeError, RunError, printable, problem
 from .program import Program, PublicProgram, program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .program.files import MAX_PUBLIC_BYTES, MAX_SECRET_BYTES
+from .protocol import PROTOCOL
 from .protocol.layout import Layout, make_layout
 
-CLIENT, SERVER, VERSION = "deepreduce.client", "deepreduce.server", 1
+CLIENT, SERVER, VERSION = "deepreduce.client", "deepreduce.server", 2
 CLIENT_FILE, SERVER_FILE = "client.safetensors", "server.safetensors"
 _MAX_ABOUT_BYTES = 1 << 22
 
@@ -73,7 +77,9 @@ class ClientModel:
     @cached_property
     def digest(self) -> bytes:
         """32 bytes that name the deployment."""
-        named = b"deepreduce deployment 2\n" + self.weight_bits.to_bytes(2, "little")
+        about = self.about
+        alike = [PROTOCOL, self.weight_bits, about.classes, about.mean, about.std]
+        named = b"deepreduce deployment 3\n" + json.dumps(alike).encode() + b"\n"
         return hashlib.sha256(named + public_to_bytes(self.public)).digest()
 
     @cached_property
@@ -160,8 +166,8 @@ def save_model(model: ServerModel, folder: Path, *, replace: bool = False) -> tu
     public = np.frombuffer(public_to_bytes(model.client.public), np.uint8)
     secret = np.frombuffer(weights_to_bytes(model.program), np.uint8)
     contents = {
-        client: save({"program": public, "about": _about_bytes(model.client, CLIENT)}),
-        server: save({"program": public, "about": _about_bytes(model.client, SERVER), "weights": secret}),
+        client: _file({"program": public, "about": _about_bytes(model.client, CLIENT)}),
+        server: _file({"program": public, "about": _about_bytes(model.client, SERVER), "weights": secret}),
     }
     if not replace:
         for path, content in contents.items():
@@ -178,6 +184,19 @@ def save_model(model: ServerModel, folder: Path, *, replace: bool = False) -> tu
         with replacing(path, private=path == server) as temporary:
             temporary.write_bytes(content)
     return server, client
+
+
+def _file(entries: dict[str, NDArray[np.uint8]]) -> bytes:
+    return save(entries | {"checksum": np.frombuffer(_checksum(entries), np.uint8)})
+
+
+def _checksum(entries: dict[str, NDArray[np.uint8]]) -> bytes:
+    """Return the SHA-256 of a file's other entries: of each its name, its length and its bytes."""
+    found = hashlib.sha256()
+    for name in sorted(set(entries) - {"checksum"}):
+        found.update(f"{name} {entries[name].size}\n".encode())
+        found.update(entries[name].data)
+    return found.digest()
 
 
 def _holds(path: Path, content: bytes) -> bool:
@@ -207,9 +226,9 @@ def load_server(path: Path, *, serving: bool = False) -> ServerModel:
         RecipeError: it is damaged, of another kind, or inconsistent.
         RunError: it will be served, and others may read it.
     """
+    client, arrays = _read(path, SERVER)
     if serving:
         _check_private(path)
-    client, arrays = _read(path, SERVER)
     program = program_from_bytes(arrays["program"].tobytes(), arrays["weights"].tobytes())
     largest = max((_bits_of(own.weight) for own in program.weights.values() if own.weight is not None), default=2)
     if largest > client.weight_bits:
@@ -218,7 +237,7 @@ def load_server(path: Path, *, serving: bool = False) -> ServerModel:
 
 
 def _check_private(path: Path) -> None:
-    if path.is_file() and (mode := open_to_others(path)):
+    if mode := open_to_others(path):
         raise RunError(
             problem(
                 "the weights that are served must be readable by their owner alone",
@@ -258,7 +277,9 @@ def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
         ) from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
-    expected = {"program", "about"} | ({"weights"} if form == SERVER else set())
+    expected = {"program", "about", "checksum"} | ({"weights"} if form == SERVER else set())
+    if set(arrays) == expected - {"checksum"}:
+        raise _damaged(path, "a file of an earlier release")
     if set(arrays) != expected or any(array.dtype != np.uint8 or array.ndim != 1 for array in arrays.values()):
         kind = "the server's" if form == SERVER else "a client's"
         raise RecipeError(
@@ -270,6 +291,8 @@ def _read(path: Path, form: str) -> tuple[ClientModel, dict[str, NDArray[Any]]]:
             )
         )
     try:
+        if arrays["checksum"].tobytes() != _checksum(arrays):
+            raise ValueError("a checksum that does not fit")
         if arrays["about"].size > _MAX_ABOUT_BYTES:
             raise ValueError("a description that is too long")
         value = parse_json(arrays["about"].tobytes())

@@ -26,7 +26,7 @@ def test_example_fewer_images_go_at_once_where_they_take_too_much(
         caplog.at_level(logging.INFO, logger="deepreduce.server"),
         serving(tiny(), tmp_path, certificate, limits=limits) as party,
     ):
-        assert any("2 images at once, not 64" in line for line in caplog.messages)
+        assert any("images at once: 2, not 64" in line for line in caplog.messages)
         with party.client("turns") as client:
             client.prepare(5)
             answer = client.infer(images)

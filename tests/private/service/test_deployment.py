@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from deepreduce.errors import DataError, DeepReduceError, RecipeError, RunError
 from deepreduce.private.deployment import About, load_client, load_server, make_model, save_model
+from deepreduce.private.protocol import PROTOCOL
 from deepreduce.private.twin import Twin
 
 from .parties import pixels, small, tiny
@@ -32,13 +34,21 @@ def about_of(path: Path) -> dict[str, Any]:
     return json.loads(load_file(path)["about"].tobytes())
 
 
+def written(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """Write a file whose checksum fits, as somebody would who changes one on purpose."""
+    found = hashlib.sha256()
+    for name in sorted(set(arrays) - {"checksum"}):
+        found.update(f"{name} {len(arrays[name])}\n".encode() + arrays[name].tobytes())
+    save_file(arrays | {"checksum": np.frombuffer(found.digest(), np.uint8)}, path)
+    return path
+
+
 def with_about(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """Write a file anew with another description."""
     arrays = load_file(path)
     value = json.loads(arrays["about"].tobytes())
     arrays["about"] = np.frombuffer(json.dumps(change(value)).encode(), np.uint8)
-    save_file(arrays, path)
-    return path
+    return written(path, arrays)
 
 
 def test_example_both_files_come_back(files: tuple[Path, Path]) -> None:
@@ -58,7 +68,7 @@ def test_only_the_owner_reads_the_servers_file_and_clients_get_no_weight(files: 
     server, client = files
     assert stat.S_IMODE(server.stat().st_mode) == 0o600
     assert sorted(path.name for path in server.parent.iterdir()) == ["client.safetensors", "server.safetensors"]
-    assert set(load_file(client)) == {"program", "about"}
+    assert set(load_file(client)) == {"program", "about", "checksum"}
     weight = next(own.weight for own in tiny().program.weights.values() if own.weight is not None)
     content = client.read_bytes()
     for kind in (np.int8, np.int16, np.int32, np.int64):
@@ -89,14 +99,43 @@ def test_a_servers_file_that_others_may_read_is_not_served(files: tuple[Path, Pa
         load_server(server)  # an estimate of it, or an export, tells nobody
     with pytest.raises(RecipeError, match="must be readable"):
         load_server(server.with_name("missing"), serving=True)
+    with pytest.raises(RecipeError, match=r"the server's file"):  # and no alarm of secrets that it does not hold
+        load_server(client, serving=True)
     assert client.stat().st_mode & 0o044 and load_client(client)  # that one is public
 
 
-def test_the_digest_names_program_and_weight_bits() -> None:
+def test_the_digest_names_what_both_parties_must_have_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     client = tiny().client
     assert len(client.digest) == 32 and client.digest != small().client.digest
     assert replace(client, weight_bits=client.weight_bits + 1).digest != client.digest
-    assert replace(client, about=small().client.about).digest == client.digest
+    for change in ({"mean": (0.51,)}, {"std": (0.26,)}, {"classes": ("ant", "cat", "bee")}):
+        assert replace(client, about=replace(client.about, **change)).digest != client.digest
+    # What people alone read, and may have translated.
+    assert replace(client, about=replace(client.about, network="other", relus=9)).digest == client.digest
+    # Bundles of another version lie in another folder.
+    monkeypatch.setattr("deepreduce.private.deployment.PROTOCOL", PROTOCOL + 1)
+    assert replace(client).digest != client.digest
+
+
+def test_every_damaged_byte_of_the_weights_is_found(files: tuple[Path, Path]) -> None:
+    server, content = files[0], files[0].read_bytes()
+    weights, checksum = (load_file(server)[name].tobytes() for name in ("weights", "checksum"))
+    last_of_weights = content.index(weights) + len(weights) - 1
+    for place in (last_of_weights, content.index(checksum), content.index(b'"mean"') + 9):
+        server.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(
+            RecipeError, match=r"a checksum that does not fit. Do: export it again. Where: .*server\.saf"
+        ):
+            load_server(server)
+
+
+def test_a_file_of_an_earlier_release_says_so(files: tuple[Path, Path]) -> None:
+    for path, load in zip(files, (load_server, load_client), strict=True):
+        arrays = load_file(path)
+        del arrays["checksum"]
+        save_file(arrays, path)
+        with pytest.raises(RecipeError, match="earlier release. Do: export it again"):
+            load(path)
 
 
 def test_weights_fit_the_bits_that_are_declared() -> None:
@@ -125,7 +164,7 @@ def test_weights_of_another_program_are_refused(files: tuple[Path, Path], tmp_pa
     other, _ = save_model(small(), tmp_path / "other")
     arrays = load_file(files[0])
     arrays["weights"] = load_file(other)["weights"]
-    save_file(arrays, files[0])
+    written(files[0], arrays)
     with pytest.raises(RecipeError, match="another program"):
         load_server(files[0])
 
@@ -154,8 +193,8 @@ def test_safetensors_of_every_other_type_are_refused(tmp_path: Path) -> None:
     "change",
     [
         {"format": "deepreduce.server"},
-        {"version": 2},
-        {"version": "1"},
+        {"version": 1},
+        {"version": "2"},
         {"network": 3},
         {"relus": "8"},
         {"classes": ["a", "b"]},
@@ -193,7 +232,7 @@ def test_a_description_with_a_key_twice_or_a_nan_is_refused(files: tuple[Path, P
     arrays = load_file(files[1])
     text = arrays["about"].tobytes().decode()
     for other in (text.replace('{"format"', '{"network":"evil","format"', 1), text.replace("{", '{"x":NaN,', 1)):
-        save_file({**arrays, "about": np.frombuffer(other.encode(), np.uint8)}, files[1])
+        written(files[1], {**arrays, "about": np.frombuffer(other.encode(), np.uint8)})
         with pytest.raises(RecipeError, match="stands twice|no number"):
             load_client(files[1])
 
@@ -221,7 +260,7 @@ def test_a_damaged_client_file_is_refused_or_harmless(tmp_path_factory: Any, dat
         found = load_client(folder / "changed")
     except DeepReduceError:
         return
-    assert found.digest  # a changed name or mean is no damage that can be seen
+    assert found.digest == tiny().client.digest and found.about == tiny().client.about  # white space of the header
 
 
 def test_images_of_another_form_are_refused() -> None:
@@ -254,5 +293,5 @@ def test_another_network_in_the_folder_is_replaced_only_on_request(files: tuple[
 def test_a_model_is_made_from_any_program() -> None:
     about = About("again", 8, ("a", "b", "c"), (0.0,), (1.0,))
     made = make_model(tiny().program, about)
-    assert made.client.about == about and made.client.digest == tiny().client.digest
+    assert made.client.about == about and made.client.digest != tiny().client.digest
     assert "weight=" not in repr(made) and "Weights(" not in repr(made)

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepreduce.private.protocol import PROTOCOL
 from deepreduce.private.service.messages import (
     MAX_IMAGES,
     MAX_SMALL_BYTES,
     MAX_TOGETHER,
-    PROTOCOL,
     Hello,
+    Lost,
     Prepare,
     Ready,
     Start,
@@ -27,10 +28,10 @@ MODEL, SESSION = bytes(range(32)), bytes(range(16))
 HEX = SESSION.hex()
 
 GOLDEN = [
-    (Hello(MODEL), b'{"protocol":6,"model":"' + MODEL.hex().encode() + b'"}'),
+    (Hello(MODEL), b'{"protocol":7,"model":"' + MODEL.hex().encode() + b'"}'),
     (
         Welcome(SESSION, ("label", "logits"), 64, 1000, 128),
-        b'{"protocol":6,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,'
+        b'{"protocol":7,"session":"000102030405060708090a0b0c0d0e0f","reveal":["label","logits"],"images":64,'
         b'"bundles":1000,"together":128}',
     ),
     (Prepare(3, 2), b'{"bundles":3,"together":2}'),
@@ -71,6 +72,45 @@ def test_the_largest_start_fits_a_small_frame() -> None:
     largest = Start(tuple((bytes([255]) * 16, 2**48 - 1 - number) for number in range(MAX_IMAGES)), "logits")
     assert len(largest.encode()) <= MAX_SMALL_BYTES
     assert Start.decode(largest.encode()) == largest
+
+
+def test_what_was_lost_comes_back() -> None:
+    other = bytes(16)
+    start = Start(((SESSION, 0), (SESSION, 5), (other, 5)), "label")
+    for lost in (Lost((0,)), Lost((0, 2), (other,)), Lost((0, 1, 2), (other, SESSION)), Lost((2,), (other,))):
+        assert Lost.decode(lost.encode(), start) == lost
+    assert Lost((0, 2), (other,)).encode() == b'{"bundles":[0,2],"sessions":["' + b"00" * 16 + b'"]}'
+    largest = Start(tuple((number.to_bytes(16, "big"), number) for number in range(MAX_IMAGES)), "label")
+    everything = Lost(tuple(range(MAX_IMAGES)), tuple(session for session, _ in largest.bundles))
+    assert len(everything.encode()) <= MAX_SMALL_BYTES
+    assert Lost.decode(everything.encode(), largest) == everything
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bundles": [], "sessions": []},
+        {"bundles": [2], "sessions": []},
+        {"bundles": [-1], "sessions": []},
+        {"bundles": [1, 0], "sessions": []},
+        {"bundles": [0, 0], "sessions": []},
+        {"bundles": [True], "sessions": []},
+        {"bundles": [0.0], "sessions": []},
+        {"bundles": ["0"], "sessions": []},
+        {"bundles": [[0]], "sessions": []},
+        {"bundles": [0]},
+        {"sessions": []},
+        {"bundles": 0, "sessions": []},
+        {"bundles": [0], "sessions": "00"},
+        {"bundles": [0], "sessions": [HEX.upper()]},
+        {"bundles": [0], "sessions": [["x"]]},
+        {"bundles": [0], "sessions": ["00" * 16]},  # of a bundle that is not lost
+    ],
+    ids=str,
+)
+def test_a_server_cannot_say_that_other_bundles_are_lost(wrong: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match=r"LOST is the JSON.*Got: .*Do: "):
+        Lost.decode(json.dumps(wrong).encode(), Start(((SESSION, 0), (bytes(16), 5)), "label"))
 
 
 @given(st.integers(1, 3000), st.integers(1, MAX_TOGETHER))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from deepreduce.private.service import ServerLimits
 from deepreduce.private.service.strangers import Strangers
+from deepreduce.private.wire import Kind
 
 from .parties import serving, sure, tiny
 
@@ -56,6 +58,44 @@ def test_of_equals_the_oldest_goes_and_who_has_greeted_stays(pairs: list[tuple[s
     assert [is_cut(peer) for _, peer in pairs[:4]] == [False, True, False, False]
     for number in (third, fourth):
         strangers.leave(number)
+
+
+def test_who_is_ending_counts_again(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    strangers = Strangers(2)
+    numbers = [strangers.admit(ours, address) for (ours, _), address in zip(pairs[:2], "aa", strict=True)]
+    for number in numbers:
+        strangers.greeted(number)
+        strangers.greeted(number)
+    assert len(strangers) == 0
+    third, fourth = (strangers.admit(ours, "b") for ours, _ in pairs[2:4])
+    assert not any(is_cut(peer) for _, peer in pairs)
+    strangers.ending(numbers[0])  # of the two addresses the other one has most
+    assert [is_cut(peer) for _, peer in pairs[:4]] == [False, False, True, False]
+    strangers.ending(numbers[1])
+    assert [is_cut(peer) for _, peer in pairs[:4]] == [False, False, True, True] or is_cut(pairs[0][1])
+    for number in (*numbers, third, fourth):
+        strangers.leave(number)
+        strangers.ending(number)
+    assert len(strangers) == 0
+
+
+def test_who_greets_and_breaks_the_protocol_keeps_nobody_waiting(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    """Each would wait two seconds for the server's last word to be taken; together they were all places there are."""
+    images, labels = sure(tiny(), 1, seed=3)
+    limits = ServerLimits(clients=2, deadline_seconds=120.0, handshake_seconds=120.0)
+    with serving(tiny(), tmp_path, certificate, limits=limits) as party, contextlib.ExitStack() as stack:
+        with party.client("honest") as client:
+            client.prepare(1)
+        for _ in range(40):
+            rude = party.client("rude")
+            rude._channel.send(Kind.INPUT, b"not now")
+            stack.callback(rude.close)
+        begin = time.monotonic()
+        with party.client("honest") as client:
+            assert np.array_equal(client.infer(images).labels, labels)
+        assert time.monotonic() - begin < 1.0
 
 
 def test_silent_connections_keep_nobody_out(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import struct
 from typing import Any
 
@@ -30,21 +32,19 @@ def test_golden_error() -> None:
     assert encode_error("busy", 'try "later"') == b'{"code": "busy", "message": "try \\"later\\""}'
 
 
-def test_golden_error_about_something() -> None:
-    body = encode_error("bundle", "gone", "00ff")
-    assert body == b'{"code": "bundle", "message": "gone", "about": "00ff"}'
-    error = decode_error(body)
-    assert (error.code, error.message, error.about) == ("bundle", "gone", "00ff")
-    assert decode_error(encode_error("bundle", "x" * 5000, "\x1b[1m" + "y" * 100)).about == "y" * 64
-    assert decode_error(encode_error("busy", "gone")).about == ""
-    for about in (b"1", b'"' + b"y" * 65 + b'"', b"null"):
-        with pytest.raises(WireError, match="ERROR frame must be JSON"):
-            decode_error(b'{"code": "busy", "message": "gone", "about": ' + about + b"}")
+def test_errors_have_four_parts() -> None:
+    for code in sorted(CODES):
+        told = decode_error(encode_error(code, "so it is"), "[::1]:7000")
+        assert (told.code, told.message, told.peer) == (code, "so it is", "[::1]:7000")
+        assert re.fullmatch(rf"[A-Z].+\. Got: {code}: so it is\. Do: .+\. Where: \[::1\]:7000\.", str(told))
+        again = pickle.loads(pickle.dumps(told))
+        assert (str(again), again.code) == (str(told), code)
+    assert "Got: news: so it is" in str(decode_error(encode_error("news", "so it is"), "peer"))  # of a newer version
 
 
 def test_numbers_of_the_kinds() -> None:
     words = "HELLO WELCOME OFFER CHOICES SUMS KEY REQUEST ANSWER CORRECTIONS TABLES PREPARE READY START GO INPUT LABELS"
-    words += " WORDS RESULT BYE"
+    words += " WORDS RESULT BYE LOST"
     assert {kind.name: kind.value for kind in Kind} == {
         **{word: number for number, word in enumerate(words.split(), 1)},
         "ERROR": 255,
@@ -57,7 +57,7 @@ def test_numbers_of_the_kinds() -> None:
         (b"HT\1\1" + bytes(12), "begin with"),
         (b"DR\2\1" + bytes(12), "version 2"),
         (b"DR\1\0" + bytes(12), "kind 0"),
-        (b"DR\1\x14" + bytes(12), "kind 20"),
+        (b"DR\1\x15" + bytes(12), "kind 21"),
         (b"DR\1\1" + bytes(11), "15 bytes"),
         (b"DR\1\1" + bytes(13), "17 bytes"),
     ],
@@ -86,7 +86,7 @@ def test_no_sequence_number_comes_twice() -> None:
 def test_errors_round_trip(code: str, message: str) -> None:
     body = encode_error(code, message)
     assert len(body) <= MAX_ERROR_BYTES
-    error = decode_error(body)
+    error = decode_error(body, "peer")
     assert error.code == code
     assert error.message == error.message.strip()
     assert error.message.isprintable()
@@ -98,7 +98,7 @@ def test_errors_round_trip(code: str, message: str) -> None:
 def test_an_error_is_cut_to_fit(message: str) -> None:
     body = encode_error("limit", message)
     assert len(body) <= MAX_ERROR_BYTES
-    assert decode_error(body).code == "limit"
+    assert decode_error(body, "peer").code == "limit"
 
 
 def test_a_code_that_is_no_word_becomes_internal() -> None:
@@ -113,7 +113,7 @@ def test_a_code_that_is_no_word_becomes_internal() -> None:
 )  # fmt: skip
 def test_wrong_errors(body: bytes) -> None:
     with pytest.raises(WireError, match="ERROR frame") as caught:
-        decode_error(body)
+        decode_error(body, "peer")
     assert not isinstance(caught.value, PeerError)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import socket
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.x509.oid import NameOID
 
 from deepreduce.errors import UsageError
 from deepreduce.private.wire import (
@@ -101,7 +104,9 @@ def test_the_server_knows_the_certificate_of_a_client(
     certificate: Certificate, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     cert, key = self_signed(tmp_path, ["client"])
-    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(cert.read_text())).hexdigest()
+    der = ssl.PEM_cert_to_DER_cert(cert.read_text())
+    printed = hashlib.sha256(der).hexdigest()  # as `openssl x509 -fingerprint -sha256` does
+    signed = hashlib.sha256(x509.load_der_x509_certificate(der).tbs_certificate_bytes).hexdigest()
     known: list[tuple[str, str]] = []
     context = server_context(*certificate, client_ca=cert)
     for ours, wanted in (((cert, key), context), ((None, None), server_context(*certificate))):
@@ -109,7 +114,47 @@ def test_the_server_knows_the_certificate_of_a_client(
         with connect(address, client_context(certificate[0], *ours), deadline_seconds=60):
             served.result(60)
     (first, name), (second, plain) = known
-    assert first == digest and digest[:16] in name and (second, plain) == ("", "client")
+    assert first == signed and printed[:16] in name and (second, plain) == ("", "client")
+
+
+def test_a_certificate_with_another_signature_is_the_same_client(
+    certificate: Certificate, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Its holder makes one without the CA: of ECDSA, (r, n - s) is a signature where (r, s) is one (SEC 1, 4.1.4)."""
+    ca, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    now, made = datetime.datetime.now(datetime.UTC), {}
+    for name, key, more in (("ca", ca, x509.BasicConstraints(ca=True, path_length=None)), ("client", own, None)):
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+        made[name] = (builder.add_extension(more, critical=True) if more else builder).sign(ca, hashes.SHA256())
+        (tmp_path / f"{name}.pem").write_bytes(made[name].public_bytes(serialization.Encoding.PEM))
+    key = tmp_path / "key.pem"
+    key.touch(mode=0o600)
+    key.write_bytes(
+        own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    found, cert = made["client"], tmp_path / "client.pem"
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
+    r, s = utils.decode_dss_signature(found.signature)
+    other = utils.encode_dss_signature(r, order - s)
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
+    body = found.tbs_certificate_bytes + algorithm + bytes([3, len(other) + 1, 0]) + other
+    twin = tmp_path / "twin.pem"
+    twin.write_text(ssl.DER_cert_to_PEM_cert(b"\x30\x82" + len(body).to_bytes(2, "big") + body))
+    context = server_context(*certificate, client_ca=tmp_path / "ca.pem")
+    known = []
+    for shown in (cert, twin):
+        address, served = serve(pool, context, lambda channel: (channel.certificate, channel.name))
+        with connect(address, client_context(certificate[0], shown, key), deadline_seconds=60):
+            known.append(served.result(60))
+    assert known[0][0] == known[1][0] and known[0][1] != known[1][1]
 
 
 def test_clients_without_certificate(certificate: Certificate, pool: ThreadPoolExecutor) -> None:
@@ -119,7 +164,9 @@ def test_clients_without_certificate(certificate: Certificate, pool: ThreadPoolE
     with connect(address, client_context(certificate[0]), deadline_seconds=60) as channel:
         with pytest.raises(TlsError, match="certificate where one is asked for"):
             served.result(60)
-        with pytest.raises(TlsError, match="give this side a certificate"):
+        with pytest.raises(
+            TlsError, match=r"must show its certificate to this server. Got: none. Do: .*--cert and --key. Where: 127"
+        ):
             channel.receive(Kind.WELCOME, 0)
 
 
@@ -128,7 +175,9 @@ def test_sending_without_certificate(certificate: Certificate, pool: ThreadPoolE
     address, served = serve(pool, context, lambda channel: channel.receive(Kind.HELLO, 0))
     with connect(address, client_context(certificate[0]), deadline_seconds=60) as channel:
         assert isinstance(served.exception(60), TlsError)
-        with pytest.raises(TlsError, match="give this side a certificate"):
+        with pytest.raises(
+            TlsError, match=r"must show its certificate to this server. Got: none. Do: .*--cert and --key. Where: 127"
+        ):
             for _ in range(100):
                 channel.send(Kind.HELLO)
 

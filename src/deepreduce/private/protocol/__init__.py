@@ -22,11 +22,13 @@ from .linear import Shares, answer_layers, draw_shares
 from .offline import prepare_client, prepare_server
 from .online import Material, Result, Reveal, Seconds, infer_client, infer_server
 from .sections import Sections, Sink, Source, client_sections, server_sections
-from .session import ClientSession, ServerSession, setup_client, setup_server
+from .session import ClientSession, ServerSession, setup_bytes, setup_client, setup_server
 from .units import GarbledUnit, LookupUnit, OnlineRound, Unit
+from .version import PROTOCOL
 
 __all__ = [
     "GROUP_BUNDLES",
+    "PROTOCOL",
     "ClientSession",
     "GarbledUnit",
     "Job",
@@ -53,6 +55,7 @@ __all__ = [
     "prepare_client",
     "prepare_server",
     "server_sections",
+    "setup_bytes",
     "setup_client",
     "setup_server",
 ]

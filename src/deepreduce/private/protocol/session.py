@@ -52,6 +52,12 @@ _SUMS_PARTS = (tree_sums_bytes(), base_choices_bytes(), LABEL_BYTES)
 """Of the messages of the set-up that carry more than one thing."""
 
 
+def setup_bytes(layout: Layout) -> int:
+    """Return what the messages of the set-up take in both directions, without their headers."""
+    keys = sum(key_size(parameters) for parameters in layout.parameters)
+    return base_offer_bytes() + sum(_CHOICES_PARTS) + sum(_SUMS_PARTS) + tree_sums_bytes() + keys
+
+
 class _Numbered:
     """Counts the bundles of a session: each number is given out once."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from ...errors import UsageError, problem
 from ..deployment import ClientModel
 from ..homomorphic import Pool, open_pool
 from ..protocol import (
+    PROTOCOL,
     ClientSession,
     Material,
     Result,
@@ -34,8 +36,11 @@ from ..protocol import (
 )
 from ..ring import Words, encode
 from ..store import Bundle, BundleDamaged, BundleName, BundleStore, BundleWriter
-from ..wire import BUNDLE, Channel, Kind, PeerError, Traffic, WireError, connect
-from .messages import MAX_SMALL_BYTES, PROTOCOL, Hello, Prepare, Ready, Start, Welcome
+from ..wire import Channel, Kind, Traffic, WireError, connect
+from .messages import MAX_SMALL_BYTES, Hello, Lost, Prepare, Ready, Start, Welcome
+
+log = logging.getLogger("deepreduce.client")
+"""Warnings of bundles that were lost."""
 
 _SECONDS, _TRAFFIC = (tuple(one.name for one in fields(kind)) for kind in (Seconds, Traffic))
 
@@ -44,6 +49,9 @@ _TOGETHER_BYTES = 1_000_000_000
 
 _IN_MEMORY_BYTES = 2_000_000_000
 """Bundles of one online phase are read into memory before it, up to this; a single one that is larger is mapped."""
+
+_MOST_REFILLS = 3
+"""How often bundles are prepared for one online phase, if the server loses them each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,6 +291,9 @@ class Client:
     def infer(self, images: NDArray[np.uint8], *, reveal: Reveal = "label") -> Inference:
         """Classify images privately; a bundle is spent on each, and missing ones are prepared first.
 
+        A bundle that is damaged, or whose other half the server does not have, is dropped with a warning in the log
+        `deepreduce.client`, and another one takes its place.
+
         Args:
             images: uint8 [n, channels, height, width], n at least 1. More than the server takes at once go in turns.
             reveal: "label" or, if the server allows it, "logits".
@@ -309,44 +320,77 @@ class Client:
     def _infer(self, values: Words, reveal: Reveal) -> Inference:
         self._model.layout.compile()
         load = len(values) * _bundle_bytes(self._model) <= _IN_MEMORY_BYTES
-        named: list[tuple[bytes, int]] = []
-        materials: list[Material] = []
+        ready: dict[BundleName, Material] = {}
         with contextlib.ExitStack() as stack:
-            while len(materials) < len(values):  # another process may take what we prepare
-                missing = len(values) - len(materials)
-                short = missing - self._store.count()
-                if short > 0:  # before any is taken, so that a failure costs none
-                    self.prepare(short)
+            refills = 0
+            while len(ready) < len(values):
+                refills += self._fill(ready, len(values), load, stack)
                 with self._whole_or_over():
-                    self._channel.check()  # a server that is gone costs none either
-                taken: list[Bundle] = []
-                with contextlib.suppress(BundleDamaged):  # it is gone, and another one takes its place
-                    taken = self._store.take_next(missing)  # from here on nobody can use them again
-                for bundle in taken:
-                    stack.callback(bundle.close)
-                for bundle in taken:
-                    with contextlib.suppress(BundleDamaged):  # so here: its header was whole, a section is not
-                        materials.append(_material(bundle, load))
-                        named.append((bundle.name.session, bundle.name.number))
+                    if refills > _MOST_REFILLS:
+                        raise WireError(
+                            problem(
+                                "the server must keep the bundles that it makes",
+                                got=f"it lost some {_MOST_REFILLS} times in a row",
+                                remedy="see the server's log and its disk",
+                            )
+                        )
+                    self._start(ready, reveal)
             with self._whole_or_over():
-                self._start(Start(tuple(named), reveal))
                 begin, before = time.perf_counter(), self._channel.snapshot()
                 result: Result = infer_client(
-                    self._channel, self._model.layout, materials, values, reveal=reveal, threads=self._threads
+                    self._channel,
+                    self._model.layout,
+                    list(ready.values()),
+                    values,
+                    reveal=reveal,
+                    threads=self._threads,
                 )
             seconds = time.perf_counter() - begin
             return Inference(result.labels, result.logits, seconds, result.seconds, self._channel.snapshot() - before)
 
-    def _start(self, start: Start) -> None:
-        """Have the server take its halves of the bundles."""
+    def _fill(self, ready: dict[BundleName, Material], count: int, load: bool, stack: contextlib.ExitStack) -> bool:
+        """Take bundles until there are `count`; return whether some had to be prepared."""
+        prepared = False
+        short = count - len(ready) - self._store.count()
+        while missing := count - len(ready):
+            if short > 0:  # before any is taken, so that a failure costs none
+                self.prepare(short)
+                prepared = True
+            with self._whole_or_over():
+                self._channel.check()  # a server that is gone costs none either
+            taken: list[Bundle] = []
+            with contextlib.suppress(BundleDamaged):  # `_warn` has heard of it
+                taken = self._store.take_next(missing, damaged=_warn)  # from here on nobody can use them again
+            for bundle in taken:
+                stack.callback(bundle.close)
+            for bundle in taken:
+                try:
+                    ready[bundle.name] = _material(bundle, load)
+                except BundleDamaged as error:  # its header was whole, a section is not
+                    _warn(error)
+            short = missing - len(taken)  # another process took what we had prepared, or holds it
+        return prepared
+
+    def _start(self, ready: dict[BundleName, Material], reveal: Reveal) -> None:
+        """Have the server take its halves of the bundles; those that it has not are taken out of `ready`."""
+        start = Start(tuple((name.session, name.number) for name in ready), reveal)
         self._channel.send(Kind.START, start.encode())
-        try:
-            self._channel.receive(Kind.GO, 0)
-        except PeerError as error:
-            if error.code == BUNDLE:  # the server lost this session's halves; of other sessions it has them
-                for session in {session for session, _ in start.bundles if session.hex() == error.about}:
-                    self._store.discard(session)
-            raise
+        kind, message = self._channel.receive_any({Kind.GO: 0, Kind.LOST: MAX_SMALL_BYTES})
+        if kind == Kind.GO:
+            return
+        lost = Lost.decode(message, start)
+        names = list(ready)
+        for place in lost.bundles:
+            del ready[names[place]]
+        more = sum(self._store.discard(session) for session in lost.sessions)
+        log.warning(
+            "prepared bundles that were lost at the server, or belong to other weights: %d; others take their place",
+            len(lost.bundles) + more,
+        )
+
+
+def _warn(error: BundleDamaged) -> None:
+    log.warning("a prepared bundle is lost, another takes its place: %s", error)
 
 
 class _Loaded:

@@ -14,6 +14,9 @@
               reveal}
                                                 ←  GO       the server's halves are consumed
              the online phase
+        or
+                                                ←  LOST     {bundles, sessions}: not all halves are there
+             START again, with others in the place of those that are lost
     BYE                                         →
 
 PREPARE and START come as often as the client likes; every other order ends in an ERROR frame. `model` is the digest of
@@ -29,11 +32,8 @@ from typing import Any
 
 from ..._json import json_field, json_list, parse_json
 from ...errors import problem
-from ..protocol import Reveal, lots
+from ..protocol import PROTOCOL, Reveal, lots
 from ..wire import WireError
-
-PROTOCOL = 6
-"""Version of what the frames mean; a change of any message or of the hash raises it."""
 
 MAX_SMALL_BYTES = 65_536
 """Longest of these messages."""
@@ -181,6 +181,44 @@ class Ready:
         """
         with _reading("READY"):
             return cls(_between(_read(data), "number", 0, (1 << 48) - 1))
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Which bundles of a START the server cannot use; it holds its halves of the others for the next one.
+
+    Attributes:
+        bundles: their places in the START, ascending, at least one.
+        sessions: those of them of which the server can use no other bundle either.
+    """
+
+    bundles: tuple[int, ...]
+    sessions: tuple[bytes, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        return _write({"bundles": list(self.bundles), "sessions": [session.hex() for session in self.sessions]})
+
+    @classmethod
+    def decode(cls, data: bytes | bytearray, start: Start) -> Lost:
+        """Read the message.
+
+        Raises:
+            WireError: it is none, or speaks of what the START did not name.
+        """
+        with _reading("LOST"):
+            value = _read(data)
+            places, sessions = value.get("bundles"), value.get("sessions")
+            if not isinstance(places, list) or not isinstance(sessions, list):
+                raise ValueError("two lists belong there")
+            if not places or any(type(place) is not int for place in places) or sorted(set(places)) != places:
+                raise ValueError("bundles are numbers that ascend, at least one")
+            if places[0] < 0 or places[-1] >= len(start.bundles):
+                raise ValueError("bundles are places in the START")
+            of_them = {start.bundles[place][0].hex(): start.bundles[place][0] for place in places}
+            if any(type(session) is not str or session not in of_them for session in sessions):
+                raise ValueError("sessions are those of the bundles")
+            return cls(tuple(places), tuple(of_them[session] for session in sessions))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How many bundles one client may have made in a day: every answer teaches a little of the weights.
 
 Each inference spends a bundle, so that what limits bundles limits inferences, and is said before an image is masked or
-anything is spent. A client is known by the fingerprint of its certificate, where the server asks for one, else by its
-address, which is worth little: many share one, and one may have many.
+anything is spent. A client is known by what the CA has signed of its certificate, where the server asks for one, so
+that each certificate counts by itself; else by its address, which is worth little: many share one, and one may have
+many.
 """
 
 from __future__ import annotations

@@ -32,8 +32,10 @@ from ..protocol import (
     infer_server,
     prepare_server,
     server_sections,
+    setup_bytes,
     setup_server,
 )
+from ..protocol import PROTOCOL as PROTOCOL_VERSION
 from ..store import (
     Bundle,
     BundleDamaged,
@@ -46,7 +48,6 @@ from ..store import (
     room_for_files,
 )
 from ..wire import (
-    BUNDLE,
     BUSY,
     DEADLINE,
     INTERNAL,
@@ -64,8 +65,7 @@ from ..wire import (
     accept,
 )
 from .limits import ServerLimits
-from .messages import MAX_SMALL_BYTES, Hello, Prepare, Ready, Start, Welcome
-from .messages import PROTOCOL as PROTOCOL_VERSION
+from .messages import MAX_SMALL_BYTES, Hello, Lost, Prepare, Ready, Start, Welcome
 from .quota import Quota
 from .strangers import Strangers
 from .weights import PreparedFolder
@@ -77,7 +77,7 @@ _EXPIRE_SECONDS = 3600.0
 """How often a server removes bundles that have become too old."""
 
 _MAKE_ROOM_SECONDS = 1.0
-"""How long a new connection waits for others to end before it is turned away."""
+"""How long a new connection waits for one that was turned out to end, before it is turned away itself."""
 
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses of IPv4 behind a translator (RFC 6052)."""
@@ -143,8 +143,7 @@ class Server:
         images = min(limits.images, memory.images(limits.batch_bytes))
         if images < limits.images:
             size = memory.of(images) / 2**20
-            these = "1 image" if images == 1 else f"{images} images"
-            log.warning("%s at once, not %d: that takes %.1f MiB for each client", these, limits.images, size)
+            log.warning("images at once: %d, not %d: that takes %.1f MiB for each client", images, limits.images, size)
         if memory.of(images) > limits.batch_bytes:  # one image is always served
             log.warning("one image takes more than the limit of %.1f MiB", limits.batch_bytes / 2**20)
         return images
@@ -153,10 +152,10 @@ class Server:
         """Return how many images of one online phase keep their bundles open, with all clients at work."""
         clients = self.limits.clients
         others = 2 * (2 * clients + 16) + 2 * len(self._layout.jobs)  # connections, and weights that are mapped
-        room = room_for_files(clients * max(images, 2 * GROUP_BUNDLES) + others)  # or those that are being written
-        fitting = max(1, min(images, (room - others) // clients))
+        room = room_for_files(clients * (images + 2 * GROUP_BUNDLES) + others)  # and those that are being written
+        fitting = max(1, min(images, (room - others) // clients - 2 * GROUP_BUNDLES))
         if fitting < images:
-            log.warning("%d images at once, not %d: the system lets this process open no more files", fitting, images)
+            log.warning("images at once: %d, not %d: the system lets this process open no more files", fitting, images)
         return fitting
 
     def __enter__(self) -> Server:
@@ -252,8 +251,7 @@ class Server:
                 name=peer,
             ) as channel:
                 client = channel.certificate or _host(peer)
-                done = functools.partial(self._strangers.leave, stranger)
-                self.handle(channel, peer=channel.name, client=client, on_greeting=done)
+                self.handle(channel, peer=channel.name, client=client, stranger=stranger)
         except WireError as error:
             log.info("%s: no handshake: %s", peer, type(error).__name__)
         finally:
@@ -266,7 +264,7 @@ class Server:
         *,
         peer: str = "client",
         client: str = "",
-        on_greeting: Callable[[], None] = lambda: None,
+        stranger: int = 0,
     ) -> None:
         """Serve one connected client until it leaves; whatever it sends, this returns.
 
@@ -274,7 +272,7 @@ class Server:
             channel: to the client; left closed after an error.
             peer: its name in the log.
             client: as whom its bundles are counted: its certificate, or its address.
-            on_greeting: called once it has said which model it wants, and is served.
+            stranger: its number among those who have not greeted yet.
         """
         with self._lock:  # `close` aborts what is here, and what comes later sees that it stops
             if self._stopping.is_set():
@@ -282,17 +280,20 @@ class Server:
                 return
             self._channels.add(channel)
         try:
-            _Dialogue(self, channel, peer, client).run(on_greeting)
+            try:
+                _Dialogue(self, channel, peer, client).run(functools.partial(self._strangers.greeted, stranger))
+            finally:
+                self._strangers.ending(stranger)
         except PeerError as error:
             log.info("%s: gave up: %s", peer, error.code)
         except PeerGone:
             log.info("%s: gone", peer)
-        except PeerTimeout as error:
+        except PeerTimeout:
             log.info("%s: too slow", peer)
-            channel.fail(DEADLINE, str(error))
+            channel.fail(DEADLINE, "the server waited too long for this client")
         except _Refused as error:
             log.info("%s: refused: %s", peer, error)
-            channel.fail(error.code, str(error), error.about)
+            channel.fail(error.code, str(error))
         except StoreFull as error:
             log.error("%s: %s", peer, error)
             channel.fail(
@@ -319,9 +320,9 @@ class Server:
 class _Refused(DeepReduceError):  # noqa: N818 - an answer, not a failure
     """A request that the server does not serve."""
 
-    def __init__(self, code: str, message: str, about: str = "") -> None:
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
-        self.code, self.about = code, about
+        self.code = code
 
 
 class _Dialogue:
@@ -331,6 +332,7 @@ class _Dialogue:
         self._server, self._channel, self._peer, self._client = server, channel, peer, client
         self._identifier = secrets.token_bytes(16)
         self._session: ServerSession | None = None
+        self._held: dict[BundleName, Bundle] = {}  # taken for a START of which others were lost
 
     def run(self, on_greeting: Callable[[], None]) -> None:
         """Greet, then serve requests until the client says goodbye."""
@@ -347,6 +349,7 @@ class _Dialogue:
             on_greeting()
             self._serve()
         finally:
+            self._release(set())
             server._slots.release()
 
     def _serve(self) -> None:
@@ -378,7 +381,8 @@ class _Dialogue:
             raise _Refused(LIMIT, f"at most {most} bundles a day are made for one client; {max(0, left)} are left now")
         channel.send(Kind.GO)
         if self._session is None:
-            self._session = setup_server(channel, server._layout, self._identifier)
+            with channel.patience(server.limits.patience_seconds(setup_bytes(server._layout))):
+                self._session = setup_server(channel, server._layout, self._identifier)
         for bundles in asked.parts():
             self._prepare_together(self._session, bundles)
         log.info("%s: prepared %d bundles", self._peer, asked.bundles)
@@ -429,32 +433,62 @@ class _Dialogue:
             raise _Refused(POLICY, f"this server reveals {' or '.join(server.limits.reveal)}")
         if len(start.bundles) > server._images:
             raise _Refused(LIMIT, f"at most {server._images} images go at once")
+        names = [BundleName(session, number) for session, number in start.bundles]
+        lost = self._take(names)
+        if lost is not None:
+            channel.send(Kind.LOST, lost.encode())
+            return
         with contextlib.ExitStack() as stack:
-            materials = [self._take(stack, *named) for named in start.bundles]
+            materials = []
+            for name in names:
+                bundle = stack.enter_context(self._held.pop(name))
+                start_of_tweaks = bytes.fromhex(str(bundle.meta.get("start")))
+                materials.append(Material(name.number, start_of_tweaks, _Checked(bundle)))
             transferred = len(materials) * server._layout.online_bytes
             stack.enter_context(channel.patience(server.limits.patience_seconds(transferred)))
             channel.send(Kind.GO)
             seconds = infer_server(channel, server._layout, server._linear, materials, reveal=start.reveal)
         log.info("%s: %d images, %s", self._peer, len(materials), _written(seconds))
 
-    def _take(self, stack: contextlib.ExitStack, session: bytes, number: int) -> Material:
-        """Take one bundle; from here on it exists in this thread alone."""
-        try:
-            bundle: Bundle = self._server._store.take(BundleName(session, number))
-        except (BundleGone, BundleDamaged) as error:
-            log.info("%s: no bundle %s-%d: %s", self._peer, session.hex()[:8], number, type(error).__name__)
-            raise _Refused(
-                BUNDLE, "the server does not have its half of a bundle; prepare new ones and try again", session.hex()
-            ) from error
-        stack.callback(bundle.close)
-        if bundle.meta.get("weights") != self._server._weights_digest:
-            log.info("%s: a bundle that was prepared with other weights", self._peer)
-            raise _Refused(
-                BUNDLE,
-                "a bundle belongs to earlier weights of this model; prepare new ones and try again",
-                session.hex(),
-            )
-        return Material(number, bytes.fromhex(str(bundle.meta.get("start"))), _Checked(bundle))
+    def _take(self, names: list[BundleName]) -> Lost | None:
+        """Take bundles, which from here on exist in this thread alone, and hold them; tell which are not there."""
+        self._release(set(names))
+        lost, over = [], set()
+        store = self._server._store
+        for place, name in enumerate(names):
+            if name in self._held:
+                continue
+            try:
+                bundle = store.take(name)
+            except BundleGone:
+                log.info("%s: no bundle %s", self._peer, name)
+                lost.append(place)
+                continue
+            except BundleDamaged as error:
+                log.warning("%s: %s", self._peer, error)
+                lost.append(place)
+                continue
+            try:
+                bundle.check()  # now that another one can still take its place
+                if bundle.meta.get("weights") == self._server._weights_digest:
+                    self._held[name] = bundle
+                    continue
+                log.info("%s: bundle %s was prepared with other weights", self._peer, name)
+                over.add(name.session)
+            except BundleDamaged as error:
+                log.warning("%s: %s", self._peer, error)
+            bundle.close()
+            lost.append(place)
+        if not lost:
+            return None
+        there = {name.session for name in store.names()} | {name.session for name in self._held}
+        over |= {names[place].session for place in lost} - there
+        return Lost(tuple(lost), tuple(sorted(over)))
+
+    def _release(self, kept: set[BundleName]) -> None:
+        """Give up the bundles that are held, but for some."""
+        for name in set(self._held) - kept:
+            self._held.pop(name).close()
 
 
 class _Checked:

@@ -1,8 +1,8 @@
-"""Connections that have not said yet who they are: bounded, and no address keeps the others out.
+"""Connections that have not said yet who they are, or are ending: bounded, and no address keeps the others out.
 
-A stranger costs the server a thread until it has shaken hands and said HELLO. When there are too many, the one that
-has waited longest goes, of the address that has most of them. So who opens connections and stays silent loses its own,
-and who shakes hands at once comes through.
+A stranger costs the server a thread until it has shaken hands and said HELLO, and so does who breaks the protocol later
+until it has heard why. When there are too many, the one that has waited longest goes, of the address that has most of
+them. So who opens connections and stays silent loses its own, and who shakes hands at once comes through.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 
 
 class Strangers:
-    """The connections that are about to greet, oldest first.
+    """The connections that are about to greet or to end, oldest first.
 
     Args:
         most: how many there may be at once, at least 1.
@@ -24,6 +24,7 @@ class Strangers:
         self._most = most
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[str, socket.socket]] = {}
+        self._served: dict[int, tuple[str, socket.socket]] = {}
         self._next = 0
 
     def __len__(self) -> int:
@@ -38,7 +39,7 @@ class Strangers:
             address: where it comes from.
 
         Returns:
-            A number, for `leave`.
+            A number, for the other methods.
 
         Raises:
             OSError: if the system gives no more file descriptors.
@@ -51,12 +52,26 @@ class Strangers:
             self._waiting[self._next] = (address, handle)
             return self._next
 
-    def leave(self, number: int) -> None:
-        """Forget a connection: it has greeted, or has ended. May be called twice."""
+    def greeted(self, number: int) -> None:
+        """A connection is served from now on, and counts no more."""
         with self._lock:
-            _, handle = self._waiting.pop(number, ("", None))
-        if handle is not None:
-            handle.close()
+            if number in self._waiting:
+                self._served[number] = self._waiting.pop(number)
+
+    def ending(self, number: int) -> None:
+        """A connection is served no more, and counts again until it has left."""
+        with self._lock:
+            if number in self._served:
+                if len(self._waiting) >= self._most:
+                    self._turn_out()
+                self._waiting[number] = self._served.pop(number)
+
+    def leave(self, number: int) -> None:
+        """Forget a connection that has ended. May be called twice."""
+        with self._lock:
+            found = self._waiting.pop(number, None) or self._served.pop(number, None)
+        if found is not None:
+            found[1].close()
 
     def _turn_out(self) -> None:
         counts = Counter(address for address, _ in self._waiting.values())

@@ -22,7 +22,6 @@ from .address import parse_address
 from .certificate import self_signed
 from .channel import Channel, Traffic
 from .errors import (
-    BUNDLE,
     BUSY,
     CODES,
     DEADLINE,
@@ -42,7 +41,6 @@ from .frames import HEADER_BYTES, MAX_ERROR_BYTES, WIRE_VERSION, Buffer, Kind
 from .tls import accept, client_context, connect, server_context
 
 __all__ = [
-    "BUNDLE",
     "BUSY",
     "CODES",
     "DEADLINE",

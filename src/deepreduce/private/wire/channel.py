@@ -7,6 +7,7 @@ both send more than the network holds at the same moment, neither reads, and bot
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -66,13 +67,15 @@ class Channel:
     """One connection to the peer.
 
     A frame that was not sent or received whole leaves the channel dead: every later call raises, except `fail` and
-    `close`. The channel owns its socket; closing it (or leaving its `with` block) closes the socket.
+    `close`. The channel owns its socket; closing it (or leaving its `with` block) closes the socket. A forked child
+    cannot use its parent's: both would encrypt different bytes under the same nonce.
 
     Args:
         sock: a connected stream socket, wrapped in TLS wherever the peer is another machine.
         deadline_seconds: how long one whole frame may take, unless a call says otherwise.
         name: how error messages call the peer.
-        certificate: SHA-256 of the peer's certificate in hexadecimal, where one was asked for and verified.
+        certificate: SHA-256 of what the CA signed of the peer's certificate, in hexadecimal, where one was asked for
+            and verified.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Channel:
         self._turns = 0
         self._spoke = False
         self._patience: float | None = None  # seconds that are left, see `patience`
+        self._process = os.getpid()
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):  # a peer that has gone already is reported by the first frame
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -237,20 +241,19 @@ class Channel:
         self._received_bytes += count
         self._read_header({}, clock, exactly=True, begun=bytes(raw[:count]))
 
-    def fail(self, code: str, message: str, about: str = "") -> None:
+    def fail(self, code: str, message: str) -> None:
         """Tell the peer why this party gives up, if it can be told at all, and close. Never raises.
 
         Args:
             code: one of the codes in `errors.py`.
             message: for a person at the other side; no secret, no path of this machine.
-            about: what the code is about, for a program there; see `PeerError`.
         """
         if self._closed:
             return
-        if not self._torn:
+        if not self._torn and self._process == os.getpid():
             with contextlib.suppress(OSError, WireError):
                 clock = Deadline(self._sock, _FAREWELL_SECONDS)
-                self._write_frame(Kind.ERROR, [memoryview(encode_error(code, message, about))], clock)
+                self._write_frame(Kind.ERROR, [memoryview(encode_error(code, message))], clock)
                 self._linger()
         self.close()
 
@@ -277,6 +280,15 @@ class Channel:
     def _begin(self, deadline_seconds: float | None) -> Deadline:
         """Check that the channel lives; until the frame is whole, count it as dead, whatever may interrupt us."""
         seconds = check_deadline(self._deadline_seconds if deadline_seconds is None else deadline_seconds)
+        if self._process != os.getpid():
+            raise WireError(
+                problem(
+                    "a channel belongs to the process that opened it",
+                    got="another process, forked from it",
+                    remedy="connect in the process that talks",
+                    where=self.name,
+                )
+            )
         if self._dead is not None:
             raise WireError(
                 problem("the channel must be alive", got=self._dead, remedy="connect again", where=self.name)
@@ -330,7 +342,7 @@ class Channel:
         if header.kind == Kind.ERROR:
             body = bytearray(header.length)
             self._fill(memoryview(body), clock, "bytes of the ERROR frame's body")
-            raise self._give_up(_reason(body))
+            raise self._give_up(_reason(body, self.name))
         return header
 
     def _check(self, header: Header, limits: Mapping[Kind, int], *, exactly: bool) -> None:
@@ -383,17 +395,7 @@ class Channel:
                 )
             )
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            certificate = "CERTIFICATE" in (error.reason or "") or "UNKNOWN_CA" in (error.reason or "")
-            return TlsError(
-                problem(
-                    "both sides must trust each other and every record must be authentic",
-                    got=error,
-                    remedy="give this side a certificate that the other side trusts"
-                    if certificate
-                    else "connect again; if it happens again, something between the two sides changes the bytes",
-                    where=self.name,
-                )
-            )
+            return TlsError(_distrusted(error.reason or str(error), self.name))
         ended = f"the connection ended after {progress}" if progress else "the connection ended"
         reason = "" if isinstance(error, EOFError) else f" ({error})"
         return PeerGone(
@@ -429,9 +431,22 @@ class Channel:
             clock.arm()
 
 
-def _reason(body: bytearray) -> WireError:
+def _distrusted(reason: str, peer: str) -> str:
+    """Say why TLS ended; `reason` is OpenSSL's word for it."""
+    must, got = "both sides must trust each other and every record must be authentic", reason
+    remedy = "connect again; if it happens again, something between the two sides changes the bytes"
+    if "CERTIFICATE_REQUIRED" in reason:
+        must, got = "a client must show its certificate to this server", "none"
+        remedy = "give one that the server's CA has signed, with --cert and --key"
+    elif "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
+        must, got = "the other side must trust this side's certificate", f"it refused: {reason}"
+        remedy = "give one that its CA has signed and that is valid now, with --cert and --key"
+    return problem(must, got=got, remedy=remedy, where=peer)
+
+
+def _reason(body: bytearray, peer: str) -> WireError:
     try:
-        return decode_error(body)
+        return decode_error(body, peer)
     except WireError as error:
         return error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepreduce.errors import DeepReduceError, printable
+from deepreduce.errors import DeepReduceError, printable, problem
 
 BUSY = "busy"
 """The server serves as many clients as it may; try again later."""
@@ -12,9 +12,6 @@ VERSION = "version"
 
 MODEL = "model"
 """The two parties hold different networks, or the server does not serve this one."""
-
-BUNDLE = "bundle"
-"""A bundle of one-time material is unknown, consumed, or belongs to someone else."""
 
 PROTOCOL = "protocol"
 """The peer sent something that the protocol does not allow."""
@@ -31,8 +28,27 @@ POLICY = "policy"
 INTERNAL = "internal"
 """The party that sends this failed by its own fault."""
 
-CODES = frozenset({BUSY, VERSION, MODEL, BUNDLE, PROTOCOL, DEADLINE, LIMIT, POLICY, INTERNAL})
+CODES = frozenset({BUSY, VERSION, MODEL, PROTOCOL, DEADLINE, LIMIT, POLICY, INTERNAL})
 """Every code that this version sends; a newer peer may know others."""
+
+
+_MEANING = {
+    BUSY: ("the server must have a place for one more client", "try again later"),
+    VERSION: ("both parties must speak the same version", "install the same version of deepreduce at both"),
+    MODEL: ("both parties must hold files of one network", "take the client's file that was made with the server's"),
+    PROTOCOL: (
+        "both parties must follow the protocol",
+        "connect again; if it happens again, install the same version of deepreduce at both",
+    ),
+    DEADLINE: (
+        "what the other side waits for must come within its deadline",
+        "connect again; if it happens again, let it wait longer with --deadline",
+    ),
+    LIMIT: ("a request must stay within what the server gives", "ask for less, or later"),
+    POLICY: ("a request must be one that the server's owner allows", "ask for what it reveals"),
+    INTERNAL: ("the other side must be able to go on", "see its log, then connect again"),
+}
+"""Of each code, what must hold and what to do."""
 
 
 class WireError(DeepReduceError):
@@ -59,15 +75,15 @@ class PeerError(WireError):
     Attributes:
         code: one of `CODES`, or a word that only a newer peer knows.
         message: one line of printable text.
-        about: the thing that the code is about, in a form that a program can read: of a bundle its session in
-            hexadecimal; empty where nothing was named.
+        peer: how error messages call it.
     """
 
-    def __init__(self, code: str, message: str, about: str = "") -> None:
+    def __init__(self, code: str, message: str, peer: str) -> None:
         self.code = printable(code)
         self.message = printable(message)
-        self.about = printable(about)
-        super().__init__(f"The peer gave up ({self.code}): {self.message}")
+        self.peer = peer
+        must, remedy = _MEANING.get(self.code, _MEANING[INTERNAL])
+        super().__init__(problem(must, got=f"{self.code}: {self.message}", remedy=remedy, where=peer))
 
     def __reduce__(self) -> tuple[type[PeerError], tuple[str, str, str]]:
-        return type(self), (self.code, self.message, self.about)
+        return type(self), (self.code, self.message, self.peer)

@@ -38,7 +38,6 @@ from .errors import INTERNAL, PeerError, WireError
 
 _HEADER = struct.Struct("<2sBBIQ")
 _MAGIC = b"DR"
-_MAX_ABOUT = 64
 _CODE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 WIRE_VERSION = 1
@@ -79,6 +78,7 @@ class Kind(IntEnum):
     WORDS = 17  # online, client: results minus the next masks, or its replies to questions
     RESULT = 18  # online, server: what is revealed
     BYE = 19  # the connection ends on purpose
+    LOST = 20  # online, server: instead of GO, which bundles have no half there
     ERROR = 255  # the sender gave up
 
 
@@ -141,27 +141,29 @@ def decode_header(data: bytes | bytearray | memoryview) -> Header:
         raise violation("the kind of a frame must be known", f"kind {kind}") from None
 
 
-def encode_error(code: str, message: str, about: str = "") -> bytes:
+def encode_error(code: str, message: str) -> bytes:
     """Return the body of an ERROR frame; a message that is too long is cut, so this never fails.
 
     Args:
         code: one of the words in `errors.py`; anything that is no word becomes "internal".
         message: for a person at the other side; it must hold nothing that they should not know.
-        about: what the code is about, for a program there, at most 64 characters; see `PeerError`.
     """
     if not _CODE.fullmatch(code):
         code = INTERNAL
     text = printable(message)[:MAX_ERROR_BYTES]
-    more = {"about": printable(about)[:_MAX_ABOUT]} if about else {}
     while True:
-        body = json.dumps({"code": code, "message": text, **more}, ensure_ascii=False).encode()
+        body = json.dumps({"code": code, "message": text}, ensure_ascii=False).encode()
         if len(body) <= MAX_ERROR_BYTES:
             return body
         text = text[: len(text) * 7 // 8]
 
 
-def decode_error(body: bytes | bytearray) -> PeerError:
+def decode_error(body: bytes | bytearray, peer: str) -> PeerError:
     """Read the body of an ERROR frame.
+
+    Args:
+        body: of the frame.
+        peer: how error messages call its sender.
 
     Returns:
         The exception, ready to be raised, with everything taken out that could harm a terminal.
@@ -173,8 +175,8 @@ def decode_error(body: bytes | bytearray) -> PeerError:
         if len(body) > MAX_ERROR_BYTES:
             raise ValueError(f"{len(body)} bytes")
         value = parse_json(bytes(body))
-        code, message, about = value["code"], value["message"], value.get("about", "")
-        if not all(isinstance(text, str) for text in (code, message, about)) or len(about) > _MAX_ABOUT:
+        code, message = value["code"], value["message"]
+        if not isinstance(code, str) or not isinstance(message, str):
             raise TypeError("no text")
         if not _CODE.fullmatch(code):
             raise ValueError("a code that is no word")
@@ -182,8 +184,9 @@ def decode_error(body: bytes | bytearray) -> PeerError:
         raise violation(
             f"an ERROR frame must be JSON with a code and a message, at most {MAX_ERROR_BYTES:,} bytes",
             "something else, so why the peer gave up is not known",
+            peer,
         ) from None
-    return PeerError(code, message, about)
+    return PeerError(code, message, peer)
 
 
 def flat_view(part: Buffer) -> memoryview:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deepreduce._files import open_to_others
-from deepreduce.errors import printable, problem
+from deepreduce.errors import missing_extra, printable, problem
 
 from .address import check_host, parse_address
 from .channel import Channel
@@ -130,10 +130,43 @@ def accept(
     secure = _wrap(connection, context, "the client", name, None)
     _shake_hands(secure, handshake_seconds, "the client", name, None)
     certificate = secure.getpeercert(binary_form=True) or b""  # it is there only where it was verified
-    digest = hashlib.sha256(certificate).hexdigest() if certificate else ""
-    if digest:
-        name = f"{name} {_common_name(secure)} {digest[:16]}"
-    return Channel(secure, deadline_seconds=deadline_seconds, name=name, certificate=digest)
+    if not certificate:
+        return Channel(secure, deadline_seconds=deadline_seconds, name=name)
+    name = f"{name} {_common_name(secure)} {hashlib.sha256(certificate).hexdigest()[:16]}"
+    try:
+        signed = hashlib.sha256(_signed_part(certificate)).hexdigest()
+    except BaseException:
+        secure.close()
+        raise
+    return Channel(secure, deadline_seconds=deadline_seconds, name=name, certificate=signed)
+
+
+def _signed_part(certificate: bytes) -> bytes:
+    """Return what its CA has signed of a certificate: its TBSCertificate (RFC 5280, section 4.1).
+
+    The rest can be written in other ways by whoever holds it: with (r, s), (r, n - s) is a signature of ECDSA, too.
+
+    Args:
+        certificate: DER, verified.
+
+    Raises:
+        TlsError: it does not follow RFC 5280.
+    """
+    try:
+        from cryptography import x509
+    except ModuleNotFoundError as error:
+        raise missing_extra("cryptography", "private", purpose="telling clients by their certificates") from error
+    try:
+        return x509.load_der_x509_certificate(certificate).tbs_certificate_bytes
+    except ValueError as error:
+        raise TlsError(
+            problem(
+                "the certificate of a client must follow RFC 5280",
+                got=error,
+                remedy="let the CA make another one",
+                where="the certificate that the client showed",
+            )
+        ) from error
 
 
 def _common_name(secure: ssl.SSLSocket) -> str:
