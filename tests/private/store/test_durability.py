@@ -103,6 +103,7 @@ def test_a_bundle_is_on_the_disk_before_it_has_a_name(
     store: BundleStore, place: Path, put: Put, calls: list[tuple[str, str]]
 ) -> None:
     name = put(store)
+    calls = [call for call in calls if call != ("pwrite", ".lock")]  # a bound of what lies there, worth no waiting
     temporary = next(where for kind, where in calls if kind == "pwrite")
     assert temporary.endswith(".partial")
     named = calls.index(("rename", temporary))

@@ -351,7 +351,7 @@ class Client:
     def _fill(self, ready: dict[BundleName, Material], count: int, load: bool, stack: contextlib.ExitStack) -> bool:
         """Take bundles until there are `count`; return whether some had to be prepared."""
         prepared = False
-        short = count - len(ready) - self._store.count()
+        short = count - len(ready) - self._store.count(count - len(ready))
         while missing := count - len(ready):
             if short > 0:  # before any is taken, so that a failure costs none
                 self.prepare(short)

@@ -126,10 +126,13 @@ def unlock(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[int]:
     """Hold the lock of the folder: what is counted, swept, created or renamed under it is done by one at a time.
 
     Taking does not need it.
+
+    Returns:
+        The open lock, a file of this user's; see `room.Room` for what is in it.
     """
     path = folder / ".lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -147,7 +150,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
                 )
             time.sleep(0.002)
         try:
-            yield
+            yield descriptor
         finally:
             unlock(descriptor)
     finally:

@@ -10,7 +10,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ._system import (
 )
 from .bundle import Bundle, open_taken
 from .format import PROGRAM_BYTES, ROLES, BundleName, Header, Role, Section, encode_meta, file_bytes, lay_out
+from .room import Room, note
 from .writer import BundleWriter, check_free
 
 _PLACE = re.compile(r"[0-9a-f]{64}-(client|server)")
@@ -84,6 +86,8 @@ class BundleStore:
         self.limit_bytes = limit_bytes
         self.keep_days = keep_days
         self._place = self.folder / f"{program.hex()}-{role}"
+        self._room = Room()
+        self._known: deque[BundleName] = deque()  # oldest first; what was made since is newer, what was taken is gone
         with explained("the folder of the store must be usable", self.folder):
             if not self.folder.is_dir():
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +121,10 @@ class BundleStore:
         temporary = f".{name}.{secrets.token_hex(8)}.partial"
         with explained("a bundle must be created", self._place):
             # Counting, creating and locking are one step for those who count and those who sweep.
-            with opened_directory(self._place) as directory, folder_lock(self.folder):
+            with opened_directory(self._place) as directory, folder_lock(self.folder) as lock:
                 check_free(directory, name, self._place)
-                self._check_limit(size)
+                self._check_limit(lock, size)
+                note(lock, size)
                 file = create_locked(directory, temporary, size, self._place)
             writer = BundleWriter(file, self.folder, self._place, temporary, header)
             try:
@@ -144,7 +149,9 @@ class BundleStore:
         with explained("bundles must have room", self._place):
             room = shutil.disk_usage(self.folder).free
             if self.limit_bytes is not None:
-                room = min(room, self.limit_bytes - self.bytes())
+                with folder_lock(self.folder) as lock:
+                    there = self._room.at_most(lock, self.limit_bytes - size, self.bytes)
+                room = min(room, self.limit_bytes - there)
             if size > room:
                 raise StoreFull(
                     problem(
@@ -186,8 +193,8 @@ class BundleStore:
             damaged: told of each damaged bundle, which is consumed and passed over.
 
         Returns:
-            The bundles, oldest first (by the time of writing, then by name); fewer than `count`, or none, if no more
-            are there.
+            The bundles, oldest first (by the time of writing, then by name, as the folder was when it was last read);
+            fewer than `count`, or none, if no more are there.
 
         Raises:
             BundleDamaged: damaged bundles were met and no whole one.
@@ -201,13 +208,16 @@ class BundleStore:
         failures: list[BundleDamaged] = []
         try:
             with explained("bundles must be taken", self._place), opened_directory(self._place) as directory:
-                there = _oldest_first(directory)
-                check_room_for_files(min(count, len(there)), self._place)
-                waiting = iter(there)
+                fresh = len(self._known) < count
+                if fresh:
+                    self._known = deque(_oldest_first(directory))
+                check_room_for_files(min(count, len(self._known)), self._place)
                 while len(taken) < count:
-                    claimed = self._claim_some(directory, waiting, count - len(taken))
-                    if not claimed:
+                    claimed = self._claim_some(directory, count - len(taken))
+                    if not claimed and fresh:
                         break
+                    if not claimed:  # others took what we knew of
+                        self._known, fresh = deque(_oldest_first(directory)), True
                     for name, file in claimed:
                         try:
                             taken.append(open_taken(file, self._place / name.file_name, name, self.program, self.role))
@@ -224,9 +234,19 @@ class BundleStore:
             raise
         return taken
 
-    def count(self) -> int:
-        """Return how many bundles of this program and role can be taken."""
-        return len(self.names())
+    def count(self, at_most: int | None = None) -> int:
+        """Return how many bundles of this program and role can be taken.
+
+        Args:
+            at_most: stop there; for all of them every name in the folder is read.
+        """
+        found = 0
+        with explained("the folder must be readable", self._place), os.scandir(self._place) as entries:
+            for entry in entries:
+                if found == at_most:
+                    break
+                found += BundleName.of_file(entry.name) is not None and entry.is_file(follow_symlinks=False)
+        return found
 
     def names(self) -> list[BundleName]:
         """Return the bundles of this program and role that can be taken, oldest first."""
@@ -257,18 +277,18 @@ class BundleStore:
         with explained("bundles must be removed", self._place):
             return _remove(self._place, is_of_session)
 
-    def _claim_some(
-        self, directory: int, waiting: Iterator[BundleName], count: int
-    ) -> list[tuple[BundleName, io.FileIO]]:
-        """Consume up to `count` of those that wait, with one synchronisation for all."""
+    def _claim_some(self, directory: int, count: int) -> list[tuple[BundleName, io.FileIO]]:
+        """Consume up to `count` of those that are known, with one synchronisation for all."""
         claimed: list[tuple[BundleName, io.FileIO]] = []
         try:
-            for name in waiting:
+            while len(claimed) < count:
+                try:
+                    name = self._known.popleft()
+                except IndexError:  # other threads may take from it, too
+                    break
                 file = claim(directory, name.file_name, self._place / name.file_name)
                 if file is not None:
                     claimed.append((name, file))
-                    if len(claimed) == count:
-                        break
         except BaseException:
             for _, file in claimed:
                 file.close()
@@ -277,7 +297,7 @@ class BundleStore:
             _make_durable(directory, [file for _, file in claimed])
         return claimed
 
-    def _check_limit(self, size: int) -> None:
+    def _check_limit(self, lock: int, size: int) -> None:
         if self.limit_bytes is None:
             free = shutil.disk_usage(self.folder).free
             if size > max(_LARGE_BYTES, free // 2):  # a stranger's file may ask for any size
@@ -290,7 +310,7 @@ class BundleStore:
                     )
                 )
             return
-        there = self.bytes()
+        there = self._room.at_most(lock, self.limit_bytes - size, self.bytes)
         if there + size > self.limit_bytes:
             raise StoreFull(
                 problem(
