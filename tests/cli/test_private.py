@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from sklearn.datasets import load_digits
 from deepreduce.cli import main
 from deepreduce.private.deployment import load_client, load_server
 from deepreduce.private.homomorphic import default_backend
-from deepreduce.private.store import BundleStore
+from deepreduce.private.store import BundleStore, BundleWriter
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import self_signed
 
@@ -151,7 +152,7 @@ def test_example_export_serve_prepare_infer(home: Home, address: str, capsys: py
     shown = capsys.readouterr()
     made = json.loads(shown.out)
     assert made["bundles"] == 2 and made["stored_bytes"] > 0 and made["sent_bytes"] > 0 and made["seconds"] > 0
-    assert "bundle 2 of 2" in shown.err
+    assert made["kept"] == 2 and shown.err == ""  # a line every few seconds, for those who wait longer
     store = BundleStore(home.folder / "example", program=load_client(home.client).digest, role="client")
     assert store.count() == 2
     paths = [str(path) for path in home.images]
@@ -310,8 +311,13 @@ def test_what_fails_ends_with_1_and_spends_nothing(
     (tmp_path / "text.png").write_text("no image")
     for name in ("tall.png", "colour.png"):
         assert "takes images of 1x8x8" in failing(["infer", client, str(tmp_path / name), *there], capsys)
-    for name in ("text.png", "missing.png"):
-        assert name in failing(["infer", client, image, str(tmp_path / name), *there], capsys)
+    for name, words in (
+        ("text.png", "damaged"),
+        ("missing.png", "An image is a file. Got: nothing of"),
+        (".", "a folder"),
+    ):
+        told = failing(["infer", client, image, str(tmp_path / name), *there], capsys)
+        assert words in told and str(tmp_path / name) in told
     told = failing(["infer", str(home.server), image, *there], capsys)
     assert "client.safetensors" in told
     self_signed(tmp_path / "other", ["127.0.0.1"])
@@ -338,8 +344,39 @@ def test_logits_are_refused_unless_the_server_allows_them(
     assert "reveals label" in capsys.readouterr().err
     with serving(home, "--reveal", "logits", store=tmp_path / "open") as (_, other):
         assert main([*typed, *reaching(home, other, "open")]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["images"]
-    assert int(np.argmax(found["logits"])) == found["label"] == home.labels[0] and len(found["logits"]) == 10
+        (found,) = json.loads(capsys.readouterr().out)["images"]
+        assert int(np.argmax(found["logits"])) == found["label"] == home.labels[0] and len(found["logits"]) == 10
+        assert main([*typed[:-1], *reaching(home, other, "open")]) == 0  # for people: the largest, largest first
+    lines = capsys.readouterr().out.splitlines()
+    shown = re.fullmatch(r"  logits: ((?:\S+ -?\d+\.\d{3}, ){5})and 5 more with --json", lines[1])
+    assert shown and lines[0].endswith(shown[1].split()[0])
+
+
+def test_prepare_says_how_many_bundles_there_are(
+    home: Home, address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, there = str(home.client), reaching(home, address, "counted")
+    capsys.readouterr()
+    assert main(["prepare", client, "--bundles", "2", *there]) == 0
+    assert "2 bundles in" in (told := capsys.readouterr().out) and "bundles there now: 2" in told
+    count = ["prepare", client, "--count", "--store", str(home.folder / "counted")]  # and no server
+    assert main(count) == 0 and capsys.readouterr().out == "bundles: 2\n"
+    assert main([*count, "--json"]) == 0 and json.loads(capsys.readouterr().out) == {"bundles": 2}
+    assert main(["prepare", client]) == 2
+    assert "Got: no --connect. Do: give both, or --count" in capsys.readouterr().err
+
+    # One that is stopped in the middle says what it leaves.
+    publish = BundleWriter.publish
+
+    def stopping(writer: BundleWriter) -> None:
+        if writer.name.number == 1:
+            raise KeyboardInterrupt
+        publish(writer)
+
+    monkeypatch.setattr(BundleWriter, "publish", stopping)
+    assert main(["prepare", client, "--bundles", "2", *there]) == 1
+    assert "1 of 2 bundles were prepared, and are kept" in capsys.readouterr().err
+    assert main(count) == 0 and capsys.readouterr().out == "bundles: 3\n"
 
 
 def test_another_model_is_refused(
@@ -371,7 +408,7 @@ def test_a_signal_ends_the_server_and_its_workers(
         else:
             server.send_signal(number)
         _, said = server.communicate(timeout=300)
-        assert server.returncode == 1
+        assert server.returncode == 0  # that is how a server ends
         assert "stopped" in said and "Traceback" not in said and "process" in said
         end = time.monotonic() + 300
         while any(Path(f"/proc/{worker}").exists() for worker in workers):

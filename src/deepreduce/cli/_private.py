@@ -13,6 +13,7 @@ from .._cores import available_cores
 if TYPE_CHECKING:
     from ..private.deployment import ClientModel
     from ..private.service import Client
+    from ..private.store import BundleStore
 
 STORE_HELP = "folder of the prepared bundles (default: bundles, beside FILE)"
 
@@ -56,11 +57,15 @@ def workers_and_threads(options: argparse.Namespace) -> tuple[int, int]:
     return options.workers or cores, options.threads or cores
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
+def add_connection(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add what a client needs to reach its server."""
-    parser.add_argument("--connect", required=True, metavar="HOST:PORT", help="the server")
+    parser.add_argument("--connect", required=required, metavar="HOST:PORT", help="the server")
     parser.add_argument(
-        "--ca", type=Path, required=True, metavar="PEM", help="the CA that signed its certificate, or the certificate"
+        "--ca",
+        type=Path,
+        required=required,
+        metavar="PEM",
+        help="the CA that signed its certificate, or the certificate",
     )
     parser.add_argument("--server-name", metavar="NAME", help="name in its certificate, if that is not HOST")
     parser.add_argument(
@@ -84,25 +89,31 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
 
 
+def client_store(options: argparse.Namespace, model: ClientModel) -> BundleStore:
+    """Open the folder of the client's bundles, as the options say."""
+    from ..private.service import default_store
+    from ..private.store import BundleStore
+
+    folder = default_store(options.file) if options.store is None else options.store
+    return BundleStore(folder, program=model.digest, role="client", limit_bytes=options.store_limit)
+
+
 @contextmanager
 def connected(options: argparse.Namespace, model: ClientModel) -> Iterator[Client]:
     """Connect as the options say."""
     import torch
 
-    from ..private.service import Client, default_store
-    from ..private.store import BundleStore
+    from ..private.service import Client
     from ..private.wire import client_context
 
     workers, threads = workers_and_threads(options)
     torch.set_num_threads(threads)
     context = client_context(options.ca, cert=options.cert, key=options.key)
-    folder = default_store(options.file) if options.store is None else options.store
-    store = BundleStore(folder, program=model.digest, role="client", limit_bytes=options.store_limit)
     with Client.connect(
         options.connect,
         context,
         model,
-        store,
+        client_store(options, model),
         workers=workers,
         threads=threads,
         deadline_seconds=options.deadline,

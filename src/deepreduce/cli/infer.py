@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_SHOWN = 5
+"""Logits of so many classes are printed, the largest."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("file", type=Path, metavar="FILE", help="the clients' file, from deepreduce export")
@@ -57,10 +61,15 @@ def run(options: argparse.Namespace) -> int:
         )
         return 0
     screen = console()
-    for path, name in zip(options.images, names, strict=True):
+    for index, (path, name) in enumerate(zip(options.images, names, strict=True)):
         screen.print(f"{path}: {name}", markup=False, soft_wrap=True)
+        if answer.logits is not None:
+            best = answer.logits[index].argsort()[::-1][:_SHOWN]
+            shown = ", ".join(f"{model.about.classes[label]} {answer.logits[index, label]:.3f}" for label in best)
+            more = f", and {len(model.about.classes) - _SHOWN} more with --json" if len(best) == _SHOWN else ""
+            screen.print(f"  logits: {shown}{more}", markup=False, soft_wrap=True)
     screen.print(
-        f"online: {answer.seconds:.2f} s, {answer.traffic.sent_bytes / 1e6:.2f} MB sent, "
+        f"online: {answer.seconds:.3g} s, {answer.traffic.sent_bytes / 1e6:.2f} MB sent, "
         f"{answer.traffic.received_bytes / 1e6:.2f} MB received, {answer.traffic.turns} round trips"
     )
     return 0
@@ -83,6 +92,16 @@ def read_images(paths: list[Path], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     from ..data.decode import Batch, decode
     from ..errors import DataError, problem
 
+    for path in paths:
+        if not path.is_file():
+            raise DataError(
+                problem(
+                    "an image is a file",
+                    got="a folder" if path.is_dir() else "nothing of this name",
+                    remedy="correct the path; all files of a folder are named as FOLDER/*",
+                    where=path,
+                )
+            )
     pixels = decode([Batch(list(paths), lambda index: str(paths[index]))], len(paths), split="images")[0]
     if pixels.shape[1:] != shape:
         wanted, came = (f"{'x'.join(map(str, size))} (channels x height x width)" for size in (shape, pixels.shape[1:]))

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UsageError, problem
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         batch_bytes=options.batch_memory,
     )
     context = server_context(options.cert, options.key, client_ca=options.client_ca)
-    host, port = parse_address(options.listen, listening=True)
+    host, port = parse_address(options.listen, listening=True, where="--listen")
     model = load_server(options.file, serving=True)
     folder = default_store(options.file) if options.store is None else options.store
     store = BundleStore(folder, program=model.client.digest, role="server", limit_bytes=options.store_limit)
@@ -122,7 +123,9 @@ def run(options: argparse.Namespace) -> int:
         if threading.current_thread() is threading.main_thread():
             about = model.client.about
             say(f"{about.network}: {about.relus:,} ReLUs; process {os.getpid()}; stop with Ctrl-C")
-        server.serve(listener, context)
+        with suppress(KeyboardInterrupt):  # that is how a server ends
+            server.serve(listener, context)
+        say("\nstopped")
     return 0
 
 

@@ -597,7 +597,7 @@ def test_a_client_that_leaves_politely_leaves_one_line(party: Party, caplog: pyt
     client.close(politely=True)  # again
     wait_for(lambda: len(caplog.records) == 2)
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
-    assert "prepared 1 bundles" in caplog.text and "1 images" in caplog.text
+    assert "prepared 1 of 1 bundles" in caplog.text and "images: 1" in caplog.text
 
 
 def test_bundles_of_a_day_are_counted_for_each_client(

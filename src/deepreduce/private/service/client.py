@@ -311,6 +311,7 @@ class Client:
                     f"the server reveals {' or '.join(self._welcome.reveal)}",
                     got=f"a request for {reveal}",
                     remedy="ask for what it reveals, or start it with another --reveal",
+                    where="--reveal",
                 )
             )
         # No more at once than the server takes, nor than fit into memory with their bundles.

@@ -333,6 +333,7 @@ class _Dialogue:
         self._identifier = secrets.token_bytes(16)
         self._session: ServerSession | None = None
         self._held: dict[BundleName, Bundle] = {}  # taken for a START of which others were lost
+        self._made = 0
 
     def run(self, on_greeting: Callable[[], None]) -> None:
         """Greet, then serve requests until the client says goodbye."""
@@ -383,9 +384,12 @@ class _Dialogue:
         if self._session is None:
             with channel.patience(server.limits.patience_seconds(setup_bytes(server._layout))):
                 self._session = setup_server(channel, server._layout, self._identifier)
-        for bundles in asked.parts():
-            self._prepare_together(self._session, bundles)
-        log.info("%s: prepared %d bundles", self._peer, asked.bundles)
+        before = self._made
+        try:
+            for bundles in asked.parts():
+                self._prepare_together(self._session, bundles)
+        finally:
+            log.info("%s: prepared %d of %d bundles", self._peer, self._made - before, asked.bundles)
 
     def _prepare_together(self, session: ServerSession, bundles: int) -> None:
         """Make some bundles whose linear layers share ciphertexts."""
@@ -417,6 +421,7 @@ class _Dialogue:
                     del writers[number]
                     self._channel.send(Kind.READY, Ready(number).encode())
                     left -= 1
+                    self._made += 1
 
                 prepare_server(self._channel, layout, session, shares, begin, done, threads=server._threads)
         except (StoreError, PoolError, WeightsError):  # our fault, not the client's
@@ -448,7 +453,7 @@ class _Dialogue:
             stack.enter_context(channel.patience(server.limits.patience_seconds(transferred)))
             channel.send(Kind.GO)
             seconds = infer_server(channel, server._layout, server._linear, materials, reveal=start.reveal)
-        log.info("%s: %d images, %s", self._peer, len(materials), _written(seconds))
+        log.info("%s: images: %d, %s", self._peer, len(materials), _written(seconds))
 
     def _take(self, names: list[BundleName]) -> Lost | None:
         """Take bundles, which from here on exist in this thread alone, and hold them; tell which are not there."""

@@ -66,7 +66,12 @@ def client_context(ca: Path, cert: Path | None = None, key: Path | None = None) 
     elif cert is not None or key is not None:
         given, missing = ("certificate", "key") if key is None else ("key", "certificate")
         raise TlsError(
-            problem("a certificate and its key come together", got=f"a {given} alone", remedy=f"give the {missing}")
+            problem(
+                "a certificate and its key come together",
+                got=f"a {given} alone",
+                remedy=f"give the {missing}",
+                where=cert or key,
+            )
         )
     return context
 
@@ -92,7 +97,7 @@ def connect(
         PeerTimeout: if the deadline passes.
         TlsError: if the certificate is not trusted, not valid now, or not for this name, or no TLS 1.3 comes back.
     """
-    host, port = parse_address(address)
+    host, port = parse_address(address, where="the address to connect to")
     name = host if server_name is None else check_host(server_name)
     ends = time.monotonic() + check_deadline(deadline_seconds)
     plain = _dial(host, port, ends)
