@@ -25,6 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--client-ca", type=Path, metavar="PEM", help="admit only clients with a certificate of this CA"
     )
+    parser.add_argument(
+        "--client-crl", type=Path, metavar="PEM", help="refuse the certificates in this list of the CA; it is read once"
+    )
     parser.add_argument("--store", type=Path, metavar="DIR", help=STORE_HELP)
     parser.add_argument(
         "--store-limit",
@@ -89,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         deadline_seconds=options.deadline,
         batch_bytes=options.batch_memory,
     )
-    context = server_context(options.cert, options.key, client_ca=options.client_ca)
+    context = server_context(options.cert, options.key, client_ca=options.client_ca, client_crl=options.client_crl)
     host, port = parse_address(options.listen, listening=True, where="--listen")
     model = load_server(options.file, serving=True)
     folder = default_store(options.file) if options.store is None else options.store

@@ -38,6 +38,63 @@ from deepreduce.private.wire import (
 Certificate = tuple[Path, Path]
 
 
+class Authority:
+    """A CA that signs the certificates of clients, and revokes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "ca.pem"
+        self._key, self._name = ec.generate_private_key(ec.SECP256R1()), named("ca")
+        made = self._builder("ca", self._key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        self.file.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> tuple[Path, Path, x509.Certificate]:
+        """Return the files of a certificate and its key, and the certificate."""
+        own, cert, key = (
+            ec.generate_private_key(ec.SECP256R1()),
+            self.folder / f"{name}.pem",
+            self.folder / f"{name}.key",
+        )
+        made = self._builder(name, own).sign(self._key, hashes.SHA256())
+        cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        key.touch(mode=0o600)
+        plain = serialization.NoEncryption()
+        key.write_bytes(own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+        return cert, key, made
+
+    def revoke(self, *certificates: x509.Certificate, days: int = 1) -> Path:
+        """Return the file of a list that is valid until so many days from now."""
+        now, file = datetime.datetime.now(datetime.UTC), self.folder / "crl.pem"
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._name)
+            .last_update(now - datetime.timedelta(days=9))
+            .next_update(now + datetime.timedelta(days=days))
+        )
+        for one in certificates:
+            revoked = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(revoked)
+        file.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        return file
+
+    def _builder(self, name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(named(name))
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+
+
+def named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
 def serve(
     pool: ThreadPoolExecutor, context: ssl.SSLContext, talk: Callable[[Channel], Any], host: str = "127.0.0.1"
 ) -> tuple[str, Any]:
@@ -121,26 +178,8 @@ def test_a_certificate_with_another_signature_is_the_same_client(
     certificate: Certificate, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Its holder makes one without the CA: of ECDSA, (r, n - s) is a signature where (r, s) is one (SEC 1, 4.1.4)."""
-    ca, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    now, made = datetime.datetime.now(datetime.UTC), {}
-    for name, key, more in (("ca", ca, x509.BasicConstraints(ca=True, path_length=None)), ("client", own, None)):
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-        made[name] = (builder.add_extension(more, critical=True) if more else builder).sign(ca, hashes.SHA256())
-        (tmp_path / f"{name}.pem").write_bytes(made[name].public_bytes(serialization.Encoding.PEM))
-    key = tmp_path / "key.pem"
-    key.touch(mode=0o600)
-    key.write_bytes(
-        own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    found, cert = made["client"], tmp_path / "client.pem"
+    authority = Authority(tmp_path)
+    cert, key, found = authority.issue("client")
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
     r, s = utils.decode_dss_signature(found.signature)
     other = utils.encode_dss_signature(r, order - s)
@@ -148,13 +187,45 @@ def test_a_certificate_with_another_signature_is_the_same_client(
     body = found.tbs_certificate_bytes + algorithm + bytes([3, len(other) + 1, 0]) + other
     twin = tmp_path / "twin.pem"
     twin.write_text(ssl.DER_cert_to_PEM_cert(b"\x30\x82" + len(body).to_bytes(2, "big") + body))
-    context = server_context(*certificate, client_ca=tmp_path / "ca.pem")
+    context = server_context(*certificate, client_ca=authority.file)
     known = []
     for shown in (cert, twin):
         address, served = serve(pool, context, lambda channel: (channel.certificate, channel.name))
         with connect(address, client_context(certificate[0], shown, key), deadline_seconds=60):
             known.append(served.result(60))
     assert known[0][0] == known[1][0] and known[0][1] != known[1][1]
+
+
+@pytest.mark.parametrize(
+    ("revoked", "days", "said"),
+    [("other", 1, ""), ("client", 1, "must not be revoked"), ("other", -1, "must be the CA's own, and valid now")],
+    ids=["another one", "this one", "an old list"],
+)
+def test_certificates_that_are_revoked(
+    certificate: Certificate, tmp_path: Path, pool: ThreadPoolExecutor, revoked: str, days: int, said: str
+) -> None:
+    authority = Authority(tmp_path)
+    issued = {name: authority.issue(name) for name in ("client", "other")}
+    crl = authority.revoke(issued[revoked][2], days=days)
+    context = server_context(*certificate, client_ca=authority.file, client_crl=crl)
+    address, served = serve(pool, context, lambda channel: channel.receive(Kind.HELLO, 0))
+    with connect(address, client_context(certificate[0], *issued["client"][:2]), deadline_seconds=60) as channel:
+        if not said:
+            channel.send(Kind.HELLO)
+            served.result(60)
+            return
+        with pytest.raises(TlsError, match=rf"{said}. Got: .*Do: .*Where: client"):
+            served.result(60)
+        with pytest.raises(TlsError, match="must trust this side's certificate"):
+            channel.receive(Kind.WELCOME, 0)
+
+
+def test_a_list_of_revoked_certificates_needs_its_ca(certificate: Certificate, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with pytest.raises(TlsError, match=r"needs the CA that signed it. Got: no CA. Do: .*Where: .*crl.pem"):
+        server_context(*certificate, client_crl=authority.revoke())
+    with pytest.raises(TlsError, match=r"a list of revoked certificates in PEM format. Got: no X509 CRL block"):
+        server_context(*certificate, client_ca=authority.file, client_crl=authority.file)
 
 
 def test_clients_without_certificate(certificate: Certificate, pool: ThreadPoolExecutor) -> None:

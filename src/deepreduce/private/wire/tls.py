@@ -23,19 +23,25 @@ from .deadline import check_deadline
 from .errors import PeerGone, PeerTimeout, TlsError, WireError
 
 _LARGEST_PEM_BYTES = 2**20
-_HOSTNAME_MISMATCH, _IP_MISMATCH, _NOT_YET_VALID, _EXPIRED = 62, 64, 9, 10  # X509_V_ERR_... of OpenSSL
+_HOSTNAME_MISMATCH, _IP_MISMATCH, _NOT_YET_VALID, _EXPIRED, _REVOKED = 62, 64, 9, 10, 23  # X509_V_ERR_... of OpenSSL
+_OF_THE_LIST = (3, 8, 11, 12)  # it is missing, not signed by the CA, not valid yet, or too old
 
 
-def server_context(cert: Path, key: Path, *, client_ca: Path | None = None) -> ssl.SSLContext:
+def server_context(
+    cert: Path, key: Path, *, client_ca: Path | None = None, client_crl: Path | None = None
+) -> ssl.SSLContext:
     """Return what the server needs to speak TLS.
 
     Args:
         cert: PEM file with the server's certificate, followed by those between it and the CA.
         key: PEM file with its private key, which only its owner may read.
         client_ca: PEM file with the CA that signs the clients' certificates; None lets every client in.
+        client_crl: PEM file with that CA's list of revoked certificates (RFC 5280, section 5). It is read once. When it
+            is no longer valid, nobody is let in.
 
     Raises:
-        TlsError: if a file is missing, is no PEM file, may be read by others, or key and certificate do not fit.
+        TlsError: if a file is missing, is no PEM file, may be read by others, or key and certificate do not fit; or a
+            list without a CA.
     """
     context = _modern(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
@@ -43,6 +49,8 @@ def server_context(cert: Path, key: Path, *, client_ca: Path | None = None) -> s
     if client_ca is not None:
         _load_ca(context, client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
+    if client_crl is not None:
+        _load_crl(context, client_crl, client_ca)
     return context
 
 
@@ -294,6 +302,12 @@ def _distrust(error: ssl.SSLCertVerificationError, peer: str, where: str, name: 
     if error.verify_code in (_HOSTNAME_MISMATCH, _IP_MISMATCH):
         must = f"the certificate of {peer} must be for {name}"
         remedy = "connect by a name or address that stands in the certificate, or make one that has this name"
+    elif error.verify_code == _REVOKED:
+        must = f"the certificate of {peer} must not be revoked"
+        remedy = "ask the owner of the CA for another one"
+    elif error.verify_code in _OF_THE_LIST:
+        must = "the list of revoked certificates must be the CA's own, and valid now"
+        remedy = "get a new one from the CA and start the server with it"
     elif error.verify_code in (_NOT_YET_VALID, _EXPIRED):
         must = f"the certificate of {peer} must be valid now"
         remedy = "renew the certificate, or set this machine's clock"
@@ -309,6 +323,24 @@ def _load_ca(context: ssl.SSLContext, ca: Path) -> None:
         context.load_verify_locations(cafile=ca)
     except (OSError, ValueError) as error:
         raise _unusable(ca, "a certificate", error) from error
+
+
+def _load_crl(context: ssl.SSLContext, crl: Path, ca: Path | None) -> None:
+    if ca is None:
+        raise TlsError(
+            problem(
+                "a list of revoked certificates needs the CA that signed it",
+                got="no CA",
+                remedy="give the CA of the clients too",
+                where=crl,
+            )
+        )
+    _check_pem(crl, "X509 CRL", "a list of revoked certificates")
+    try:
+        context.load_verify_locations(cafile=crl)
+    except (OSError, ValueError) as error:
+        raise _unusable(crl, "a list of revoked certificates", error) from error
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def _load_identity(context: ssl.SSLContext, cert: Path, key: Path) -> None:
