@@ -459,36 +459,41 @@ class _Dialogue:
         """Take bundles, which from here on exist in this thread alone, and hold them; tell which are not there."""
         self._release(set(names))
         lost, over = [], set()
-        store = self._server._store
         for place, name in enumerate(names):
             if name in self._held:
                 continue
-            try:
-                bundle = store.take(name)
-            except BundleGone:
-                log.info("%s: no bundle %s", self._peer, name)
-                lost.append(place)
+            bundle = self._taken(name)
+            if bundle is not None and bundle.meta.get("weights") == self._server._weights_digest:
+                self._held[name] = bundle
                 continue
-            except BundleDamaged as error:
-                log.warning("%s: %s", self._peer, error)
-                lost.append(place)
-                continue
-            try:
-                bundle.check()  # now that another one can still take its place
-                if bundle.meta.get("weights") == self._server._weights_digest:
-                    self._held[name] = bundle
-                    continue
+            lost.append(place)
+            if bundle is not None:
                 log.info("%s: bundle %s was prepared with other weights", self._peer, name)
                 over.add(name.session)
-            except BundleDamaged as error:
-                log.warning("%s: %s", self._peer, error)
-            bundle.close()
-            lost.append(place)
+                bundle.close()
         if not lost:
             return None
-        there = {name.session for name in store.names()} | {name.session for name in self._held}
+        there = {name.session for name in [*self._server._store.names(), *self._held]}
         over |= {names[place].session for place in lost} - there
         return Lost(tuple(lost), tuple(sorted(over)))
+
+    def _taken(self, name: BundleName) -> Bundle | None:
+        """Take a bundle and read all of it, now that another one can still take its place; None if that fails."""
+        try:
+            bundle = self._server._store.take(name)
+        except BundleGone:
+            log.info("%s: no bundle %s", self._peer, name)
+            return None
+        except BundleDamaged as error:
+            log.warning("%s: %s", self._peer, error)
+            return None
+        try:
+            bundle.check()
+        except BundleDamaged as error:
+            log.warning("%s: %s", self._peer, error)
+            bundle.close()
+            return None
+        return bundle
 
     def _release(self, kept: set[BundleName]) -> None:
         """Give up the bundles that are held, but for some."""
