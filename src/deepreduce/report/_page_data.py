@@ -8,7 +8,17 @@ from typing import Any
 from deepreduce.report import _seconds as seconds
 from deepreduce.report import _words as words
 from deepreduce.report._stages import Scale, Stage, full_network, map_rows, stages_of
-from deepreduce.report.front import Json, candidates, change, guesses, headline, holds, shared_split
+from deepreduce.report.front import (
+    Json,
+    candidates,
+    change,
+    extremes,
+    guesses,
+    headline,
+    holds,
+    outdone,
+    shared_split,
+)
 
 BAR_HEIGHT = 34  # pixels of the highest bar
 
@@ -161,7 +171,7 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "params": words.count(entry.get("params")),
         "validation": _measured(entry["validation"]),
         "test": _measured(entry["test"]),
-        "shown": _measured(entry[split]) or _measured(entry["validation"]),
+        "shown": _measured(entry[split]),
         "change": None if step is None else words.points(step[0]),
         "change_interval": None if step is None else f"{words.points(step[1], 1)} to {words.points(step[2], 1)}",
         "holds": role == "front" and bool(entry["validation"]) and holds(teacher, entry) and not guesses(front),
@@ -246,8 +256,7 @@ def _headline(front: Json) -> dict[str, Any]:
     else:
         title = "Every reduced network on the front is measurably below the teacher"
         lines.insert(0, "This is the most accurate of them.")
-    if slow := seconds.no_faster(front, entry):
-        lines.append(slow)
+    lines += filter(None, [words.better_than_teacher(outdone(front)), seconds.no_faster(front, entry)])
     lines.append(_seed_note(entry[found.split]))
     # A no-break space keeps a number and its percent sign on one line.
     lines = [line.replace(" %", "\u00a0%") for line in lines]
@@ -299,8 +308,8 @@ def _tiles(front: Json, entry: Json, split: str, step: tuple[float, float, float
     if private is not None:
         tiles.append(private)
     if words.number(front["seconds"]) is not None:
-        number = len(candidates(front))
-        note = f"{number} candidate{'' if number == 1 else 's'} and the teacher, all jobs together"
+        number = sum(entry["status"] == "done" for entry in candidates(front))
+        note = f"the teacher, the ranking and {number} candidate{'' if number == 1 else 's'}, all jobs together"
         tiles.append({"name": "Training", "value": words.duration(front["seconds"]), "note": note})
     return tiles
 
@@ -345,13 +354,13 @@ def _criticality(front: Json) -> dict[str, Any]:
                 "share": f"{share:.1f}",
             }
         )
-    most = max(known, key=lambda row: row["criticality"]) if len(known) > 1 else None
-    least = min(known, key=lambda row: row["criticality"]) if len(known) > 1 else None
+    most, least = (words.clean(row["stage"]) for row in extremes(front) or ({"stage": ""}, {"stage": ""}))
     return {
         "rows": found,
         "exponent": words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}",
-        "most": words.clean(most["stage"]) if most else "",
-        "least": words.clean(least["stage"]) if least else "",
+        "most": most,
+        "least": least,
+        "equal": len(known) > 1 and not most,
     }
 
 
