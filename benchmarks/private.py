@@ -49,6 +49,7 @@ from deepreduce.private.deployment import About, ServerModel, load_client, load_
 from deepreduce.private.estimate import LINKS as ESTIMATED
 from deepreduce.private.estimate import our_cost
 from deepreduce.private.program import Program, make_program
+from deepreduce.private.ring import set_threads
 from deepreduce.private.service import Client
 from deepreduce.private.store import BundleStore
 from deepreduce.private.twin import Twin
@@ -364,7 +365,7 @@ def serving(
 
 def play_client(options: argparse.Namespace) -> int:
     """Be the client: prepare, infer, print one line of JSON."""
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     model = load_client(options.client / "client.safetensors")
     store = BundleStore(options.client / "client-bundles", program=model.digest, role="client")
     for name in store.names():

@@ -29,6 +29,7 @@ from machine import public, results_path
 from private_constants_groups import GROUPS
 
 import deepreduce
+from deepreduce.private.ring import set_threads
 
 PACKAGED = Path(__file__).resolve().parent.parent / "src/deepreduce/private/estimate/constants/ours.json"
 
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    set_threads(1)
     environment = deepreduce.environment(command=["python", *map(public, sys.argv)])
     before: dict[str, Any] = json.loads(PACKAGED.read_text(encoding="utf-8")) if options.only else {}
     hardware = f"one core of {environment['processor']}, {environment['kernels'].get('garbling')} kernel"

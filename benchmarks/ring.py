@@ -28,7 +28,7 @@ from private import smooth, untrained
 
 import deepreduce
 from deepreduce.private.program import Convolution, Program, make_program
-from deepreduce.private.ring import ExactConvolution, ExactMatrix, available_backends, random_words
+from deepreduce.private.ring import ExactConvolution, ExactMatrix, available_backends, random_words, set_threads
 
 SIZE = (3, 32, 32)
 NETWORKS = ("full", "114,688", "28,672", "12,288")
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the data file")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
 
     rows = []
     for name in NETWORKS:

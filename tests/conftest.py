@@ -31,6 +31,7 @@ def seeded(fresh_module: None) -> None:
 def one_thread(fresh_module: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, and in those that a test starts."""
     torch.set_num_threads(1)
+    monkeypatch.setattr("deepreduce.private.ring._threads._threads", 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 

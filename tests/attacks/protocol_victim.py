@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from deepreduce.errors import DeepReduceError
 from deepreduce.private.deployment import load_client, load_server
+from deepreduce.private.ring import set_threads
 from deepreduce.private.service import Client, Server, ServerLimits
 from deepreduce.private.store import BundleStore, BundleWriter
 from deepreduce.private.store import store as store_module
@@ -181,7 +181,7 @@ class Play:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    set_threads(1)
     folder, victim, at, stride = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     play, results = Play(folder), []
     while True:

@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from deepreduce.cli import main
+from deepreduce.private import ring
 from deepreduce.private.deployment import load_client, load_server
 from deepreduce.private.homomorphic import default_backend
 from deepreduce.private.store import BundleStore, BundleWriter
@@ -350,6 +351,25 @@ def test_logits_are_refused_unless_the_server_allows_them(
     lines = capsys.readouterr().out.splitlines()
     shown = re.fullmatch(r"  logits: ((?:\S+ -?\d+\.\d{3}, ){5})and 5 more with --json", lines[1])
     assert shown and lines[0].endswith(shown[1].split()[0])
+
+
+@pytest.mark.skipif(ring.default_backend() == "torch", reason="no kernel for products in a ring is built")
+def test_neither_party_needs_pytorch(home: Home, tmp_path: Path) -> None:
+    """It takes a second to import, and 150 MB."""
+    without = "import sys; sys.modules['torch'] = None; from deepreduce.cli import main; sys.exit(main(sys.argv[1:]))"
+    typed = ["serve", str(home.server), "--listen", "127.0.0.1:0", *home.certificate, "--store", str(tmp_path / "s")]
+    server = subprocess.Popen(
+        [sys.executable, "-c", without, *typed, *FEW], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        there = reaching(home, address_of(server), str(tmp_path / "c"))
+        client = ["infer", str(home.client), str(home.images[0]), "--json", *there]
+        done = subprocess.run([sys.executable, "-c", without, *client], capture_output=True, text=True, timeout=300)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.communicate(timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"][0]["label"] == home.labels[0]
 
 
 def test_prepare_says_how_many_bundles_there_are(

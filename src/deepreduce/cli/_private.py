@@ -101,13 +101,12 @@ def client_store(options: argparse.Namespace, model: ClientModel) -> BundleStore
 @contextmanager
 def connected(options: argparse.Namespace, model: ClientModel) -> Iterator[Client]:
     """Connect as the options say."""
-    import torch
-
+    from ..private.ring import set_threads
     from ..private.service import Client
     from ..private.wire import client_context
 
     workers, threads = workers_and_threads(options)
-    torch.set_num_threads(threads)
+    set_threads(threads)
     context = client_context(options.ca, cert=options.cert, key=options.key)
     with Client.connect(
         options.connect,

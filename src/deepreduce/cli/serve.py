@@ -71,9 +71,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    import torch
-
     from ..private.deployment import load_server
+    from ..private.ring import set_threads
     from ..private.service import Server, ServerLimits, default_store
     from ..private.store import BundleStore
     from ..private.wire import parse_address, server_context
@@ -98,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
     folder = default_store(options.file) if options.store is None else options.store
     store = BundleStore(folder, program=model.client.digest, role="server", limit_bytes=options.store_limit)
     workers, threads = workers_and_threads(options)
-    # PyTorch's threads stall where several clients want all cores at once.
-    torch.set_num_threads(threads if options.clients == 1 else 1)
+    # Threads of one product wait for each other where several clients want all cores at once.
+    set_threads(threads if options.clients == 1 else 1)
 
     def progress(done: int, total: int) -> None:
         if done == 0:

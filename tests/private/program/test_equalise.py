@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from deepreduce.networks.registry import REFERENCE
-from deepreduce.private.program import Circuit, FormatSettings, convert, make_program
+from deepreduce.private.program import Circuit, FormatSettings, make_program
 from deepreduce.private.program.build import _calibrate
+from deepreduce.private.program.convert import convert
 from deepreduce.private.program.equalise import MOST_BOOST, equalise
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.graph import Graph

@@ -12,7 +12,8 @@ from torch import nn
 
 from deepreduce.census import trace
 from deepreduce.networks import NetworkSpec
-from deepreduce.private.program import FormatSettings, convert
+from deepreduce.private.program import FormatSettings
+from deepreduce.private.program.convert import convert
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.operations import Circuit, Convolution, Gather
 from deepreduce.reduction import build_candidate, choose, make_base, masked_candidate, remove_relus

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deepreduce.errors import NetworkError
-from deepreduce.private.program import Circuit, Convolution, Matrix, convert
+from deepreduce.private.program import Circuit, Convolution, Matrix
 from deepreduce.private.program.compose import Region, constant, matrix_weight, plan
+from deepreduce.private.program.convert import convert
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.graph import Graph
 from deepreduce.private.program.merge import Cost, compose, merge, node_cost, regions

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepreduce.errors import NetworkError
-from deepreduce.private.program import Circuit, Convolution, Matrix, Sum, SumPool, convert, make_program
+from deepreduce.private.program import Circuit, Convolution, Matrix, Sum, SumPool, make_program
+from deepreduce.private.program.convert import convert
 from deepreduce.private.program.fold import fold, simplify
 from deepreduce.private.program.merge import merge
 from deepreduce.private.twin import Twin

@@ -26,9 +26,9 @@ from deepreduce.private.program import (
     SumPool,
     Truncation,
     check_public,
-    convert,
     make_program,
 )
+from deepreduce.private.program.convert import convert
 from deepreduce.private.program.fold import fold
 from deepreduce.private.program.formats import range_bits, weight_fraction
 from deepreduce.private.program.masking import Masking, masked_by

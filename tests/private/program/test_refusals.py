@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from deepreduce.census import take_census, trace
 from deepreduce.errors import DataError, NetworkError, UsageError
-from deepreduce.private.program import FormatSettings, convert, make_program
+from deepreduce.private.program import FormatSettings, make_program
+from deepreduce.private.program.convert import convert
 
 from .small import Lambda, images
 

@@ -290,7 +290,7 @@ def test_what_lies_outside_the_input_is_zero(limb_bits: int) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_more_threads_than_the_kernel_starts(backend: products.Name, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.get_num_threads", lambda: 300)
+    monkeypatch.setattr(products, "threads", lambda: 300)
     monkeypatch.setattr(products, "_THREAD_MACS", 1)
     w = np.random.default_rng(0).integers(-900, 900, (64, 8, 3, 3))
     x = random_words((1, 8, 20, 20), 40)

@@ -40,11 +40,16 @@ Rooms: `convert` (with `operators`, `windows`, `pooling`, `movements`) makes a `
 and `equalise` scales channels; `plan` chooses where rings are refreshed (`refreshes`), by what `formats` says that
 costs, which asks `masking` what may be truncated; `build` puts it all together; `program` is the result, `evaluate`
 computes with it, `check` and `files` carry it from one machine to another.
+
+Making a program takes PyTorch, and running one does not: `make_program` is imported when it is first used, so that the
+two parties need not wait for that.
 """
 
-from .build import make_program
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .check import check_public, check_weights
-from .convert import convert
 from .evaluate import LinearEvaluator, circuit_function, rectified, working_bytes
 from .files import program_from_bytes, public_from_bytes, public_to_bytes, weights_to_bytes
 from .operations import (
@@ -72,6 +77,18 @@ from .program import (
 )
 from .settings import FormatSettings
 
+if TYPE_CHECKING:
+    from .build import make_program
+
+
+def __getattr__(name: str) -> Any:
+    if name != "make_program":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .build import make_program
+
+    return make_program
+
+
 __all__ = [
     "Agreement",
     "Circuit",
@@ -96,7 +113,6 @@ __all__ = [
     "check_public",
     "check_weights",
     "circuit_function",
-    "convert",
     "is_argmax",
     "make_program",
     "program_from_bytes",

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..ring import (
@@ -19,6 +18,7 @@ from ..ring import (
     reduce,
     shift_left,
     signed,
+    threads,
     truncate_client,
     truncate_server,
     unsigned,
@@ -148,9 +148,9 @@ def working_bytes(public: PublicProgram, step: Step) -> int:
     if isinstance(step.op, Convolution):
         outputs, *taps = step.op.weight_shape
         # Of one group; the outputs of all of them are then joined. Of the kernel's panels each thread has one.
-        columns = max(output // outputs, _PANEL * torch.get_num_threads()) * math.prod(taps)
+        columns = max(output // outputs, _PANEL * threads()) * math.prod(taps)
     elif isinstance(step.op, Matrix):
-        columns = _PANEL * torch.get_num_threads() * inputs
+        columns = _PANEL * threads() * inputs
     # The input's rest and the sum of the limbs stay. Beside them a limb is cut, or padded and multiplied, or its
     # product joins the sum. Steps without weights take less.
     copies = _MOST_LIMBS if default_backend() == "fma" else 1

@@ -5,6 +5,7 @@ A ring element is a `uint64` below 2^k, k from 1 to 62; a signed value v with -2
 """
 
 from ._backends import available_backends, default_backend
+from ._threads import set_threads, threads
 from .arithmetic import (
     MAX_RING_BITS,
     UNIFORM_BITS,
@@ -40,9 +41,11 @@ __all__ = [
     "random_words",
     "reconstruct",
     "reduce",
+    "set_threads",
     "shift_left",
     "signed",
     "split",
+    "threads",
     "truncate_client",
     "truncate_server",
     "unsigned",

@@ -15,17 +15,18 @@ implemented for float64 in PyTorch, and the tests compare with integer arithmeti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...errors import UsageError, problem
 from ._backends import Name, choose_backend
+from ._threads import threads
 from .arithmetic import Words, check_bits, reduce, signed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _EXACT_BITS = 53
 
@@ -170,26 +171,29 @@ class _Compiled:
         out = np.empty((images, outputs, rows, columns), np.uint64)
         if out.size:
             top, _, left, _ = own.padding
-            threads = min(
-                torch.get_num_threads(), _MOST_THREADS, 1 + images * rows * columns * self._macs // _THREAD_MACS
-            )
+            worth = 1 + images * rows * columns * self._macs // _THREAD_MACS
             _kernel.convolve(
                 np.ascontiguousarray(x), self._weight, out,
                 (images, channels, height, width, outputs, rows, columns, kernel[0], kernel[1], *own.stride,
                  *own.dilation, top, left, own.groups, bits, self._weight.itemsize, self._limb_bits),
-                threads, self._one_by_one,
+                min(threads(), _MOST_THREADS, worth), self._one_by_one,
             )  # fmt: skip
         return out
 
 
 class _Limbs:
-    """The product in PyTorch's float64, limb by limb."""
+    """The product in PyTorch's float64, limb by limb; where there is a kernel nobody waits for PyTorch."""
 
     def __init__(self, weight: NDArray[np.int64], geometry: _Geometry, limb_bits: int) -> None:
+        import torch
+
         self._weight = torch.from_numpy(weight.astype(np.float64))
         self._geometry, self._limb_bits = geometry, limb_bits
 
     def __call__(self, x: Words, bits: int) -> Words:
+        import torch
+
+        torch.set_num_threads(threads())
         total: Words | None = None
         for shift in range(0, max(1, bits - 1), self._limb_bits):  # one limb at a time is in memory
             part = self._convolve(torch.from_numpy(self._limb(x, bits, shift))).to(torch.int64).numpy().view(np.uint64)
@@ -206,6 +210,8 @@ class _Limbs:
         return reduce(rest, self._limb_bits).astype(np.float64)
 
     def _convolve(self, x: Tensor) -> Tensor:
+        import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+
         own = self._geometry
         top, bottom, left, right = own.padding
         if top == bottom >= 0 and left == right >= 0:
