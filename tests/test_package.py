@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import deepreduce
 import deepreduce.training
+from deepreduce.cli import _FOR_TRAINING
 
 
 def loaded_after(code: str) -> set[str]:
@@ -89,3 +92,21 @@ def test_numbers_of_numpy_are_numbers() -> None:
     training = TrainingConfig(epochs=np.int64(3), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
     found = SearchSettings(training=training, method="snl", budget=np.int32(9), budgets=np.array([9, 5]))  # type: ignore[arg-type]
     assert found.budgets == (9, 5) and json.loads(json.dumps(found.to_json()))["budget"] == 9
+
+
+def test_an_installation_for_the_parties_alone_says_so() -> None:
+    """`requirements/party.txt` installs neither PyTorch nor anything else for training."""
+    kept = {line for line in Path("requirements/party.txt").read_text().splitlines() if line and line[0] != "#"}
+    depends = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    base = {re.split(r"[>=\[]", one)[0] for one in depends["dependencies"]}
+    assert kept < base | {re.split(r"[>=]", one)[0] for one in depends["optional-dependencies"]["private"]}
+    missing = {"scikit-learn": "sklearn", "torch-pruning": "torch_pruning"}
+    assert {missing.get(name, name) for name in base - kept} == _FOR_TRAINING
+    blocked = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(_FOR_TRAINING)}))\nfrom deepreduce.cli import main\n"
+    )
+    code = "sys.exit(main(['profile', 'resnet18', '--input', '3x32x32']) + 10 * main(['env', '--json']))"
+    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "needs the package 'torch'. Got: it is not installed" in done.stderr and "requirements" not in done.stderr
+    assert json.loads(done.stdout)["devices"] == []

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ._cores import available_cores
 from ._version import __version__
 from .errors import MissingExtraError
@@ -42,12 +40,21 @@ def environment(*, command: list[str] | None = None) -> dict[str, Any]:
         "processor": _processor(),
         "features": _features(),
         "cores": available_cores(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "devices": _devices(),
         "versions": versions,
         "kernels": _kernels(),
         "command": " ".join(typed),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _devices() -> list[str]:
+    """Name the GPUs; there is no PyTorch where only the parties of private inference run."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def _kernels() -> dict[str, str]:

@@ -33,6 +33,10 @@ _COMMANDS = {
 }
 
 
+_FOR_TRAINING = frozenset({"torch", "accelerate", "torch_pruning", "pyarrow", "sklearn", "filelock"})
+"""Packages that an installation for serve, prepare and infer alone lacks, see requirements/party.txt."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -71,6 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _FOR_TRAINING:
+            raise
+        print(f"deepreduce {options.command}: {_only_a_party(options.command, package)}", file=sys.stderr)
+        return 1
     except DeepReduceError as error:
         print(f"deepreduce {options.command}: {error}", file=sys.stderr)
         if isinstance(error, Interrupted) and arguments is None:
@@ -78,6 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 signal.SIGINT, signal.SIG_IGN
             )  # nothing is left to stop; an impatient second Ctrl-C is not news
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _only_a_party(command: str, package: str) -> str:
+    return problem(
+        f"{command} needs the package {package!r}",
+        got="it is not installed: without it only serve, prepare, infer and env run",
+        remedy="install deepreduce with all that it depends on: pip install '.[report,private]'",
+        where=command,
+    )
 
 
 def _parse(typed: Sequence[str], wanted: str | None) -> argparse.Namespace:
