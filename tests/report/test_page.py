@@ -228,33 +228,6 @@ def test_criticality_teacher_settings_and_environment_are_there(page, read):
     assert "x86-64, 2 cores, AVX2" in text
 
 
-def test_stages_that_are_equally_critical(front, read):
-    for row in front["criticality"]:
-        row["criticality"] = 0.0
-    text = visible(read(without_library(render_page(front))))
-    assert "All stages are equally critical" in text and "Most critical" not in text
-
-
-def test_a_teacher_that_a_network_of_the_ranking_outdoes(front, read):
-    front["criticality"][2]["accuracy"] = front["teacher"]["validation"]["high"] + 0.001
-    text = visible(read(without_library(render_page(front))))
-    assert "The network with ReLUs in S3 alone is right" in text and "it is not trained to the end" in text
-    front["criticality"][2]["accuracy"] = front["teacher"]["validation"]["high"]
-    assert "not trained to the end" not in visible(read(without_library(render_page(front))))
-
-
-def test_every_candidate_shows_the_same_kind_of_accuracy(page, read):
-    briefs = re.findall(r'<span class="brief">([^<]*)</span>', page)
-    assert sum(brief.endswith("% validation") for brief in briefs) > 3
-    assert all("%" not in brief or brief.endswith("% validation") for brief in briefs)
-
-
-def test_what_was_skipped_is_not_counted_as_trained(front, read):
-    trained = sum(entry["status"] == "done" for entry in front["candidates"])
-    assert trained < len(front["candidates"])
-    assert f"the teacher, the ranking and {trained} candidates" in visible(read(without_library(render_page(front))))
-
-
 def test_several_seeds(front, measure, read):
     front["candidates"][2]["test"] = measure(0.7472, 10000, 3)
     text = visible(read(without_library(render_page(front))))

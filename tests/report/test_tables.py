@@ -133,15 +133,6 @@ def test_criticality_table(front, width):
     assert "Most critical: S2." in text
 
 
-def test_what_the_tables_say_of_equal_stages_and_of_a_poor_teacher(front):
-    front["criticality"][1]["accuracy"] = 0.99
-    text = " ".join("\n".join(shown(front_table(front), 100)).split())
-    assert "S2 alone is right 99.00 % of the time, more often than the teacher: it is not trained to the end" in text
-    for row in front["criticality"]:
-        row["criticality"] = 0.25
-    assert "All stages are equally critical" in " ".join("\n".join(shown(criticality_table(front), 100)).split())
-
-
 def plan(front) -> dict:
     jobs = [
         {"id": each["id"], "label": each["label"], "kind": "candidate", "relus": each["relus"], "macs": each["macs"]}

@@ -8,17 +8,7 @@ from typing import Any
 from deepreduce.report import _seconds as seconds
 from deepreduce.report import _words as words
 from deepreduce.report._stages import Scale, Stage, full_network, map_rows, stages_of
-from deepreduce.report.front import (
-    Json,
-    candidates,
-    change,
-    extremes,
-    guesses,
-    headline,
-    holds,
-    outdone,
-    shared_split,
-)
+from deepreduce.report.front import Json, candidates, change, guesses, headline, holds, shared_split
 
 BAR_HEIGHT = 34  # pixels of the highest bar
 
@@ -171,7 +161,7 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "params": words.count(entry.get("params")),
         "validation": _measured(entry["validation"]),
         "test": _measured(entry["test"]),
-        "shown": _measured(entry[split]),
+        "shown": _measured(entry[split]) or _measured(entry["validation"]),
         "change": None if step is None else words.points(step[0]),
         "change_interval": None if step is None else f"{words.points(step[1], 1)} to {words.points(step[2], 1)}",
         "holds": role == "front" and bool(entry["validation"]) and holds(teacher, entry) and not guesses(front),
@@ -180,7 +170,6 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "quick": seconds.by_seconds_alone(front, entry),
         "trained": words.duration(entry.get("seconds")),
         "epochs": words.count(entry.get("epochs")),
-        "slower": ", with a lower learning rate, because it diverged" if words.number(entry.get("diverged")) else "",
         "reason": words.clean(entry.get("reason") or ""),
         "stages": _bars(stages_of(front, entry), scale),
         "recipe": json.dumps(entry["recipe"], indent=2, ensure_ascii=False),
@@ -257,7 +246,8 @@ def _headline(front: Json) -> dict[str, Any]:
     else:
         title = "Every reduced network on the front is measurably below the teacher"
         lines.insert(0, "This is the most accurate of them.")
-    lines += filter(None, [words.better_than_teacher(outdone(front)), seconds.no_faster(front, entry)])
+    if slow := seconds.no_faster(front, entry):
+        lines.append(slow)
     lines.append(_seed_note(entry[found.split]))
     # A no-break space keeps a number and its percent sign on one line.
     lines = [line.replace(" %", "\u00a0%") for line in lines]
@@ -309,8 +299,8 @@ def _tiles(front: Json, entry: Json, split: str, step: tuple[float, float, float
     if private is not None:
         tiles.append(private)
     if words.number(front["seconds"]) is not None:
-        number = sum(entry["status"] == "done" for entry in candidates(front))
-        note = f"the teacher, the ranking and {number} candidate{'' if number == 1 else 's'}, all jobs together"
+        number = len(candidates(front))
+        note = f"{number} candidate{'' if number == 1 else 's'} and the teacher, all jobs together"
         tiles.append({"name": "Training", "value": words.duration(front["seconds"]), "note": note})
     return tiles
 
@@ -333,7 +323,7 @@ def _teacher_facts(front: Json, card: dict[str, Any]) -> list[tuple[str, str]]:
             value += f"; {measured['seeds']}" if measured["seeds"] else ""
         facts.append((f"{split.capitalize()} accuracy", value))
     facts += card["private"]
-    facts.append(("Training", f"{card['epochs']} epochs, {card['trained']}{card['slower']}"))
+    facts.append(("Training", f"{card['epochs']} epochs, {card['trained']}"))
     return facts
 
 
@@ -355,13 +345,13 @@ def _criticality(front: Json) -> dict[str, Any]:
                 "share": f"{share:.1f}",
             }
         )
-    most, least = (words.clean(row["stage"]) for row in extremes(front) or ({"stage": ""}, {"stage": ""}))
+    most = max(known, key=lambda row: row["criticality"]) if len(known) > 1 else None
+    least = min(known, key=lambda row: row["criticality"]) if len(known) > 1 else None
     return {
         "rows": found,
         "exponent": words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}",
-        "most": most,
-        "least": least,
-        "equal": len(known) > 1 and not most,
+        "most": words.clean(most["stage"]) if most else "",
+        "least": words.clean(least["stage"]) if least else "",
     }
 
 

@@ -7,17 +7,7 @@ import unicodedata
 from typing import Any
 
 UNKNOWN = "-"
-LATENCY = "estimated, DELPHI's measured constants, without a network"
-
-
-def better_than_teacher(row: dict[str, Any] | None) -> str:
-    """Say what a network of the ranking that is better than the teacher means, see `front.outdone`; or nothing."""
-    if row is None:
-        return ""
-    return (
-        f"The network with ReLUs in {clean(row['stage'])} alone is right {percent(row['accuracy'])} % of the time, "
-        "more often than the teacher: it is not trained to the end, and to keep its accuracy says little."
-    )
+LATENCY = "estimated, DELPHI's measured constants"
 
 
 def clean(text: object) -> str:

@@ -269,24 +269,5 @@ def guesses(front: Json) -> bool:
     return bool(isinstance(classes, int) and classes > 0 and measured and measured["low"] <= 1 / classes)
 
 
-def outdone(front: Json) -> Json | None:
-    """Return the stage whose network of the ranking, with ReLUs in it alone, is measurably better than the teacher.
-
-    Then the teacher is not trained to the end, and it is no feat to keep its accuracy. None if there is no such one.
-    """
-    measured = front["teacher"]["validation"]
-    known = [row for row in front["criticality"] if number(row["accuracy"]) is not None]
-    best = max(known, key=lambda row: row["accuracy"], default=None)
-    return best if best and measured and best["accuracy"] > measured["high"] else None
-
-
-def extremes(front: Json) -> tuple[Json, Json] | None:
-    """Return the rows of the most and the least critical stage; None where no two stages differ."""
-    known = [row for row in front["criticality"] if number(row["criticality"]) is not None]
-    if len({row["criticality"] for row in known}) < 2:
-        return None
-    return max(known, key=lambda row: row["criticality"]), min(known, key=lambda row: row["criticality"])
-
-
 def _reaches_zero(step: tuple[float, float, float] | None) -> bool:
     return step is not None and step[2] >= 0

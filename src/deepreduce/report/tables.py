@@ -18,9 +18,7 @@ from deepreduce.report.front import (
     Json,
     change,
     check_front,
-    extremes,
     headline,
-    outdone,
     shared_split,
 )
 
@@ -155,9 +153,11 @@ def _summary(front: Json) -> str:
         return f"{times} fewer ReLUs: the validation images show no loss, the test images do: {name}."
     if not found.holds:
         return "Every reduced network on the front is measurably below the teacher."
-    said = f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change is not all below 0): {name}."
-    more = (words.better_than_teacher(outdone(front)), seconds.no_faster(front, found.entry))
-    return " ".join([said, *filter(None, more)])
+    slow = seconds.no_faster(front, found.entry)
+    return (
+        f"{times} fewer ReLUs with no measurable loss (the 95 % interval of the change is not all below 0): {name}."
+        + (f" {slow}" if slow else "")
+    )
 
 
 def _state(status: object) -> Text:
@@ -177,12 +177,10 @@ def criticality_table(front: Json) -> Table:
     check_front(front)
     rows = front["criticality"]
     known = [row for row in rows if words.number(row["criticality"]) is not None]
-    ends = "Criticality was not measured for two stages or more."
-    if found := extremes(front):
-        most, least = (words.clean(row["stage"]) for row in found)
-        ends = f"Most critical: {most}. Least critical: {least}."
-    elif len(known) > 1:
-        ends = "All stages are equally critical: their networks are right equally often."
+    ends = ""
+    if len(known) > 1:
+        most, least = (pick(known, key=lambda row: row["criticality"]) for pick in (max, min))
+        ends = f"Most critical: {words.clean(most['stage'])}. Least critical: {words.clean(least['stage'])}."
     power = words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}"
     settings = front["settings"] if isinstance(front.get("settings"), dict) else {}
     epochs = settings.get("criticality_epochs")
@@ -190,7 +188,7 @@ def criticality_table(front: Json) -> Table:
     table = _table(
         "Criticality of each stage",
         [
-            ends,
+            ends or "Criticality was not measured for two stages or more.",
             f"Accuracy in % of the network with ReLUs in this stage alone{trained}; plain: without distillation.",
             f"C_k = (accuracy - lowest accuracy) / ReLUs^w, w = {power}.",
         ],
