@@ -62,6 +62,14 @@ def test_a_teacher_that_guesses_is_named(front, measure):
         assert headline(front).guessing == guessing
 
 
+def test_a_teacher_that_one_stage_alone_beats_is_named(front, measure):
+    assert headline(front).above is None
+    front["teacher"]["validation"] = measure(0.69, 5000)  # S3 alone has 69.21, within the interval
+    assert headline(front).above is None
+    front["teacher"]["validation"] = measure(0.66, 5000)
+    assert headline(front).above["stage"] == "S3"
+
+
 def test_where_all_lose_the_most_accurate_is_named(front, measure):
     front["teacher"]["validation"] = measure(0.99, 5000)
     found = headline(front)

@@ -60,7 +60,8 @@ def test_headline_figures(page, read):
     assert "74.46 % (73.6 to 75.3)" in text
     assert "The change is +0.26 points (95 % interval -0.95 to +1.47)." in text
     assert "does not prove that there is none" in text
-    assert "estimated, DELPHI's measured constants" in text
+    assert "estimated from DELPHI's logs, without network time" in text
+    assert "13 trained candidates and the teacher" in text  # of 15; one failed, one was skipped
 
 
 def test_headline_where_every_network_loses(front, measure, read):
@@ -75,6 +76,14 @@ def test_headline_where_the_teacher_guesses(front, measure, read):
     text = visible(read(without_library(render_page(front))))
     assert "the teacher is not measurably better than guessing, so nothing is claimed" in text
     assert "Train the teacher longer" in text and "no measurable loss" not in text
+
+
+def test_headline_where_one_stage_alone_beats_the_teacher(front, measure, read):
+    front["teacher"]["validation"] = measure(0.66, 5000)
+    text = visible(read(without_library(render_page(front))))
+    assert "the teacher seems under-trained, so nothing is claimed" in text
+    assert "A network with the ReLUs of S3 alone is right on 69.21" in text
+    assert "no measurable loss" not in text
 
 
 def test_headline_that_the_test_images_refute(front, measure, read):
@@ -157,6 +166,17 @@ def test_every_candidate_is_there_with_its_recipe(front, page, read):
     assert "1,024 ReLUs are below the floor of 4,096" in text
 
 
+def test_every_accuracy_says_on_which_images(priced, read):
+    """A network that is on a front by its seconds alone has no test accuracy here: no other stands in its place."""
+    page = without_library(render_page(priced))
+    briefs = ["".join(parts) for _, given, parts in read(page).elements if given.get("class") == "brief"]
+    assert "114,688 ReLUs · validation 74.84\u00a0%, test 74.72\u00a0%" in briefs
+    assert "65,536 ReLUs · validation 69.21\u00a0%" in briefs
+    table = page[page.index('<table class="map">') :].split("</table>")[0]
+    quick = next(row for row in table.split("<tr") if ">S3</a>" in row)
+    assert "<small>not read</small>" in quick and "69.21" not in quick
+
+
 def test_bars_of_the_stage_map_equal_the_file(front, page):
     rows = bars_by_row(page)
     chosen = sorted((each for each in front["candidates"] if each["on_front"]), key=lambda each: -each["relus"])
@@ -219,13 +239,22 @@ def test_seconds_over_each_link(priced, read):
 def test_criticality_teacher_settings_and_environment_are_there(page, read):
     reader = read(page)
     text = visible(reader)
-    assert "Most critical: <b>S3</b>. Least critical: <b>S1</b>" in page
+    assert "<b>Most critical: S3. Least critical: S1.</b> The least critical loses its ReLUs first." in page
     shares = [given["width"] for tag, given, _ in reader.elements if given.get("class") == "fill"]
     assert shares == ["0.0%", "80.8%", "100.0%", "51.7%"]
     for words in ("0.0944", "65.14", "w = 0.07", "555.5 M", "11,220,132", "distillation.temperature", "2.13.0"):
         assert words in text
     assert "deepreduce reduce resnet18 --data uoft-cs/cifar100 --out run" in text
     assert "x86-64, 2 cores, AVX2" in text
+
+
+def test_criticality_that_does_not_tell_stages_apart(front, read):
+    for row in front["criticality"]:
+        row["criticality"] = 0.0
+    page = without_library(render_page(front))
+    text = visible(read(page))
+    assert "All stages measured the same: none is more critical than another." in text
+    assert "loses its ReLUs first" not in text and 'class="most"' not in page
 
 
 def test_several_seeds(front, measure, read):

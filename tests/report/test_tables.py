@@ -40,7 +40,7 @@ def test_front_table(front, width):
         assert number in text
     assert "98,304" not in text
     assert "4.9x fewer ReLUs with no measurable loss" in " ".join(text.split())
-    assert "estimated, DELPHI's measured constants" in " ".join(text.split())
+    assert "estimated from DELPHI's logs, without network time" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -121,6 +121,13 @@ def test_summary_where_the_teacher_guesses(front, measure):
     assert "not measurably better than guessing" in text and "with no measurable loss" not in text
 
 
+def test_summary_where_one_stage_alone_beats_the_teacher(front, measure):
+    front["teacher"]["validation"] = measure(0.66, 5000)
+    text = " ".join("\n".join(shown(front_table(front), 160)).split())
+    assert "The teacher seems under-trained, ReLUs in S3 alone do better" in text
+    assert "with no measurable loss" not in text
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_criticality_table(front, width):
     lines = shown(criticality_table(front), width)
@@ -131,6 +138,20 @@ def test_criticality_table(front, width):
     front["criticality"][2].update(criticality=None, accuracy=None)
     text = "\n".join(shown(criticality_table(front), width))
     assert "Most critical: S2." in text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.0, 0.0, 0.0, 0.0), "All stages measured the same: none is more critical than another."),
+        ((0.1, 0.0, 0.1, 0.0), "Most critical: S1, S3. Least critical: S2, S4."),
+        ((None, 0.1, None, None), "Criticality was not measured for two stages or more."),
+    ],
+)
+def test_stages_that_are_level(front, values, words):
+    for row, value in zip(front["criticality"], values, strict=True):
+        row["criticality"] = value
+    assert words in " ".join("\n".join(shown(criticality_table(front), 80)).split())
 
 
 def plan(front) -> dict:

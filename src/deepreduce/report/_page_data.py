@@ -8,7 +8,17 @@ from typing import Any
 from deepreduce.report import _seconds as seconds
 from deepreduce.report import _words as words
 from deepreduce.report._stages import Scale, Stage, full_network, map_rows, stages_of
-from deepreduce.report.front import Json, candidates, change, guesses, headline, holds, shared_split
+from deepreduce.report.front import (
+    Json,
+    candidates,
+    change,
+    critical_ends,
+    guesses,
+    headline,
+    holds,
+    outdone,
+    shared_split,
+)
 
 BAR_HEIGHT = 34  # pixels of the highest bar
 
@@ -151,6 +161,7 @@ def _cards(front: Json) -> list[dict[str, Any]]:
 def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: str) -> dict[str, Any]:
     teacher = front["teacher"]
     step = change(teacher[split], entry[split]) if entry is not teacher else None
+    doubted = guesses(front) or outdone(front)
     return {
         "key": key,
         "role": role,
@@ -161,10 +172,11 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "params": words.count(entry.get("params")),
         "validation": _measured(entry["validation"]),
         "test": _measured(entry["test"]),
-        "shown": _measured(entry[split]) or _measured(entry["validation"]),
+        "mapped": _measured(entry[split]),
+        "brief": _brief(entry),
         "change": None if step is None else words.points(step[0]),
         "change_interval": None if step is None else f"{words.points(step[1], 1)} to {words.points(step[2], 1)}",
-        "holds": role == "front" and bool(entry["validation"]) and holds(teacher, entry) and not guesses(front),
+        "holds": role == "front" and bool(entry["validation"]) and holds(teacher, entry) and not doubted,
         "times": [words.duration(seconds.value(entry, name)) for name in _times(front)],
         "private": seconds.facts(front, entry),
         "quick": seconds.by_seconds_alone(front, entry),
@@ -174,6 +186,13 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "stages": _bars(stages_of(front, entry), scale),
         "recipe": json.dumps(entry["recipe"], indent=2, ensure_ascii=False),
     }
+
+
+def _brief(entry: Json) -> str:
+    """Return the accuracies that are known, each with the images it was measured on."""
+    known = [(split, entry[split]) for split in ("validation", "test") if entry[split]]
+    # A no-break space keeps a number and its percent sign on one line.
+    return ", ".join(f"{split} {words.percent(measured['accuracy'])}\u00a0%" for split, measured in known)
 
 
 def _bars(stages: tuple[Stage, ...], scale: Scale) -> list[dict[str, Any]]:
@@ -228,6 +247,13 @@ def _headline(front: Json) -> dict[str, Any]:
     if found.guessing:
         title = f"{times} fewer ReLUs; the teacher is not measurably better than guessing, so nothing is claimed"
         lines.append("Train the teacher longer, or look whether images and labels belong together.")
+    elif found.above:
+        stage, own = words.clean(found.above["stage"]), words.percent(found.above["accuracy"])
+        title = f"{times} fewer ReLUs; the teacher seems under-trained, so nothing is claimed"
+        lines.append(
+            f"A network with the ReLUs of {stage} alone is right on {own} % of the validation images, more than the "
+            "teacher's 95 % interval holds. Train the teacher longer."
+        )
     elif found.holds and found.change:
         title = f"{times} fewer ReLUs at {words.points(found.change[0])} points of accuracy"
         both = "validation and test" if found.split == "test" else "validation"
@@ -299,8 +325,8 @@ def _tiles(front: Json, entry: Json, split: str, step: tuple[float, float, float
     if private is not None:
         tiles.append(private)
     if words.number(front["seconds"]) is not None:
-        number = len(candidates(front))
-        note = f"{number} candidate{'' if number == 1 else 's'} and the teacher, all jobs together"
+        number = sum(entry["status"] == "done" for entry in candidates(front))
+        note = f"{number} trained candidate{'' if number == 1 else 's'} and the teacher, all jobs together"
         tiles.append({"name": "Training", "value": words.duration(front["seconds"]), "note": note})
     return tiles
 
@@ -345,13 +371,12 @@ def _criticality(front: Json) -> dict[str, Any]:
                 "share": f"{share:.1f}",
             }
         )
-    most = max(known, key=lambda row: row["criticality"]) if len(known) > 1 else None
-    least = min(known, key=lambda row: row["criticality"]) if len(known) > 1 else None
+    most, least = critical_ends(front)
     return {
         "rows": found,
         "exponent": words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}",
-        "most": words.clean(most["stage"]) if most else "",
-        "least": words.clean(least["stage"]) if least else "",
+        "most": [words.clean(stage) for stage in most],
+        "said": words.critical(len(known), most, least),
     }
 
 

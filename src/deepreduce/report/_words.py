@@ -7,7 +7,7 @@ import unicodedata
 from typing import Any
 
 UNKNOWN = "-"
-LATENCY = "estimated, DELPHI's measured constants"
+LATENCY = "estimated from DELPHI's logs, without network time"
 
 
 def clean(text: object) -> str:
@@ -122,6 +122,16 @@ def resolution(value: object) -> str:
     if number(value) is not None:
         return f"{value}x{value}"
     return UNKNOWN if value is None else clean(value)
+
+
+def critical(measured: int, most: list[str], least: list[str]) -> str:
+    """Say which stages are most and least critical, of so many that were measured."""
+    if measured < 2:
+        return "Criticality was not measured for two stages or more."
+    if not most:
+        return "All stages measured the same: none is more critical than another."
+    ends = (", ".join(map(clean, stages)) for stages in (most, least))
+    return "Most critical: {}. Least critical: {}.".format(*ends)
 
 
 def seeds(measured: dict[str, Any] | None) -> str:

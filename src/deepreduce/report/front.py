@@ -229,6 +229,7 @@ class Headline:
         split: the images whose figures are reported: 'test' where both networks have them, else 'validation'.
         change: change of accuracy against the teacher on `split`, in points, with the ends of its 95 % interval.
         guessing: whether `guesses(front)`; then "no loss" would say nothing.
+        above: `outdone(front)`; then it would say little.
     """
 
     entry: Json | None
@@ -237,6 +238,7 @@ class Headline:
     split: str
     change: tuple[float, float, float] | None
     guessing: bool = False
+    above: Json | None = None
 
 
 def headline(front: Json) -> Headline:
@@ -257,7 +259,8 @@ def headline(front: Json) -> Headline:
     split = "test" if teacher["test"] and entry["test"] else "validation"
     stands = holds(teacher, entry)
     refuted = bool(holding) and not stands
-    return Headline(entry, stands, refuted, split, change(teacher[split], entry[split]), guesses(front))
+    step = change(teacher[split], entry[split])
+    return Headline(entry, stands, refuted, split, step, guesses(front), outdone(front))
 
 
 def guesses(front: Json) -> bool:
@@ -267,6 +270,31 @@ def guesses(front: Json) -> bool:
     """
     classes, measured = front["network"].get("classes"), front["teacher"]["validation"]
     return bool(isinstance(classes, int) and classes > 0 and measured and measured["low"] <= 1 / classes)
+
+
+def outdone(front: Json) -> Json | None:
+    """Return the best network that measured criticality, if it is above the teacher's interval; else None.
+
+    It keeps the ReLUs of one stage alone. Where that is enough to be better than the teacher, which has all of them,
+    the teacher seems to have been trained too little for a comparison.
+    """
+    measured = front["teacher"]["validation"]
+    rows = [row for row in front["criticality"] if number(row["accuracy"]) is not None]
+    best = max(rows, key=lambda row: row["accuracy"], default=None)
+    return best if best and measured and best["accuracy"] > measured["high"] else None
+
+
+def critical_ends(front: Json) -> tuple[list[str], list[str]]:
+    """Return the stages of the largest and of the smallest criticality, several where they are equal.
+
+    Both are empty where fewer than two stages were measured, or all are equal.
+    """
+    known = {row["stage"]: row["criticality"] for row in front["criticality"] if number(row["criticality"]) is not None}
+    largest, smallest = (pick(known.values(), default=0) for pick in (max, min))
+    if largest == smallest:
+        return [], []
+    most, least = ([stage for stage, value in known.items() if value == end] for end in (largest, smallest))
+    return most, least
 
 
 def _reaches_zero(step: tuple[float, float, float] | None) -> bool:

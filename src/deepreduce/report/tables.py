@@ -18,6 +18,7 @@ from deepreduce.report.front import (
     Json,
     change,
     check_front,
+    critical_ends,
     headline,
     shared_split,
 )
@@ -149,6 +150,9 @@ def _summary(front: Json) -> str:
     name, times = words.clean(found.entry["label"]), words.factor(front["teacher"]["relus"], found.entry["relus"])
     if found.guessing:
         return "The teacher is not measurably better than guessing: train it longer before anything is compared."
+    if found.above:
+        stage = words.clean(found.above["stage"])
+        return f"The teacher seems under-trained, ReLUs in {stage} alone do better: train it longer before comparing."
     if found.refuted:
         return f"{times} fewer ReLUs: the validation images show no loss, the test images do: {name}."
     if not found.holds:
@@ -177,10 +181,6 @@ def criticality_table(front: Json) -> Table:
     check_front(front)
     rows = front["criticality"]
     known = [row for row in rows if words.number(row["criticality"]) is not None]
-    ends = ""
-    if len(known) > 1:
-        most, least = (pick(known, key=lambda row: row["criticality"]) for pick in (max, min))
-        ends = f"Most critical: {words.clean(most['stage'])}. Least critical: {words.clean(least['stage'])}."
     power = words.UNKNOWN if front["exponent"] is None else f"{front['exponent']:g}"
     settings = front["settings"] if isinstance(front.get("settings"), dict) else {}
     epochs = settings.get("criticality_epochs")
@@ -188,7 +188,7 @@ def criticality_table(front: Json) -> Table:
     table = _table(
         "Criticality of each stage",
         [
-            ends or "Criticality was not measured for two stages or more.",
+            words.critical(len(known), *critical_ends(front)),
             f"Accuracy in % of the network with ReLUs in this stage alone{trained}; plain: without distillation.",
             f"C_k = (accuracy - lowest accuracy) / ReLUs^w, w = {power}.",
         ],
