@@ -44,6 +44,13 @@ def test_front_table(front, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_front_table_names_what_was_left_out(front, width):
+    text = " ".join("\n".join(shown(front_table(front), width)).split())
+    assert "Skipped S4, thinned, alpha 0.5, rho 0.5: 1,024 ReLUs are below the floor of 4,096" in text
+    assert "Failed S3, thinned, alpha 0.5: the loss became NaN in epoch 12 with every seed" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_front_table_in_seconds(priced, width):
     """Our engine's seconds take the place of DELPHI's; what is there for its seconds alone is marked."""
     lines = shown(front_table(priced), width)
@@ -161,7 +168,8 @@ def plan(front) -> dict:
         for each in front["candidates"]
     ]
     jobs[0] |= {"kind": "teacher", "status": "finished"}
-    jobs[1] |= {"status": "skipped", "reason": "above the budget of 50,000 ReLUs"}
+    for place in (1, 2):
+        jobs[place] |= {"status": "skipped", "reason": "above the budget of 50,000 ReLUs", "epochs": 0, "hours": 0.0}
     return {"jobs": jobs, "hours": 8.2, "workers": 2, "note": "measured on 40 steps"}
 
 
@@ -169,13 +177,23 @@ def plan(front) -> dict:
 def test_plan_table(front, width):
     lines = shown(plan_table(plan(front)), width)
     text = " ".join("\n".join(lines).split())
-    assert "Plan: 15 jobs, 13 to do" in lines[0]
+    assert "Plan: 15 jobs, 12 to do" in lines[0]
     assert "about 8.2 h with 2 workers" in text
-    assert "16.2 h" in text  # 13 jobs of 1.25 hours, one after the other
+    assert "15.0 h" in text  # 12 jobs of 1.25 hours, one after the other
     assert "measured on 40 steps" in text
     found = row(lines, "S3 S4 ")
     assert found[2:] == ["candidate", "98,304", "555.5", "M", "200", "3", "75", "min", "to", "do"]
-    assert "above the budget" in text
+    assert next(line for line in lines if "196,608" in line).split()[2:] == [
+        "candidate",
+        "196,608",
+        "555.5",
+        "M",
+        "-",
+        "-",
+        "-",
+        "skipped",
+    ]
+    assert "Skipped S2 S3; S2 S3 S4, thinned: above the budget of 50,000 ReLUs" in text  # once, below the table
 
 
 def test_plan_of_nothing():

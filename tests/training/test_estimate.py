@@ -47,6 +47,23 @@ def test_a_budget_shows_what_is_skipped(context: Context, settings: SearchSettin
     assert skipped and all(job["relus"] > 100 and "budget" in job["reason"] and job["hours"] == 0 for job in skipped)
 
 
+@pytest.mark.parametrize(("busy", "told"), [(0.6, True), (0.1, False), (None, False)])
+def test_a_busy_processor_is_told(
+    busy: float | None, told: bool, context: Context, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "busy_share", lambda: busy)
+    for found in (plan(context, settings), estimate.plan_teacher(context, settings)):
+        assert ("use 60% of the processor" in found["note"]) is told
+
+
+def test_the_start_of_workers_is_explained(context: Context, settings: SearchSettings) -> None:
+    """It makes several workers slower than one, job by job, where every network is trained in a moment."""
+    for workers, told in ((1, False), (2, True)):
+        found = plan(context, settings, RunOptions(workers=workers, threads=1))
+        assert ("start of the workers, about 5 s in every phase" in found["note"]) is told
+        assert (60 * 60 * (found["hours"] - sum(job["hours"] for job in found["jobs"])) > 1) is told
+
+
 def test_twice_the_epochs_take_twice_as_long(
     context: Context, settings: SearchSettings, variant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,8 @@ def front_table(front: Json) -> Table:
         ReLUs, reduction factor against the teacher, validation and test accuracy in percent with 95 % intervals (and
         mean ± standard deviation where several seeds ran), the change against the teacher in points (on the test images
         if they were read for all networks shown, else on the validation images), and the estimated seconds of private
-        inference: online over each link with our engine, in runs without them DELPHI's.
+        inference: online over each link with our engine, in runs without them DELPHI's. Below stand the candidates that
+        were skipped or failed, and why.
 
     Raises:
         RunError: `front` is not a front of a known version, or a key is missing.
@@ -89,6 +90,7 @@ def front_table(front: Json) -> Table:
             f"Accuracy in % and its 95 % interval. Change: points against the teacher, {split} images.",
             seconds.note(front),
             _quick(front, reduced),
+            *_left_out(front["candidates"]),
         ],
     )
     table.add_column("Network", min_width=14, overflow="fold")
@@ -119,6 +121,18 @@ def _quick(front: Json, reduced: list[Json]) -> str:
     """Explain the mark of networks that are there for their seconds."""
     marked = any(seconds.by_seconds_alone(front, entry) for entry in reduced)
     return "* the most accurate in its time; one with no more ReLUs is at least as accurate." if marked else ""
+
+
+def _left_out(entries: list[Json]) -> list[str]:
+    """Name what was skipped and what failed, and why; those with the same reason together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if entry["status"] in ("skipped", "failed"):
+            found.setdefault((entry["status"], words.clean(entry.get("reason") or "")), []).append(entry["label"])
+    return [
+        f"{status.capitalize()} {'; '.join(map(words.clean, labels))}: {why or 'no reason is known'}"
+        for (status, why), labels in found.items()
+    ]
 
 
 def _method(front: Json) -> str:
@@ -216,7 +230,8 @@ def plan_table(plan: dict[str, Any]) -> Table:
 
     Args:
         plan: `jobs` (each with `id`, `label`, `kind`, `relus`, `macs`, `epochs`, `seeds`, `hours`, `status`, `reason`),
-            `hours` for the whole run, `workers`, `note`. A number that is unknown may be None.
+            `hours` for the whole run, `workers`, `note`. A number that is unknown may be None. Reasons stand below the
+            table.
     """
     jobs = plan["jobs"]
     open_jobs = [job for job in jobs if job["status"] == "to do"]
@@ -227,6 +242,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
         [
             f"All together about {_hours(hours)} with {workers} worker{'' if workers == 1 else 's'}.",
             words.clean(plan.get("note") or ""),
+            *_left_out(jobs),
         ],
     )
     table.show_footer = bool(open_jobs)
@@ -238,17 +254,15 @@ def plan_table(plan: dict[str, Any]) -> Table:
     table.add_column("Time", _hours(total), justify="right", no_wrap=True)
     table.add_column("Status", no_wrap=True)
     for job in jobs:
-        title = _plain(job["label"])
-        if job.get("reason"):
-            title.append("\n").append(words.clean(job["reason"]), style=_DIM)
+        trains = job["status"] != "skipped"
         table.add_row(
-            title,
+            _plain(job["label"]),
             _plain(job["kind"]),
             words.count(job["relus"]),
             words.macs(job["macs"]),
-            words.count(job["epochs"]),
-            words.count(_many(job["seeds"])),
-            _hours(job["hours"]),
+            words.count(job["epochs"] if trains else None),
+            words.count(_many(job["seeds"]) if trains else None),
+            _hours(job["hours"] if trains else None),
             _state(job["status"]),
             style="" if job["status"] == "to do" else _DIM,
         )

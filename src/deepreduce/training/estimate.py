@@ -16,7 +16,7 @@ from ..errors import Interrupted
 from ..reduction import Base, build_candidate, census_of, find_reducer, make_base, with_slopes
 from .batches import DeviceSplit, Normalisation
 from .dispatch import own_state
-from .executors import threads_per_job
+from .executors import BUSY, busy_share, threads_per_job
 from .jobs import Context, Job
 from .loop import looks, make_accelerator, train
 from .mask_jobs import read_masks
@@ -39,7 +39,7 @@ from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
 
 _MEASURE_SECONDS = 1.0  # for each shape of network
-_NOTE = "Hours come from a few steps of each shape of network on this machine, without compilation."
+_NOTE = "Times come from a few steps of each shape of network on this machine, without compilation."
 _WORKER_START_SECONDS = 5.0  # a worker process imports PyTorch; once per worker and phase
 
 
@@ -134,7 +134,7 @@ def plan(
     check_budget(base, settings)
     teachers, critical = first_jobs(base, settings)
     searches = mask_jobs(base, settings)
-    note = _NOTE
+    note = _note(options)
     for said in (warning(base, pricer), remark(base, settings)):
         note += f" Note: {said.removesuffix('.')}." if said else ""
     folder = _open(context, base, settings)
@@ -181,8 +181,23 @@ def plan_teacher(
     """Say what `train_teacher` would do, as `plan` does for `search`."""
     base = make_base(context.spec, context.network)
     folder = _open(context, base, settings)
+    note = _note(options)
     rows, seconds = _timed((first_jobs(base, settings)[0],), context, base, folder, options)
-    return {"jobs": rows, "hours": seconds / 3600, "workers": options.workers, "note": _NOTE}
+    return {"jobs": rows, "hours": seconds / 3600, "workers": options.workers, "note": note}
+
+
+def _note(options: RunOptions) -> str:
+    """Say where the times come from, and what they hold; asked before anything is measured."""
+    note = _NOTE
+    busy = None if torch.cuda.is_available() else busy_share()
+    if busy is not None and busy > BUSY:
+        note += f" Other programs use {busy:.0%} of the processor now: with it to itself the run takes less time."
+    if options.workers > 1:
+        note += (
+            f" All together holds the start of the workers, about {_WORKER_START_SECONDS:g} s in every phase with "
+            "several networks; job by job does not."
+        )
+    return note
 
 
 def _open(context: Context, base: Base, settings: SearchSettings) -> RunFolder:

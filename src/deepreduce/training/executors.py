@@ -203,6 +203,10 @@ class RayCluster:
         self._pool.shutdown(wait=True)
 
 
+BUSY = 0.25
+"""Share of the processor in use, from which on what runs beside others is said to be slower."""
+
+
 def busy_share(seconds: float = 0.3) -> float | None:
     """Return which share of the cores that this process may use all programs use, from 0 to 1; None off Linux.
 

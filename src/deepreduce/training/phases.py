@@ -12,7 +12,7 @@ import torch
 from ..errors import Interrupted, NetworkError, RunError, TrainingError, problem
 from ..reduction import make_base
 from .distributed import agree, is_first
-from .executors import JobExecutor, busy_share, make_executor, threads_per_job
+from .executors import BUSY, JobExecutor, busy_share, make_executor, threads_per_job
 from .jobs import Context, Job
 from .loop import crop_of, precision_of
 from .outcome import Result
@@ -20,8 +20,6 @@ from .progress import Progress, Silent
 from .proposals import job_work
 from .run_folder import RunFolder, weights_hash
 from .settings import RunOptions, SearchSettings
-
-_BUSY = 0.25  # share of the processor in use, from which on threads that wait for each other are said to stall
 
 
 class Phases:
@@ -70,7 +68,7 @@ class Phases:
             return
         self._others_asked = True
         busy = busy_share()
-        if busy is not None and busy > _BUSY:
+        if busy is not None and busy > BUSY:
             self.watcher.note(
                 f"other programs use {busy:.0%} of the processor. The threads of one training step wait for each "
                 f"other: {threads} of them can then take several times as long as one. --threads 1 helps"
