@@ -21,7 +21,7 @@ from .census import take_census as count
 from .data import Dataset
 from .data import load as load_data
 from .errors import RunError, UsageError, problem
-from .networks import NetworkSpec, build, is_reference
+from .networks import NetworkSpec, build, check_name, is_reference
 from .networks.spec import size_of
 from .private import delphi_online_seconds
 from .reduction import Candidate, census_of, for_each, make_base
@@ -417,16 +417,6 @@ class _Order:
             threads=options.threads,
             checkpoint_seconds=options.checkpoint_seconds,
         )
-
-
-def check_name(network: str) -> None:
-    """Refuse a name that no network can have, before any image is read.
-
-    Raises:
-        UsageError: naming the nearest ones.
-    """
-    if ":" not in network and not is_reference(network):
-        build(NetworkSpec(network, (3, 32, 32), 10))  # builds nothing: it knows the names, and says so
 
 
 def network_of(

@@ -73,6 +73,16 @@ def test_profile_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "114,688" in capsys.readouterr().out
 
 
+def test_a_size_with_its_channels_last_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be meant, so it is not refused."""
+    for size, told in (("28x28x1", True), ("32x32x3", True), ("3x32x32", False), ("3x32x3", False), ("64x8x8", False)):
+        assert main(["profile", "resnet18", "--input", size, "--width", "0.125", "--json"]) == 0
+        assert ("channels of height" in capsys.readouterr().err) is told
+    assert main(["profile", "resnet18", "--input", "28x36x3", "--width", "0.125", "--json"]) == 0
+    said = capsys.readouterr().err
+    assert "28x36x3 is read as 28 channels of height 36 and width 3; an image of 3 channels is 3x28x36" in said
+
+
 def test_profile_says_every_note_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["profile", "vgg16", "--input", "3x32x32", "--width", "0.25"]) == 0
@@ -287,6 +297,32 @@ def test_a_signal_stops_with_1_and_the_same_command_goes_on(net: str, number: si
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1 and "same command again" in said and "Traceback" not in said
     assert (tmp_path / "run" / "teacher" / "seed0" / "checkpoint.safetensors").exists()
+
+
+def test_a_name_that_no_network_has_is_told_before_images_are_read(
+    net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepreduce.cli._options.load_data", lambda _: pytest.fail("images were read"))
+    for command in ("reduce", "train"):
+        assert main([command, f"{net[:-1]}r", "--out", "run", *QUICK]) == 2
+        assert "did you mean Net" in capsys.readouterr().err
+
+
+def test_a_stop_outside_of_training_says_what_is_kept(
+    net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepreduce.cli._options.load_data", stop)
+    typed = ["reduce", net, "--out", "run", *QUICK]
+    assert main(typed) == 1
+    assert "stopped: nothing is written yet, and the same command begins from the start" in capsys.readouterr().err
+    Path("run").mkdir()
+    assert main(typed) == 1
+    assert "stopped: what is finished is kept in run, and the same command continues it" in capsys.readouterr().err
+    assert main([*typed, "--dry-run"]) == 1
+    assert capsys.readouterr().err.strip() == "stopped"
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from deepreduce.errors import MissingExtraError, NetworkError, UsageError
-from deepreduce.networks import NetworkSpec, build
+from deepreduce.networks import NetworkSpec, build, check_name
 
 Write = Callable[[str], str]
 
@@ -112,6 +112,26 @@ def test_a_function_that_fails_or_needs_more(module: Write) -> None:
 def test_a_function_that_returns_something_else(module: Write) -> None:
     with pytest.raises(NetworkError, match=r"must return a torch\.nn\.Module\. Got: int"):
         build(spec(module("def net():\n    return 3\n") + ":net"))
+
+
+def test_names_are_checked_without_building(module: Write) -> None:
+    own = module("def net():\n    raise ValueError('built')\n")
+    for name in ("resnet18", f"{own}:net"):
+        check_name(name)
+    for name, words in (
+        ("resnet81", "did you mean resnet18"),
+        (f"{own}:nte", "did you mean net"),
+        ("no_such_module:net", "must be importable"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_name(name)
+
+
+def test_timm_names_are_checked_without_building() -> None:
+    pytest.importorskip("timm")
+    check_name("timm:resnet18")
+    with pytest.raises(UsageError, match="registered in timm"):
+        check_name("timm:resnet81")
 
 
 def test_only_reference_networks_are_scaled_when_built(module: Write) -> None:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 part()
             return code
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        print(f"\nstopped{_kept(options)}", file=sys.stderr)
         if arguments is None:
             _end_at_once()
         return 1
@@ -149,6 +149,15 @@ def _having(option: str) -> list[str]:
         if option in parser.names():
             found.append(name)
     return found
+
+
+def _kept(options: argparse.Namespace) -> str:
+    """Say what a command that trains has kept, where it was stopped outside of training; empty for the others."""
+    if options.command not in ("train", "reduce", "demo") or getattr(options, "dry_run", False):
+        return ""
+    if not options.out.exists():
+        return ": nothing is written yet, and the same command begins from the start"
+    return f": what is finished is kept in {options.out}, and the same command continues it"
 
 
 def _end_at_once() -> NoReturn:

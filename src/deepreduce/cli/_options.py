@@ -24,6 +24,11 @@ def size(text: str) -> tuple[int, int, int]:
         channels, height, width = (int(part) for part in text.lower().split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"write it like 3x32x32, not {text!r}") from None
+    if channels > 4 and width in (1, 3):
+        say(
+            f"note: {text} is read as {channels} channels of height {height} and width {width}; "
+            f"an image of {width} channel{'' if width == 1 else 's'} is {width}x{channels}x{height}"
+        )
     return channels, height, width
 
 

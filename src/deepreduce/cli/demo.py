@@ -73,7 +73,8 @@ def _privately(front: Front, data: Dataset, folder: Path, images: int) -> dict[s
     for entry in (front.content["teacher"], headline(front.content).entry):
         if entry is None:
             continue
-        say(f"Two parties classify {len(pixels)} test digits with {entry['label']}: {entry['relus']:,} ReLUs.")
+        digits = "1 test digit" if len(pixels) == 1 else f"{len(pixels)} test digits"
+        say(f"Two parties classify {digits} with {entry['label']}: {entry['relus']:,} ReLUs.")
         place = folder / "private" / str(entry["id"])
         files = export(front, entry=str(entry["id"]), out=place, data=data, replace=True)
         run = rehearse(files, pixels, folder=place)

@@ -108,7 +108,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from .. import plan_reduce, reduce
-    from .._api import check_name
+    from ..networks import check_name
     from ..reduction import DEFAULT_EXPONENT
     from ..training import default_workers
 

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     settings = _options.search_settings(options, seeds=options.seeds)
     from .. import train
-    from .._api import check_name
+    from ..networks import check_name
     from ..training import summarise
 
     check_name(options.network)

@@ -1,7 +1,7 @@
 """Reference networks with alpha and rho, and the way in for a user's own."""
 
 from .mobilenet_v1 import mobilenet_v1
-from .registry import REFERENCE, build, is_reference
+from .registry import REFERENCE, build, check_name, is_reference
 from .resnet import resnet18, resnet34
 from .spec import NetworkSpec
 from .vgg16 import vgg16
@@ -11,6 +11,7 @@ __all__ = [
     "REFERENCE",
     "NetworkSpec",
     "build",
+    "check_name",
     "is_reference",
     "mobilenet_v1",
     "resnet18",

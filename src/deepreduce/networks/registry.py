@@ -71,30 +71,48 @@ def build(spec: NetworkSpec, *, alpha: float = 1.0, rho: float = 1.0) -> nn.Modu
         return _from_timm(spec)
     if ":" in spec.name:
         return _from_function(spec)
-    raise UsageError(
+    raise _unknown(spec.name)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no network has, without building one; a user's module is imported.
+
+    Raises:
+        UsageError, MissingExtraError: as for `build`.
+    """
+    if name.startswith("timm:"):
+        _timm_name(name)
+    elif ":" in name:
+        _function(name)
+    elif name not in REFERENCE:
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(
         problem(
             "a network is a reference name, package.module:function, or timm:NAME",
-            got=f"{spec.name!r}{near_misses(spec.name, list(REFERENCE))}",
+            got=f"{name!r}{near_misses(name, list(REFERENCE))}",
             remedy=f"use one of {', '.join(REFERENCE)}, or name a function that returns your network",
             where="NETWORK",
         )
     )
 
 
-def _from_timm(spec: NetworkSpec) -> nn.Module:
-    """Build a registered timm model without weights; names that would fetch something are refused."""
+def _timm_name(given: str) -> str:
+    """Return the name that timm knows; names that would fetch something are refused."""
     try:
         import timm
     except ImportError as error:
         raise MissingExtraError(
             problem(
                 "a name that begins with timm: needs the package timm",
-                got=f"{spec.name!r}, and timm is not installed",
+                got=f"{given!r}, and timm is not installed",
                 remedy="pip install 'deepreduce[zoo]'",
                 where="NETWORK",
             )
         ) from error
-    name = spec.name.removeprefix("timm:")
+    name = given.removeprefix("timm:")
     known = timm.list_models()
     if name not in known:
         raise UsageError(
@@ -105,6 +123,14 @@ def _from_timm(spec: NetworkSpec) -> nn.Module:
                 where="NETWORK",
             )
         )
+    return name
+
+
+def _from_timm(spec: NetworkSpec) -> nn.Module:
+    """Build a registered timm model without weights."""
+    name = _timm_name(spec.name)
+    import timm
+
     try:
         module = timm.create_model(name, pretrained=False, num_classes=spec.classes, in_chans=spec.input[0])
     except Exception as error:  # timm raises many types
@@ -119,12 +145,9 @@ def _from_timm(spec: NetworkSpec) -> nn.Module:
     return _module(module, spec, "timm")
 
 
-def _from_function(spec: NetworkSpec) -> nn.Module:
-    """Import `package.module:function` and call it.
-
-    The function may take `num_classes` and `in_channels` (or `classes`, `in_chans`); it is given what it takes.
-    """
-    module_name, _, function_name = spec.name.partition(":")
+def _function(name: str) -> tuple[Callable[..., object], str | None]:
+    """Import `package.module:function`; return it and the file of its module."""
+    module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:  # as `python -m` does, so that a file beside the user is found
         sys.path.insert(0, here)
@@ -154,6 +177,15 @@ def _from_function(spec: NetworkSpec) -> nn.Module:
                 where=module.__file__,
             )
         )
+    return function, module.__file__
+
+
+def _from_function(spec: NetworkSpec) -> nn.Module:
+    """Call `package.module:function`.
+
+    The function may take `num_classes` and `in_channels` (or `classes`, `in_chans`); it is given what it takes.
+    """
+    function, file = _function(spec.name)
     offered = {
         "num_classes": spec.classes,
         "classes": spec.classes,
@@ -169,10 +201,10 @@ def _from_function(spec: NetworkSpec) -> nn.Module:
                 f"{spec.name} must return a network when called",
                 got=f"{type(error).__name__}: {error}",
                 remedy="give its arguments defaults, or wrap it in a function that takes none",
-                where=module.__file__,
+                where=file,
             )
         ) from error
-    return _module(network, spec, module.__file__)
+    return _module(network, spec, file)
 
 
 def _module(network: object, spec: NetworkSpec, where: object) -> nn.Module:
