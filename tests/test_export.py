@@ -47,6 +47,7 @@ def test_example_the_full_network_by_its_id(run: deepreduce.Front, tmp_path: Pat
     assert made.agreement["same_label"] > 0.9
     assert made.server.stat().st_mode & 0o777 == 0o600
     assert client.about.network == "network, teacher"
+    assert repr(made) == f"Exported(server={made.server!r}, client={made.client!r})"  # formats are secret
 
 
 def test_names_of_the_owners_code_reach_no_client(run: deepreduce.Front, tmp_path: Path) -> None:

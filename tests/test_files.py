@@ -97,12 +97,18 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     assert (tmp_path / "deploy").read_text() == "mine"
 
 
+def test_a_folder_where_the_file_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file.json").mkdir()
+    with pytest.raises(RunError, match=r"Got: Is a directory\. Do: name another place"):
+        write_json(tmp_path / "file.json", {})
+
+
 def test_a_place_that_cannot_be_looked_at(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="name too long"):
         write_json(tmp_path / ("a" * 300) / "inside" / "file.json", {})
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0)
-        with pytest.raises(RunError, match="make the folder writable and run"):
+        with pytest.raises(RunError, match="make the folder writable, and run"):
             write_json(tmp_path / "locked" / "inside" / "file.json", {})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,9 @@ class Exported:
 
     server: Path
     client: Path
-    entry: dict[str, Any]
-    agreement: dict[str, Any]
-    formats: dict[str, Any]
+    entry: dict[str, Any] = field(repr=False)
+    agreement: dict[str, Any] = field(repr=False)
+    formats: dict[str, Any] = field(repr=False)
 
 
 def export(

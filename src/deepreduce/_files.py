@@ -58,14 +58,13 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if not full and not isinstance(error, OSError):
             raise
-        blocking = _no_folder_above(path)
-        again = "run the same command again"
+        got, again = why_not_written(error, path), "run the same command again"
         if full:
             got, remedy = "no space is left on the disk", f"free some space and {again}; what was finished is kept"
-        elif blocking is not None:
-            got, remedy = f"{blocking} is no folder", f"name another place, or move that file away, and {again}"
+        elif _no_folder_above(path) is not None:
+            remedy = f"name another place, or move that file away, and {again}"
         else:
-            got, remedy = f"{type(error).__name__}: {error}", f"make the folder writable and {again}"
+            remedy = f"name another place, or make the folder writable, and {again}"
         raise RunError(problem("the file must be written whole", got=got, remedy=remedy, where=path)) from error
 
 
@@ -87,6 +86,14 @@ def reserve(descriptor: int, size: int) -> None:
     space = os.fstatvfs(descriptor)
     if space.f_bavail * space.f_frsize < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def why_not_written(error: BaseException, path: Path) -> str:
+    """Say what stood in the way of a file: what is there in place of a folder of its path, or the system's words."""
+    blocking = _no_folder_above(path)
+    if blocking is not None:
+        return f"{blocking} is no folder"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _no_folder_above(path: Path) -> Path | None:

@@ -154,7 +154,9 @@ def test_images_of_the_wrong_channel_count(size: tuple[int, int, int], words: st
 
 def test_images_of_the_wrong_size() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, CLASSES))
-    with pytest.raises(NetworkError, match=r"must take images of 3x17x17.*shapes cannot be multiplied"):
+    with pytest.raises(
+        NetworkError, match=r"must take images of 3x17x17.*shapes cannot be multiplied.*Where: layer 3\.$"
+    ):
         take_census(network, (3, 17, 17))
 
 

@@ -93,6 +93,13 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
         Front.read(tmp_path)
     with pytest.raises(RunError, match="no such folder"):
         Front.read(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"must exist\. Got: a file"):
+        Front.read(tmp_path / "file")
+
+
+def test_a_front_is_shown_by_its_folder() -> None:
+    assert repr(Front(content(), Path("run"))) == f"Front(folder={Path('run')!r})"
 
 
 @pytest.mark.parametrize(

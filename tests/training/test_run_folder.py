@@ -133,7 +133,7 @@ def test_one_command_at_a_time(context: Context) -> None:
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="can be written"), RunFolder(tmp_path / "file"):
+    with pytest.raises(RunError, match=r"can be written\. Got: .*file is no folder\. Do"), RunFolder(tmp_path / "file"):
         pass
 
 

@@ -21,7 +21,7 @@ from ..errors import NetworkError, problem
 from ._canonical import FunctionalBatchNorm, FunctionalDropout
 from ._graph import all_pass, function_name, image_nodes
 from .call_sites import CallSite, find_relus, masked_relu, other_nonlinearities
-from .trace import check_trace, evaluating, example_images, is_traced, source_line, trace
+from .trace import check_trace, evaluating, example_images, is_traced, layer_words, source_line, trace
 
 _TRANSPARENT = (
     nn.modules.batchnorm._BatchNorm,
@@ -291,12 +291,13 @@ def _measure(traced: fx.GraphModule, input: tuple[int, int, int]) -> dict[fx.Nod
         with evaluating(traced), torch.no_grad():
             meter.run(example_images(traced, input))
     except _NodeError as failure:
+        name = str(failure.node.target) if failure.node.op == "call_module" else failure.node.name
         raise NetworkError(
             problem(
                 f"the network must take images of {'x'.join(map(str, input))}",
                 got=f"{type(failure.error).__name__}: {(str(failure.error) or 'no message').splitlines()[0]}",
                 remedy="give the input that the network was made for",
-                where=f"{failure.node.name} {source_line(failure.node)}".strip(),
+                where=f"{layer_words(name)} {source_line(failure.node)}".strip(),
             )
         ) from failure.error
     counted: set[int] = set()

@@ -224,6 +224,11 @@ def source_line(node: fx.Node) -> str:
     return ""
 
 
+def layer_words(name: str) -> str:
+    """Return the path of a layer as an error names it: `layer features.3` where its last part is a number alone."""
+    return f"layer {name}" if name.rpartition(".")[2].isdigit() else name
+
+
 def _close(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
 from types import NoneType
@@ -33,7 +33,7 @@ class Front:
         folder: the run folder.
     """
 
-    content: dict[str, Any]
+    content: dict[str, Any] = field(repr=False)
     folder: Path
 
     @classmethod
@@ -46,11 +46,11 @@ class Front:
         """
         check_type("folder", folder, str, Path)
         path = Path(folder) / "front.json"
-        if not path.parent.exists():
+        if not path.parent.is_dir():
             raise RunError(
                 problem(
                     "the run folder must exist",
-                    got="no such folder",
+                    got="a file" if path.parent.exists() else "no such folder",
                     remedy="check the path; deepreduce reduce --out makes one",
                     where=folder,
                 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .._files import check_format, move_aside, read_json, read_lines, sha256_of, write_json
+from .._files import check_format, move_aside, read_json, read_lines, sha256_of, why_not_written, write_json
 from ..census import Census
 from ..errors import DeepReduceError, RunError, problem
 from ..reduction import Base
@@ -61,7 +61,7 @@ class RunFolder:
                 )
             ) from None
         except (OSError, NotImplementedError) as error:
-            raise self._unusable(error) from error
+            raise self._unusable(why_not_written(error, self.path / "run.json")) from error
         return self
 
     def __exit__(

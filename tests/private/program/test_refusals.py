@@ -77,6 +77,14 @@ def test_operators_without_a_linear_form(
     assert ".py:" in message
 
 
+def test_a_layer_without_a_name_and_what_converts() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(NetworkError, match=r"Where: layer 1\.$") as caught:
+        convert(network, (3, 6, 6))
+    for words in ("dropout", "differences and means", "products with constants", "resizing", "padding"):
+        assert words in str(caught.value)
+
+
 def test_a_map_instead_of_logits() -> None:
     with pytest.raises(NetworkError, match="one vector of logits"):
         convert(Lambda(lambda net, x: F.relu(x)), (3, 6, 6))

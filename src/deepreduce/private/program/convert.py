@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ...census import argument, final_softmax, find_relus, masked_relu, trace
-from ...census.trace import source_line
+from ...census.trace import layer_words, source_line
 from ...errors import NetworkError, near_misses, problem
 from .calls import Call, Unsupported
 from .graph import Affine, Array, Graph, Input, Node
@@ -29,9 +29,10 @@ from .operators import FUNCTIONS, METHODS, MODULES, TRACED_MODULES
 _BATCH = 3
 _EXACT = 2**24  # whole numbers that float32 holds
 REMEDY = (
-    "use convolution, linear, batch norm, addition, concatenation, average or max pooling, reshaping, ReLU and ReLU6 "
-    "only, or train with another operator in its place; --exchange-activations does that for most activations, gates "
-    "and norms"
+    "use only convolution, linear layers, batch norm, dropout, sums, differences and means, products with constants, "
+    "concatenation, average and max pooling, padding with zeros or the map's own elements, reshaping and all else that "
+    "moves elements, nearest-neighbour resizing, ReLU and ReLU6; or train with another operator in its place: "
+    "--exchange-activations does that for most activations, gates and norms"
 )
 
 
@@ -139,7 +140,7 @@ class _Converter(fx.Interpreter):
         return Graph(self.input, output)
 
     def _refuse(self, n: fx.Node, what: str, remedy: str = REMEDY) -> NetworkError:
-        place = f"{self._name(n)} {source_line(n)}".strip()
+        place = f"{layer_words(self._name(n))} {source_line(n)}".strip()
         return NetworkError(
             problem("every operator of a network to run privately must convert", got=what, remedy=remedy, where=place)
         )

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...census.trace import layer_words
 from .operations import (
     MAX,
     MAX_RELU,
@@ -86,7 +87,8 @@ class Node:
     @property
     def place(self) -> str:
         """Where the user finds it."""
-        return f"{self.name} ({self.source})" if self.source else self.name
+        name = layer_words(self.name)
+        return f"{name} ({self.source})" if self.source else name
 
 
 @dataclass
