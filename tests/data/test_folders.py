@@ -49,7 +49,7 @@ def test_other_files_are_left_and_counted(source: Path) -> None:
     (source / "train" / "cat" / "notes.txt").write_text("x")
     (source / "train" / "list.csv").write_text("x")
     (source / "train" / ".DS_Store").write_text("x")
-    assert load(str(source)).notes == ("2 files that are no images in class folders were left unread",)
+    assert load(str(source)).notes == ("left unread, as they are no images in class folders: 2 of the files",)
 
 
 def test_folders_inside_a_class_belong_to_it(source: Path) -> None:
@@ -64,7 +64,7 @@ def test_folders_inside_a_class_belong_to_it(source: Path) -> None:
     (source / "train" / "cat" / "loop").symlink_to(source / "train" / "dog")
     after = load(str(source))
     assert len(after.train) == len(before.train) and after.classes == before.classes
-    assert after.notes == ("1 files that are no images in class folders were left unread",)
+    assert after.notes == ("left unread, as they are no images in class folders: 1 of the files",)
 
 
 def test_a_damaged_file_is_named(source: Path) -> None:

@@ -112,9 +112,9 @@ def test_files_of_no_known_split_are_left_and_noted(source: Path) -> None:
     single(write_parquet(source), plain(), "extra-00000-of-00001.parquet")
     data = load(str(source))
     assert len(data.train) == 36
-    assert data.notes == (
-        "1 parquet files of no known split were left unread, among them extra-00000-of-00001.parquet",
-    )
+    assert data.notes == ("left unread, as parquet files of no known split: extra-00000-of-00001.parquet",)
+    single(source, plain(), "other-00000-of-00001.parquet")
+    assert load(str(source)).notes[0].endswith("extra-00000-of-00001.parquet and 1 more")
 
 
 def test_a_folder_with_training_images_only(source: Path) -> None:

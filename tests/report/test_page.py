@@ -257,6 +257,16 @@ def test_criticality_that_does_not_tell_stages_apart(front, read):
     assert "loses its ReLUs first" not in text and 'class="most"' not in page
 
 
+def test_one_of_a_kind_is_no_plural(front, read):
+    front["candidates"] = [entry for entry in front["candidates"] if entry["relus"] in (114_688, 1_024)]
+    front["front"] = [front["candidates"][0]["id"], "teacher"]
+    front["candidates"][0]["epochs"] = 1
+    front["data"]["validation"] = 1
+    text = visible(read(without_library(render_page(front))))
+    assert "1 trained candidate and the teacher" in text and "1 epoch, 52 min" in text and "200 epochs" in text
+    assert not re.search(r"\b1 (epochs|images|candidates)\b", text)
+
+
 def test_several_seeds(front, measure, read):
     front["candidates"][2]["test"] = measure(0.7472, 10000, 3)
     text = visible(read(without_library(render_page(front))))

@@ -199,7 +199,10 @@ def assemble(
         said.append(f"a stated subset: the first {len(names)} of {len(raw.classes)} classes")
     if per_class is not None:
         rows = keep_per_class(labels, rows, count=per_class, seed=seed, classes=names)
-        said.append(f"a stated subset: {per_class} training images of each class, before the validation split")
+        said.append(
+            f"a stated subset: {per_class} training image{'' if per_class == 1 else 's'} of each class, before the "
+            "validation split"
+        )
     rows, held = hold_out(labels, rows, fraction=validation, seed=seed, purpose=Purpose.VALIDATION, classes=names)
     train, held_out = _pick(raw.train, rows), _pick(raw.train, held)
     said += repeated(train, held_out, test, names)

@@ -47,7 +47,7 @@ class ImageFolders:
         self._chosen: Chosen[_Images] = choose(found, folder=folder.name)
         self.notes = self._chosen.notes
         if skipped:
-            self.notes += (f"{len(skipped)} files that are no images in class folders were left unread",)
+            self.notes += (f"left unread, as they are no images in class folders: {len(skipped)} of the files",)
         self.key = ["folders", self._hash()]
 
     @staticmethod

@@ -64,7 +64,8 @@ class ParquetFolder:
         self._chosen: Chosen[list[Path]] = choose(found, folder=folder.name)
         self.notes = self._chosen.notes
         if unread:
-            self.notes += (f"{len(unread)} parquet files of no known split were left unread, among them {unread[0]}",)
+            more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+            self.notes += (f"left unread, as parquet files of no known split: {unread[0]}{more}",)
         self._columns = self._agree(image_column, label_column)
         self.key = ["parquet", self._hash(), self._columns.image, self._columns.label]
 

@@ -143,7 +143,7 @@ def _measured(measured: Json | None) -> dict[str, str] | None:
     return {
         "accuracy": words.percent(measured["accuracy"]),
         "interval": _interval(measured),
-        "n": words.count(measured.get("n")),
+        "n": words.many(measured.get("n"), "image"),
         "seeds": words.seeds(measured),
     }
 
@@ -181,7 +181,7 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "private": seconds.facts(front, entry),
         "quick": seconds.by_seconds_alone(front, entry),
         "trained": words.duration(entry.get("seconds")),
-        "epochs": words.count(entry.get("epochs")),
+        "epochs": words.epochs(entry.get("epochs")),
         "reason": words.clean(entry.get("reason") or ""),
         "stages": _bars(stages_of(front, entry), scale),
         "recipe": json.dumps(entry["recipe"], indent=2, ensure_ascii=False),
@@ -281,7 +281,7 @@ def _headline(front: Json) -> dict[str, Any]:
 
 
 def _compared(teacher: Json | None, reduced: Json, split: str) -> str:
-    images = f"On {words.count(reduced.get('n'))} {split} images" if reduced.get("n") else f"On the {split} images"
+    images = f"On {words.many(reduced.get('n'), f'{split} image')}" if reduced.get("n") else f"On the {split} images"
     own = (
         f"{images} it is right {words.percent(reduced['accuracy'])} % of the time (95 % interval {_interval(reduced)})"
     )
@@ -326,7 +326,7 @@ def _tiles(front: Json, entry: Json, split: str, step: tuple[float, float, float
         tiles.append(private)
     if words.number(front["seconds"]) is not None:
         number = sum(entry["status"] == "done" for entry in candidates(front))
-        note = f"{number} trained candidate{'' if number == 1 else 's'} and the teacher, all jobs together"
+        note = f"{words.many(number, 'trained candidate')} and the teacher, all jobs together"
         tiles.append({"name": "Training", "value": words.duration(front["seconds"]), "note": note})
     return tiles
 
@@ -345,11 +345,11 @@ def _teacher_facts(front: Json, card: dict[str, Any]) -> list[tuple[str, str]]:
         measured = card[split]
         value = "not measured"
         if measured:
-            value = f"{measured['accuracy']} % (95 % interval {measured['interval']}), {measured['n']} images"
+            value = f"{measured['accuracy']} % (95 % interval {measured['interval']}), {measured['n']}"
             value += f"; {measured['seeds']}" if measured["seeds"] else ""
         facts.append((f"{split.capitalize()} accuracy", value))
     facts += card["private"]
-    facts.append(("Training", f"{card['epochs']} epochs, {card['trained']}"))
+    facts.append(("Training", f"{card['epochs']}, {card['trained']}"))
     return facts
 
 
@@ -384,7 +384,7 @@ def _facts(front: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     data = {key: value for key, value in front["data"].items() if key != "classes"}
     for split in ("train", "validation", "test"):
         if words.number(data.get(split)) is not None:
-            data[split] = f"{words.count(data[split])} images"
+            data[split] = words.many(data[split], "image")
     names = front["data"].get("classes")
     if isinstance(names, list):
         data["classes"] = f"{len(names)}: " + words.shorten(", ".join(map(str, names)), 160)

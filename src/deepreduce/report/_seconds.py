@@ -89,7 +89,7 @@ def note(front: Json) -> str:
     said = "; ".join(link_words(front, name) for name in links)
     about = front["private"]
     cores = words.number(about.get("cores"))
-    each = "" if cores is None else f", {cores:g} core{'' if cores == 1 else 's'} for each party"
+    each = "" if cores is None else f", {words.many(cores, 'core')} for each party"
     rest = f", from constants measured on {words.clean(about['hardware'])}" if about.get("hardware") else ""
     return f"{said}: estimated seconds from an image to its class with deepreduce{each}{rest}."
 
@@ -141,7 +141,7 @@ def tile(front: Json, entry: Json) -> dict[str, str] | None:
 def _over(entry: Json, phase: str, links: list[str]) -> str:
     times = [f"{words.duration(_phase(entry, phase, 'seconds', name))} over {heading(name)}" for name in links]
     trips, size = _phase(entry, phase, "round_trips"), words.size(_phase(entry, phase, "bytes"))
-    more = f"; {words.count(trips)} round trips" if words.number(trips) is not None else ""
+    more = f"; {words.many(trips, 'round trip')}" if words.number(trips) is not None else ""
     return f"{', '.join(times)}{more}, {size}"
 
 

@@ -46,9 +46,14 @@ def count(value: object) -> str:
     return UNKNOWN if known is None else f"{known:,.0f}"
 
 
+def many(value: object, noun: str) -> str:
+    """Return a number of things: `1 image`, `5,000 images`."""
+    return f"{count(value)} {noun}" + ("" if number(value) == 1 else "s")
+
+
 def epochs(value: object) -> str:
     """Return a number of epochs: `1 epoch`, `200 epochs`."""
-    return f"{count(value)} epoch" + ("" if number(value) == 1 else "s")
+    return many(value, "epoch")
 
 
 def macs(value: object) -> str:

@@ -145,12 +145,14 @@ def _method(front: Json) -> str:
         said += f" by {words.clean(settings.get('granularity'))}"
     layers = settings.get("most_layers")
     if isinstance(layers, int) and layers > 0:
-        said += f", in at most {layers} layer{'s' if layers > 1 else ''}"
+        said += f", in at most {words.many(layers, 'layer')}"
     if settings.get("search_epochs"):
         said += f", {words.epochs(settings['search_epochs'])} of search, counted with the training"
     if settings.get("rank_epochs") and isinstance(front.get("ranking"), list):
         kept = sum(bool(row.get("kept")) for row in front["ranking"] if isinstance(row, dict))
-        said += f", {len(front['ranking'])} candidates ranked after {words.epochs(settings['rank_epochs'])}, "
+        said += (
+            f", {words.many(len(front['ranking']), 'candidate')} ranked after {words.epochs(settings['rank_epochs'])}, "
+        )
         said += f"{kept} trained in full"
     return said + "."
 
@@ -238,9 +240,9 @@ def plan_table(plan: dict[str, Any]) -> Table:
     workers = int(plan["workers"])
     hours = words.number(plan["hours"])
     table = _table(
-        f"Plan: {len(jobs)} jobs, {len(open_jobs)} to do",
+        f"Plan: {words.many(len(jobs), 'job')}, {len(open_jobs)} to do",
         [
-            f"All together about {_hours(hours)} with {workers} worker{'' if workers == 1 else 's'}.",
+            f"All together about {_hours(hours)} with {words.many(workers, 'worker')}.",
             words.clean(plan.get("note") or ""),
             *_left_out(jobs),
         ],
