@@ -51,23 +51,23 @@ def draw(content: dict[str, Any], stem: Path) -> list[Path]:
             own = [m for m in content["measured"] if m["network"] == network["name"]]
             links = [link for link in LINKS if any(link in m["private"] for m in own)]
             wanted += [(network, link) for link in (None, *links)]
-        figure = Figure(figsize=(2.2 + 5.0 * len(wanted), 4.6), layout="constrained", facecolor="white")
+        # At most two side by side: on a page that is as wide as a text, more are too small to be read.
+        columns = min(2, len(wanted))
+        rows = -(-len(wanted) // columns)
+        figure = Figure(figsize=(5.0 * columns, 4.2 * rows + 0.6), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(wanted), squeeze=False)[0]
-        for axes, (network, link) in zip(panels, wanted, strict=True):
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        drawn, spare = panels[: len(wanted)], panels[len(wanted) :]
+        for axes, (network, link) in zip(drawn, wanted, strict=True):
             _panel(axes, network, link, content)
         labelled: dict[str, Any] = {}
-        for axes in panels:
+        for axes in drawn:
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
-        panels[-1].legend(
-            list(labelled.values()),
-            list(labelled),
-            frameon=False,
-            fontsize=7,
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-        )  # fmt: skip
+        for axes in spare:
+            axes.set_axis_off()
+        holder, place, across = (spare[0], "center", 1) if spare else (figure, "outside lower center", 2 * columns)
+        holder.legend(list(labelled.values()), list(labelled), frameon=False, loc=place, ncols=across)
         written = []
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "deepreduce"})):
             written.append(stem.with_name(f"{stem.name}.{kind}"))
