@@ -59,6 +59,9 @@ def test_every_method(method: str, keeps: bool, context: Context, settings: Sear
     front = front_of(context, asked, progress=watch)
     assert front.content["settings"]["keep_max_pooling"] is keeps
     assert any("average pooling takes the place" in note for note in watch.notes) is not keeps
+    assert any(
+        "2x2 takes the round trips of two ReLU layers, of 3x3 those of four" in note for note in watch.notes
+    ) is (not keeps)
     done = [entry for entry in front.content["candidates"] if entry["status"] == "done"]
     assert done
     for entry in done:
