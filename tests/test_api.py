@@ -297,6 +297,10 @@ def test_trained_needs_a_network_that_brings_weights(data: Any, tmp_path: Path) 
 
 
 def test_names_are_checked_before_images_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="random weights"):
+        deepreduce.reduce("resnet18", "no/such-data", out=tmp_path / "run", settings=SearchSettings(trained=True))
+    with pytest.raises(UsageError, match="must be importable"):
+        deepreduce.reduce("no_such_module:net", "no/such-data", out=tmp_path / "run")
     with pytest.raises(UsageError, match="resnet18"):
         deepreduce.reduce("resnet81", "no/such-data", out=tmp_path / "run")
     with pytest.raises((UsageError, DataError), match="digits"):

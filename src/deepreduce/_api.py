@@ -395,7 +395,10 @@ class _Order:
         """
         options = self.run_options()
         require_tracker(options.tracker)
+        trained = self.weights is None and self._with_weights().trained
         if isinstance(self.network, str):
+            if trained:
+                _require_own_weights(self.network)
             check_name(self.network)
         images = load_data(self.data) if isinstance(self.data, str) else self.data
         classes = len(images.classes)
@@ -406,8 +409,8 @@ class _Order:
             tensors = read_tensors(path)
             tensors.pop("deepreduce.probe", None)
             load_tensors(module, fit_tensors(module.state_dict(), tensors), path)
-        elif self._with_weights().trained and module is None:
-            module = _build_trained(spec)
+        elif trained and module is None:
+            module = build(spec)
         return Context(
             spec,
             module,
@@ -431,15 +434,14 @@ def network_of(
     return NetworkSpec(type(network).__name__, input, classes, exchange_activations=exchange), network
 
 
-def _build_trained(spec: NetworkSpec) -> nn.Module:
-    """Build a network whose own code brings its weights."""
-    if is_reference(spec.name) or spec.name.startswith("timm:"):
+def _require_own_weights(name: str) -> None:
+    """Refuse a network whose code brings no trained weights."""
+    if is_reference(name) or name.startswith("timm:"):
         raise UsageError(
             problem(
                 "a trained network brings its weights",
-                got=f"{spec.name}, which is built with random weights",
+                got=f"{name}, which is built with random weights",
                 remedy="name the file with --weights, or leave out --trained to have the teacher trained",
                 where="--trained",
             )
         )
-    return build(spec)
