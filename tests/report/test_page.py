@@ -267,13 +267,6 @@ def test_one_of_a_kind_is_no_plural(front, read):
     assert not re.search(r"\b1 (epochs|images|candidates)\b", text)
 
 
-def test_a_network_that_diverged_at_first_says_so(front, read):
-    front["candidates"][0]["diverged"] = 1
-    front["teacher"]["diverged"] = 0
-    text = visible(read(without_library(render_page(front))))
-    assert text.count("with a lower learning rate, because it diverged") == 1
-
-
 def test_several_seeds(front, measure, read):
     front["candidates"][2]["test"] = measure(0.7472, 10000, 3)
     text = visible(read(without_library(render_page(front))))

@@ -182,7 +182,6 @@ def _card(front: Json, key: str, role: str, entry: Json, scale: Scale, split: st
         "quick": seconds.by_seconds_alone(front, entry),
         "trained": words.duration(entry.get("seconds")),
         "epochs": words.epochs(entry.get("epochs")),
-        "slower": ", with a lower learning rate, because it diverged" if words.number(entry.get("diverged")) else "",
         "reason": words.clean(entry.get("reason") or ""),
         "stages": _bars(stages_of(front, entry), scale),
         "recipe": json.dumps(entry["recipe"], indent=2, ensure_ascii=False),
@@ -350,7 +349,7 @@ def _teacher_facts(front: Json, card: dict[str, Any]) -> list[tuple[str, str]]:
             value += f"; {measured['seeds']}" if measured["seeds"] else ""
         facts.append((f"{split.capitalize()} accuracy", value))
     facts += card["private"]
-    facts.append(("Training", f"{card['epochs']}, {card['trained']}{card['slower']}"))
+    facts.append(("Training", f"{card['epochs']}, {card['trained']}"))
     return facts
 
 
