@@ -28,8 +28,6 @@ from deepreduce.training import (
     search,
     train_teacher,
 )
-from deepreduce.training.dispatch import run_job
-from deepreduce.training.loop import DivergenceError
 from deepreduce.training.phases import Phases
 from deepreduce.training.proposals import Proposal
 
@@ -204,65 +202,6 @@ def test_a_candidate_that_fails_leaves_the_others_alone(
     assert weights(context.folder) == others
     front_of(context, settings)  # the next command tries it again
     assert weights(context.folder) == weights(whole.folder)
-
-
-def test_a_network_that_diverges_is_trained_again_with_a_lower_learning_rate(
-    context: Context, settings: SearchSettings, watch: Any, monkeypatch: Any
-) -> None:
-    """One network of many that diverges must not end the run: the user could only begin anew, with all of them."""
-    honest = jobs.train
-    poisoned = Path("criticality/S1/seed0")
-    tried: list[float] = []
-
-    def trained(network: Any, data: Any, validation: Any, config: Any, **options: Any) -> Any:
-        if options["checkpoint"].path.parent == context.folder / poisoned:
-            tried.append(config.learning_rate)
-            if len(tried) == 1:
-                config = replace(config, learning_rate=1e30)
-        return honest(network, data, validation, config, **options)
-
-    monkeypatch.setattr(jobs, "train", trained)
-    front = front_of(context, settings, progress=watch)
-    rate = settings.training.learning_rate
-    assert tried == [rate, 0.3 * rate]
-    metrics = json.loads((context.folder / poisoned / "metrics.json").read_text())
-    assert (metrics["diverged"], metrics["learning_rate"]) == (1, 0.3 * rate)
-    assert metrics["config"]["learning_rate"] == rate  # what was asked for, so that the same command finds it
-    assert not list(context.folder.rglob("diverged.json"))
-    assert [note for note in watch.notes if "diverged" in note] == [
-        f"S1 alone, distilled: its training diverged, and began anew with a learning rate of {0.3 * rate:g}"
-    ]
-    assert {entry["diverged"] for entry in front.content["candidates"]} == {0}
-    before = weights(context.folder)
-    front_of(context, settings)
-    assert weights(context.folder) == before and len(tried) == 2
-
-
-def test_a_lower_learning_rate_is_kept_where_the_job_was_interrupted(
-    context: Context, settings: SearchSettings, monkeypatch: Any
-) -> None:
-    honest, tried = jobs.train, []
-
-    def trained(network: Any, data: Any, validation: Any, config: Any, **options: Any) -> Any:
-        tried.append(config.learning_rate)
-        if len(tried) == 1:
-            raise DivergenceError("the training loss must stay finite", "nan")
-        if len(tried) == 2:
-            raise Interrupted("stopped on request")
-        return honest(network, data, validation, config, **options)
-
-    monkeypatch.setattr(jobs, "train", trained)
-    job = Job("teacher", None, 0, False, settings.training)
-    with pytest.raises(Interrupted):
-        run_job(job, context)
-    assert "began anew" in run_job(job, context)
-    rate = settings.training.learning_rate
-    assert tried == [rate, 0.3 * rate, 0.3 * rate]
-    # Another learning rate is another training.
-    other = replace(settings.training, learning_rate=0.5 * rate)
-    (context.folder / job.place / "diverged.json").write_text(json.dumps({"learning_rate": rate, "times": 1}))
-    run_job(replace(job, config=other), context)
-    assert tried[-1] == 0.5 * rate
 
 
 @pytest.mark.parametrize(

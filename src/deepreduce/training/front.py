@@ -279,7 +279,6 @@ def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
         else None,
         "epochs": search["epochs"] + (outcome.runs[0]["epochs"] if outcome.runs else 0),
         "search_epochs": search["epochs"],
-        "diverged": max((int(metrics.get("diverged", 0)) for metrics in outcome.runs), default=0),
         "seconds": float(search["seconds"]) + sum(float(metrics["seconds"]) for metrics in outcome.runs),
         "private": found.prices.get(job.id),
         "on_front": job.id in found.front,

@@ -39,9 +39,6 @@ from .loop import Epoch, count_correct, make_accelerator, precision_of, train
 
 METRICS_FORMAT, METRICS_VERSION = "deepreduce.metrics", 1
 
-LEARNING_RATES = (1.0, 0.3, 0.1)
-"""What the learning rate of a job is multiplied with: at first, and whenever its training has diverged."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -57,7 +54,6 @@ class Job:
         masks: which masks to find; None for a network to train.
         start: folder within the run folder whose weights a warm start takes, those of a search for masks; empty for
             the teacher's. Such a network has learnt to do without its ReLUs, so that nothing fades.
-        diverged: how often its training has, up to now; it begins anew with a lower learning rate each time.
     """
 
     kind: str
@@ -68,13 +64,6 @@ class Job:
     given: bool = False
     masks: MaskOrder | None = None
     start: str = ""
-    diverged: int = 0
-
-    @property
-    def schedule(self) -> TrainingConfig:
-        """How it is trained: as asked for, until it diverges."""
-        rate = self.config.learning_rate * LEARNING_RATES[self.diverged]
-        return replace(self.config, learning_rate=rate) if self.diverged else self.config
 
     @property
     def id(self) -> str:
@@ -199,7 +188,7 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
                 network,
                 DeviceSplit.of(context.data.train, context.normalisation, accelerator.device),
                 validation,
-                job.schedule,
+                job.config,
                 accelerator=accelerator,
                 seed=job.seed,
                 teacher=teacher,
@@ -274,7 +263,7 @@ def identity(job: Job, context: Context) -> str:
 
 def settings_that_count(job: Job) -> dict[str, Any]:
     """Return the settings that decide what a network becomes: compiled or not, it is trained alike."""
-    return replace(job.schedule, compile="auto").to_json()
+    return replace(job.config, compile="auto").to_json()
 
 
 @contextlib.contextmanager
@@ -284,7 +273,7 @@ def job_accelerator(job: Job, context: Context) -> Iterator[Accelerator]:
         yield make_accelerator(job.config)
         return
     accelerator = make_accelerator(job.config, log_with=context.tracker, project_dir=context.folder / job.place)
-    settings = {k: v for k, v in job.schedule.to_json().items() if isinstance(v, (int, float, str, bool))}
+    settings = {k: v for k, v in job.config.to_json().items() if isinstance(v, (int, float, str, bool))}
     accelerator.init_trackers(job.place.replace("/", "-"), config=settings)
     try:
         yield accelerator
@@ -364,8 +353,6 @@ def write_metrics(
             "seed": job.seed,
             "distilled": job.distilled,
             "config": job.config.to_json(),
-            "diverged": job.diverged,
-            "learning_rate": job.schedule.learning_rate,
             "validation": {"correct": correct, "n": len(context.data.validation)},
             "epochs": epochs,
             "seconds": seconds,

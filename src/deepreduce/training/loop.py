@@ -29,24 +29,6 @@ from .distributed import on_processors
 
 Network = TypeVar("Network", bound=nn.Module)
 
-
-class DivergenceError(TrainingError):
-    """The loss or the weights of a training are no longer finite.
-
-    Attributes:
-        must: hold.
-        got: what came instead, and when.
-    """
-
-    def __init__(self, must: str, got: str) -> None:
-        remedy = "lower --learning-rate, or lengthen --warmup or --fade, and give another folder for --out"
-        super().__init__(problem(must, got=got, remedy=remedy))
-        self.must, self.got = must, got
-
-    def __reduce__(self) -> tuple[type[DivergenceError], tuple[str, str]]:
-        return type(self), (self.must, self.got)
-
-
 _CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
 _COMPILED_STEPS = 20_000  # estimated, not measured: half a minute to compile, a millisecond a step saved
 _EVALUATION_BATCH = 512
@@ -168,7 +150,7 @@ def train(
         should_stop: asked before every step.
 
     Raises:
-        DivergenceError: if the loss or the weights are no longer finite.
+        TrainingError: if the loss or the weights are no longer finite.
         UsageError: if a batch is too small for so many processes, or the crop too large for the images.
         Interrupted: if `should_stop` said so; the checkpoint holds the last finished epoch that was kept.
         RunError: if the checkpoint cannot be written.
@@ -369,15 +351,27 @@ def mean_loss(losses: Tensor, accelerator: Accelerator, epoch: int, step: int) -
     """Return the mean loss so far over all processes, which therefore stop together if it is not finite.
 
     Raises:
-        DivergenceError: in that case.
+        TrainingError: in that case.
     """
     mean = float(accelerator.reduce(losses, reduction="mean")) / (step + 1)
     if not math.isfinite(mean):
-        raise DivergenceError("the training loss must stay finite", f"{mean} by step {step + 1} of epoch {epoch + 1}")
+        raise TrainingError(
+            problem(
+                "the training loss must stay finite",
+                got=f"{mean} by step {step + 1} of epoch {epoch + 1}",
+                remedy="lower --learning-rate, lengthen --warmup or --fade",
+            )
+        )
     return mean
 
 
 def _require_finite_weights(network: nn.Module) -> None:
     for name, value in network.state_dict().items():
         if not bool(torch.isfinite(value).all()):
-            raise DivergenceError("the trained weights must be finite", f"{name} is not, though the loss was")
+            raise TrainingError(
+                problem(
+                    "the trained weights must be finite",
+                    got=f"{name} is not, though the loss was",
+                    remedy="lower --learning-rate, lengthen --warmup or --fade",
+                )
+            )

@@ -44,7 +44,7 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
     with job_accelerator(job, context) as accelerator:
         train = DeviceSplit.of(context.data.train, context.normalisation, accelerator.device)
         taught = load_teacher(context)
-        search = MaskSearch(job.masks, taught.census, job.schedule, accelerator, job.seed)
+        search = MaskSearch(job.masks, taught.census, job.config, accelerator, job.seed)
         return _search(job, context, search, taught, train, should_stop)
 
 

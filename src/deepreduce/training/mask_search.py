@@ -102,7 +102,7 @@ class MaskSearch:
             should_stop: asked before every step.
 
         Raises:
-            DivergenceError: if the loss is no longer finite.
+            TrainingError: if the loss is no longer finite.
             NetworkError: if a slope does not fit its layer.
             UsageError: if the crop is too large for the images.
             Interrupted: if `should_stop` said so.

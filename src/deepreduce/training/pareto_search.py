@@ -200,7 +200,7 @@ def _require(outcome: Outcome) -> None:
 
 def _failed(must: str, *, got: str, where: str) -> TrainingError:
     """Return the error for jobs that failed, each for the reason that ends what came; `where` is in the run folder."""
-    remedy = "do what it says; where the same command is run again, what was finished is kept"
+    remedy = "mend what it failed for, and run the same command again: what was finished is kept"
     return TrainingError(problem(must, got=got.rstrip("."), remedy=remedy, where=where))
 
 

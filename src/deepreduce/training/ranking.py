@@ -74,7 +74,7 @@ def rank(
             problem(
                 "a candidate must come through the short training that ranks",
                 got=f"none of the {len(outcomes)} candidates could be ranked; the first: {first}",
-                remedy="do what it says; where the same command is run again, what was finished is kept",
+                remedy="mend what it failed for, and run the same command again: what was finished is kept",
                 where=outcomes[0].job.place,
             )
         )
