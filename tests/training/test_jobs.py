@@ -92,6 +92,43 @@ def test_the_callers_random_state_threads_and_network_stay(context: Context, tea
     assert all(torch.equal(value, kept.state_dict()[name]) for name, value in network.state_dict().items())
 
 
+def test_a_job_that_diverged_continues_where_it_was_stopped(
+    context: Context, teacher: Job, student: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first attempt diverges in the third epoch, and the second is cut off."""
+    student = replace(student, config=replace(student.config, epochs=4))
+    whole = replace(context, folder=tmp_path / "whole")
+    honest, begun = jobs.train, []
+
+    def train(network: Any, *rest: Any, on_epoch: Any, **more: Any) -> Any:
+        config = rest[2]
+        begun.append(config.learning_rate)
+
+        def spoilt(epoch: Any) -> None:
+            on_epoch(epoch)
+            if config.learning_rate == 0.05 and config.epochs == 4 and epoch.epoch == 3:
+                with torch.no_grad():
+                    network.fc.weight.fill_(float("nan"))
+
+        return honest(network, *rest, on_epoch=spoilt, **more)
+
+    for one in (context, whole):
+        run_job(teacher, one)
+    monkeypatch.setattr(jobs, "train", train)
+    assert run_job(student, whole) == "" and begun == [0.05, 0.0125]
+    asked = iter(range(100))
+    with pytest.raises(Interrupted):
+        run_job(student, context, lambda: next(asked) > 17)
+    folder = context.folder / student.place
+    assert begun[2:] == [0.05, 0.0125] and len(lines(folder)) == 2
+    run_job(student, context)
+    assert [line["epoch"] for line in lines(folder)] == [1, 2, 3, 4]
+    assert json.loads((folder / "metrics.json").read_text())["learning_rate"] == 0.0125
+    name = f"{student.place}/weights.safetensors"
+    assert (context.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert not list(folder.glob("checkpoint*"))
+
+
 def test_a_stopped_job_continues_with_one_history(context: Context, teacher: Job, tmp_path: Path) -> None:
     teacher = replace(teacher, config=replace(teacher.config, epochs=4))
     whole = replace(context, folder=tmp_path / "whole")

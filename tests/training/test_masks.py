@@ -35,6 +35,7 @@ from deepreduce.training import (
     search,
 )
 from deepreduce.training.config import learning_rate_at
+from deepreduce.training.loop import DivergenceError
 
 SEARCHING = ["deepreduce-masks", "snl", "senet", "relupruner"]
 TOTAL = 2 * 8 * 8 * 8 + 2 * 8 * 4 * 4
@@ -442,6 +443,23 @@ def test_a_failed_search_is_named(context: Context, settings: SearchSettings, mo
     other = replace(context, folder=context.folder.with_name("other"))
     with pytest.raises(TrainingError, match=r"Got: none of the 1 searches.* Do: .* Where: masks/.*seed0\.$"):
         search(other, ordered(settings, "snl", 300))
+
+
+def test_a_search_that_diverges_begins_anew_with_a_smaller_learning_rate(
+    context: Context, settings: SearchSettings, watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = mask_jobs.MaskSearch.run
+
+    def run(self: Any, *arguments: Any, **more: Any) -> Any:
+        if self.config.learning_rate == settings.training.learning_rate:
+            raise DivergenceError("the training loss must stay finite")
+        return honest(self, *arguments, **more)
+
+    monkeypatch.setattr(mask_jobs.MaskSearch, "run", run)
+    search(context, ordered(settings, "snl", 300), progress=watch)
+    metrics = json.loads((context.folder / "masks/snl-element-300/seed0/metrics.json").read_text())
+    assert metrics["learning_rate"] == settings.training.learning_rate / 4
+    assert any("masks: snl" in note and "0.0125" in note for note in watch.notes)
 
 
 def test_the_plan_knows_searches_and_their_students(

@@ -67,6 +67,7 @@ def test_example_a_finished_job_is_found(context: Context, job: Job) -> None:
         change("metrics.json", validation={"correct": "9", "n": 30}), change("metrics.json", seed=1),
         change("metrics.json", kind="candidate"), change("metrics.json", seconds=-1.0), change("metrics.json", config=3),
         change("metrics.json", config={"epochs": 0}), change("recipe.json", relus=1),
+        change("metrics.json", learning_rate="0.1"), change("metrics.json", learning_rate=0),
     ],
 )  # fmt: skip
 def test_damage_is_named_kept_and_counts_as_not_done(context: Context, job: Job, damage: Callable[[Path], Any]) -> None:

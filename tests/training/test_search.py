@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from deepreduce.errors import Interrupted, RunError, TrainingError, UsageError
-from deepreduce.reduction import Criticality
+from deepreduce.reduction import Criticality, make_base
 from deepreduce.training import (
     Context,
     Front,
@@ -29,7 +29,7 @@ from deepreduce.training import (
     train_teacher,
 )
 from deepreduce.training.phases import Phases
-from deepreduce.training.proposals import Proposal
+from deepreduce.training.proposals import Proposal, first_jobs
 
 from .conftest import Small
 
@@ -43,13 +43,13 @@ def front_of(context: Context, settings: SearchSettings, **more: Any) -> Front:
     return Front(describe(search(context, settings, **more), context, environment={}), context.folder)
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, *places: str) -> None:
-    """Make the weights of some jobs infinite, so that their loss is."""
+def poison(monkeypatch: pytest.MonkeyPatch, *places: str, attempts: int = 99) -> None:
+    """Make the weights of some jobs infinite, so that their loss is, in their first attempts."""
     honest = jobs._networks
 
     def networks(job: Job, *rest: Any) -> Any:
         network, teacher = honest(job, *rest)
-        if job.place in places:
+        if job.place in places and job.attempt < attempts:
             with torch.no_grad():
                 network.fc.weight.fill_(float("inf"))
         return network, teacher
@@ -204,18 +204,92 @@ def test_a_candidate_that_fails_leaves_the_others_alone(
     assert weights(context.folder) == weights(whole.folder)
 
 
-@pytest.mark.parametrize(
-    ("place", "words"), [("teacher/seed0", "teacher"), ("criticality/S2/seed0", "S2 alone, distilled")]
-)
-def test_a_network_that_all_need_ends_the_run_with_its_reason(
-    place: str, words: str, context: Context, settings: SearchSettings, monkeypatch: Any
+def test_a_teacher_that_diverges_ends_the_run_and_says_what_helps(
+    context: Context, settings: SearchSettings, monkeypatch: Any
 ) -> None:
-    poison(monkeypatch, place)
-    with pytest.raises(TrainingError, match=rf"{words}.*finite"):
+    poison(monkeypatch, "teacher/seed0", attempts=1)
+    with pytest.raises(
+        TrainingError, match=r"teacher could not be.*rate 0\.05\. Do: .* such as 0\.013, and another folder"
+    ):
+        search(context, settings)
+    assert not (context.folder / "criticality").exists()
+
+
+def test_criticality_that_fails_for_want_of_memory_ends_the_run(
+    context: Context, settings: SearchSettings, monkeypatch: Any
+) -> None:
+    honest = jobs._networks
+
+    def networks(job: Job, *rest: Any) -> Any:
+        if job.place == "criticality/S2/seed0":
+            raise MemoryError("no more")
+        return honest(job, *rest)
+
+    monkeypatch.setattr(jobs, "_networks", networks)
+    with pytest.raises(TrainingError, match=r"S2 alone, distilled.*no more.*--workers"):
         search(context, settings)
     assert not (context.folder / "candidate").exists()
-    if place != "teacher/seed0":
-        assert (context.folder / "criticality/S1/seed0/metrics.json").exists()
+    assert (context.folder / "criticality/S1/seed0/metrics.json").exists()
+
+
+def test_what_diverges_is_trained_with_a_smaller_learning_rate_and_says_so(
+    context: Context, settings: SearchSettings, watch: Any, monkeypatch: Any
+) -> None:
+    whole = replace(context, folder=context.folder.with_name("whole"))
+    unharmed = front_of(whole, settings).content
+    name = next(entry["id"] for entry in unharmed["candidates"] if entry["status"] == "done")
+    places = {f"candidate/{name}/seed0": 0.0125, "criticality/S1/seed0": 0.0125}
+    with monkeypatch.context() as patched:
+        poison(patched, *places, attempts=1)
+        content = front_of(context, settings, progress=watch).content
+    said = "trained with learning rate 0.0125, for it diverged with 0.05"
+    assert {c["stage"]: c["reason"] for c in content["criticality"]} == {"S1": said, "S2": ""}
+    reasons = {entry["id"]: entry["reason"] for entry in content["candidates"] if entry["status"] == "done"}
+    assert reasons == {**dict.fromkeys(reasons, ""), name: said}
+    notes = [note for note in watch.notes if said in note]
+    assert len(notes) == 2 and notes[0] == f"S1 alone, distilled: {said}"
+    for path in context.folder.rglob("metrics.json"):
+        metrics = json.loads(path.read_text())
+        place = str(path.parent.relative_to(context.folder))
+        assert metrics["learning_rate"] == places.get(place, 0.05) and metrics["config"]["learning_rate"] == 0.05
+    history = (context.folder / f"candidate/{name}/seed0/history.jsonl").read_text().splitlines()
+    assert len(history) == 2 and json.loads(history[0])["learning_rate"] < 0.0125
+    monkeypatch.setattr(jobs, "train", None)
+    again = type(watch)()
+    assert front_of(context, settings, progress=again).content == content  # nothing is trained, and it is said again
+    assert [note for note in again.notes if said in note] == notes
+
+
+def test_a_stage_whose_network_diverges_counts_as_chance(
+    context: Context, settings: SearchSettings, watch: Any, monkeypatch: Any
+) -> None:
+    poison(monkeypatch, "criticality/S1/seed0")
+    found = search(context, settings, progress=watch)
+    s1, s2 = found.criticality
+    assert s1.accuracy is None and s1.value == 0 and "chance" in s1.reason
+    assert s2.accuracy is not None and not s2.reason
+    assert watch.notes == [f"S1 alone, distilled: {s1.reason}"]
+    assert any(outcome.complete for outcome in found.outcomes)
+
+
+def test_chance_takes_the_place_of_an_accuracy_that_is_not_known(context: Context, settings: SearchSettings) -> None:
+    base = make_base(context.spec, context.network)
+    failed, trained = first_jobs(base, replace(settings, criticality_plain=False))[1]
+    metrics = {"validation": {"correct": 24, "n": 30}, "seed": 0, "config": settings.training.to_json()}
+    results: list[Any] = [(failed, None, "it diverged"), (trained, metrics, None)]
+    s1, s2 = pareto_search.criticality_of(results, base, settings, {failed.place})
+    assert (s1.accuracy, s1.value, s2.accuracy) == (None, 0, 0.8)
+    assert s2.value == pytest.approx(100 * (0.8 - 1 / 3) / s2.relus**settings.exponent)
+    with pytest.raises(TrainingError, match="S1 alone, distilled could not be: it diverged"):
+        pareto_search.criticality_of(results, base, settings)
+
+
+def test_a_search_whose_criticality_diverges_altogether_is_an_error(
+    context: Context, settings: SearchSettings, monkeypatch: Any
+) -> None:
+    poison(monkeypatch, "criticality/S1/seed0", "criticality/S2/seed0")
+    with pytest.raises(TrainingError, match=r"S1 alone, distilled could not be.*rate 0\.003125\. Do: .*another folder"):
+        search(context, settings)
 
 
 def test_criticality_without_distillation_may_fail(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
 from ..errors import DeepReduceError, Interrupted, RunError, TrainingError, problem
 from .distributed import process_count
 from .jobs import Context, Job, run_training_job
+from .loop import DivergenceError
 from .mask_jobs import run_mask_job
+
+ATTEMPTS = 3
+"""How often a network is trained whose training diverges: each time with a quarter of the learning rate. The teacher,
+which all are compared with, is trained as asked or not at all."""
 
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 
@@ -40,8 +46,7 @@ def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda
         raise Interrupted("stopped on request; run the same command again to continue")
     with own_state(context.threads):
         try:
-            run = run_training_job if job.masks is None else run_mask_job
-            return run(job, context, should_stop)
+            return _attempted(job, context, should_stop)
         except DeepReduceError:
             raise
         except OSError as error:
@@ -68,18 +73,29 @@ def run_job(job: Job, context: Context, should_stop: Callable[[], bool] = lambda
                 ) from error
             compiling = type(error).__module__.startswith(_COMPILERS)
             remedy = (
-                "leave compilation out (--compile off)"
+                "leave compilation out (--compile off), then run the same command again"
                 if compiling
-                else "use a smaller --batch-size or fewer --workers"
+                else "use fewer --workers, then run the same command again; or a smaller --batch-size, in another "
+                "folder for --out"
             )
             raise TrainingError(
                 problem(
                     "a network must run and fit into memory",
                     got=f"{type(error).__name__}: {_first_words(str(error))}",
-                    remedy=f"{remedy}, then run the same command again",
+                    remedy=remedy,
                     where=context.folder / job.place,
                 )
             ) from error
+
+
+def _attempted(job: Job, context: Context, should_stop: Callable[[], bool]) -> str:
+    """Carry out a job, and where its training diverges once more with a smaller learning rate; see `ATTEMPTS`."""
+    run = run_training_job if job.masks is None else run_mask_job
+    last = 0 if job.kind == "teacher" else ATTEMPTS - 1
+    for attempt in range(last):
+        with contextlib.suppress(DivergenceError):
+            return run(replace(job, attempt=attempt), context, should_stop)
+    return run(replace(job, attempt=last), context, should_stop)
 
 
 def _first_words(text: str) -> str:

@@ -18,7 +18,7 @@ from ..errors import RunError, UsageError, problem
 from ..reduction.recipe import Recipe, load_network
 from .intervals import summarise
 from .jobs import Context
-from .outcome import Outcome
+from .outcome import Outcome, slowed
 from .pareto_search import Search
 
 FORMAT, VERSION = "deepreduce.front", 1
@@ -249,6 +249,7 @@ def describe(found: Search, context: Context, *, environment: dict[str, Any]) ->
                 "accuracy": c.accuracy,
                 "accuracy_plain": c.accuracy_plain,
                 "criticality": c.value,
+                "reason": c.reason,
             }
             for c in found.criticality
         ],
@@ -272,7 +273,7 @@ def _entry(outcome: Outcome, found: Search, context: Context) -> dict[str, Any]:
     return {
         **_counts(job.id, job.label, job.candidate.to_json(bits=False) if job.candidate else None, census),
         "status": "done" if complete else "failed",
-        "reason": outcome.failure or "",
+        "reason": outcome.failure or next(filter(None, map(slowed, outcome.runs)), ""),
         "validation": summarise(outcome.accuracies, n) if complete else None,
         "test": summarise([r["correct"] / r["n"] for r in reads], reads[0]["n"])
         if complete and len(reads) == len(outcome.runs)

@@ -54,6 +54,7 @@ class Job:
         masks: which masks to find; None for a network to train.
         start: folder within the run folder whose weights a warm start takes, those of a search for masks; empty for
             the teacher's. Such a network has learnt to do without its ReLUs, so that nothing fades.
+        attempt: how many times its training has diverged before, see `schedule`.
     """
 
     kind: str
@@ -64,6 +65,17 @@ class Job:
     given: bool = False
     masks: MaskOrder | None = None
     start: str = ""
+    attempt: int = 0
+
+    @property
+    def schedule(self) -> TrainingConfig:
+        """How the network is trained this time: with a quarter of the learning rate after each divergence."""
+        return replace(self.config, learning_rate=self.config.learning_rate / 4**self.attempt)
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of the file with the state of this attempt."""
+        return f"checkpoint-{self.attempt}.safetensors" if self.attempt else "checkpoint.safetensors"
 
     @property
     def id(self) -> str:
@@ -168,7 +180,7 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
     census = base.census if job.candidate is None else census_of(base, job.candidate)
     network, teacher = _networks(job, base, context)
     checkpoint = Checkpoint(
-        folder / "checkpoint.safetensors", identity(job, context), context.checkpoint_seconds, settings_that_count(job)
+        folder / job.checkpoint, identity(job, context), context.checkpoint_seconds, settings_that_count(job)
     )
     with job_accelerator(job, context) as accelerator:
         validation = DeviceSplit.of(context.data.validation, context.normalisation, accelerator.device)
@@ -188,7 +200,7 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
                 network,
                 DeviceSplit.of(context.data.train, context.normalisation, accelerator.device),
                 validation,
-                job.config,
+                job.schedule,
                 accelerator=accelerator,
                 seed=job.seed,
                 teacher=teacher,
@@ -199,7 +211,7 @@ def run_training_job(job: Job, context: Context, should_stop: Callable[[], bool]
         correct = count_correct(network, validation)
         if accelerator.is_main_process:
             _write_result(job, context, network.cpu(), census, correct, history)
-            checkpoint.path.unlink(missing_ok=True)
+            remove_checkpoints(folder)
     if checkpoint.damage:
         return f"{job.place} began anew; its checkpoint could not be used (kept beside it): {checkpoint.damage}"
     return ""
@@ -211,6 +223,12 @@ def clear(folder: Path) -> None:
     (folder / "history.jsonl").unlink(missing_ok=True)  # written anew with what the checkpoint holds
     for unfinished in folder.glob(".*"):  # of a process that was killed while it wrote
         unfinished.unlink()
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the states of a job that is finished, those of attempts that diverged too."""
+    for path in folder.glob("checkpoint*.safetensors"):
+        path.unlink()
 
 
 def load_teacher(context: Context, start: str = "") -> Base:
@@ -263,7 +281,7 @@ def identity(job: Job, context: Context) -> str:
 
 def settings_that_count(job: Job) -> dict[str, Any]:
     """Return the settings that decide what a network becomes: compiled or not, it is trained alike."""
-    return replace(job.config, compile="auto").to_json()
+    return replace(job.schedule, compile="auto").to_json()
 
 
 @contextlib.contextmanager
@@ -273,7 +291,7 @@ def job_accelerator(job: Job, context: Context) -> Iterator[Accelerator]:
         yield make_accelerator(job.config)
         return
     accelerator = make_accelerator(job.config, log_with=context.tracker, project_dir=context.folder / job.place)
-    settings = {k: v for k, v in job.config.to_json().items() if isinstance(v, (int, float, str, bool))}
+    settings = {k: v for k, v in job.schedule.to_json().items() if isinstance(v, (int, float, str, bool))}
     accelerator.init_trackers(job.place.replace("/", "-"), config=settings)
     try:
         yield accelerator
@@ -353,6 +371,7 @@ def write_metrics(
             "seed": job.seed,
             "distilled": job.distilled,
             "config": job.config.to_json(),
+            "learning_rate": job.schedule.learning_rate,
             "validation": {"correct": correct, "n": len(context.data.validation)},
             "epochs": epochs,
             "seconds": seconds,

@@ -35,6 +35,10 @@ _EVALUATION_BATCH = 512
 _LOOKS = 10
 
 
+class DivergenceError(TrainingError):
+    """Losses or weights are no longer finite; with a smaller learning rate they might be."""
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch showed.
@@ -150,7 +154,7 @@ def train(
         should_stop: asked before every step.
 
     Raises:
-        TrainingError: if the loss or the weights are no longer finite.
+        DivergenceError: if the loss or the weights are no longer finite.
         UsageError: if a batch is too small for so many processes, or the crop too large for the images.
         Interrupted: if `should_stop` said so; the checkpoint holds the last finished epoch that was kept.
         RunError: if the checkpoint cannot be written.
@@ -228,8 +232,8 @@ def train(
 
             losses += loss.detach()
             if step % _CHECK_EVERY == 0:
-                mean_loss(losses, accelerator, epoch, step)
-        average = mean_loss(losses, accelerator, epoch, steps - 1)
+                mean_loss(losses, accelerator, epoch, step, config)
+        average = mean_loss(losses, accelerator, epoch, steps - 1, config)
         seconds = time.monotonic() - begun
         last = epoch == config.epochs - 1
         measured = accuracy(network, validation) if last or _look_at(epoch, config.epochs) else None
@@ -248,7 +252,7 @@ def train(
         if checkpoint is not None and accelerator.is_main_process and not last and checkpoint.is_due():
             checkpoint.write(network, optimizer, history)
     trained = finish_fading(laid_out(network, torch.device("cpu"), torch.contiguous_format))
-    _require_finite_weights(trained)
+    _require_finite_weights(trained, config)
     return trained.eval().requires_grad_(False)
 
 
@@ -347,31 +351,31 @@ def _look_at(epoch: int, epochs: int) -> bool:
     return (epoch + 1) % max(1, math.ceil(epochs / _LOOKS)) == 0
 
 
-def mean_loss(losses: Tensor, accelerator: Accelerator, epoch: int, step: int) -> float:
+def mean_loss(losses: Tensor, accelerator: Accelerator, epoch: int, step: int, config: TrainingConfig) -> float:
     """Return the mean loss so far over all processes, which therefore stop together if it is not finite.
 
     Raises:
-        TrainingError: in that case.
+        DivergenceError: in that case.
     """
     mean = float(accelerator.reduce(losses, reduction="mean")) / (step + 1)
     if not math.isfinite(mean):
-        raise TrainingError(
-            problem(
-                "the training loss must stay finite",
-                got=f"{mean} by step {step + 1} of epoch {epoch + 1}",
-                remedy="lower --learning-rate, lengthen --warmup or --fade",
-            )
-        )
+        raise _diverged("the training loss must stay finite", f"{mean} by step {step + 1} of epoch {epoch + 1}", config)
     return mean
 
 
-def _require_finite_weights(network: nn.Module) -> None:
+def _require_finite_weights(network: nn.Module, config: TrainingConfig) -> None:
     for name, value in network.state_dict().items():
         if not bool(torch.isfinite(value).all()):
-            raise TrainingError(
-                problem(
-                    "the trained weights must be finite",
-                    got=f"{name} is not, though the loss was",
-                    remedy="lower --learning-rate, lengthen --warmup or --fade",
-                )
-            )
+            raise _diverged("the trained weights must be finite", f"{name} is not, though the loss was", config)
+
+
+def _diverged(must: str, got: str, config: TrainingConfig) -> DivergenceError:
+    rate = config.learning_rate
+    return DivergenceError(
+        problem(
+            must,
+            got=f"{got}, at learning rate {rate:g}",
+            remedy=f"give a smaller --learning-rate, such as {rate / 4:.2g}, and another folder for --out: networks of "
+            "one run are trained alike",
+        )
+    )

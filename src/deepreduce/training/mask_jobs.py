@@ -18,7 +18,17 @@ from ..reduction import Base, Candidate, Mask, MaskOrder, Masks, SlopedReLU, is_
 from ..reduction.surgery.lines import LINE_PREFIX, absorb_line, line_sites
 from .batches import DeviceSplit
 from .checkpoint import Checkpoint
-from .jobs import Context, Job, clear, identity, job_accelerator, load_teacher, settings_that_count, write_metrics
+from .jobs import (
+    Context,
+    Job,
+    clear,
+    identity,
+    job_accelerator,
+    load_teacher,
+    remove_checkpoints,
+    settings_that_count,
+    write_metrics,
+)
 from .loop import count_correct
 from .mask_search import MaskSearch
 
@@ -44,7 +54,7 @@ def run_mask_job(job: Job, context: Context, should_stop: Callable[[], bool]) ->
     with job_accelerator(job, context) as accelerator:
         train = DeviceSplit.of(context.data.train, context.normalisation, accelerator.device)
         taught = load_teacher(context)
-        search = MaskSearch(job.masks, taught.census, job.config, accelerator, job.seed)
+        search = MaskSearch(job.masks, taught.census, job.schedule, accelerator, job.seed)
         return _search(job, context, search, taught, train, should_stop)
 
 
@@ -54,7 +64,7 @@ def _search(
     """Carry out the search, and write what it found; see `run_mask_job`."""
     order, folder, accelerator = search.order, context.folder / job.place, search.accelerator
     checkpoint = Checkpoint(
-        folder / "checkpoint.safetensors",
+        folder / job.checkpoint,
         f"{identity(job, context)}-{VERSION}",
         context.checkpoint_seconds,
         settings_that_count(job),
@@ -91,7 +101,7 @@ def _search(
         seconds = sum(line["seconds"] for line in history)
         images = sum(line["steps"] for line in history) * train.batch(job.config.batch_size)
         write_metrics(job, context, correct, epochs=len(history), seconds=seconds, images_per_second=images / seconds)
-        checkpoint.path.unlink(missing_ok=True)
+        remove_checkpoints(folder)
     notes = []
     if checkpoint.damage:
         notes.append(f"{job.place} began anew; its checkpoint could not be used (kept beside it): {checkpoint.damage}")

@@ -102,7 +102,7 @@ class MaskSearch:
             should_stop: asked before every step.
 
         Raises:
-            TrainingError: if the loss is no longer finite.
+            DivergenceError: if the loss is no longer finite.
             NetworkError: if a slope does not fit its layer.
             UsageError: if the crop is too large for the images.
             Interrupted: if `should_stop` said so.
@@ -167,13 +167,13 @@ class MaskSearch:
             search.optimizer.param_groups[0]["lr"] = rate
             losses += self._step(search, survey, images, labels)
             if (step + 1) % _CHECK_EVERY == 0:
-                mean_loss(losses, accelerator, epoch, step)
+                mean_loss(losses, accelerator, epoch, step, config)
             if search.masks is None:
                 finder.after_step()
                 search.settle()
         watch(slopes, False)
         watch(teacher_slopes, False)
-        average = mean_loss(losses, accelerator, epoch, steps - 1)
+        average = mean_loss(losses, accelerator, epoch, steps - 1, config)
         if search.masks is None:
             with accelerator.autocast():
                 finder.end_epoch(epoch, survey)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .config import TrainingConfig
 from .jobs import Job
 from .proposals import Proposal
 
@@ -83,3 +84,14 @@ def outcomes_of(results: Sequence[Result], proposals: dict[str, Proposal]) -> li
         )
         for name, group in grouped.items()
     ]
+
+
+def slowed(metrics: dict[str, Any]) -> str:
+    """Say of a finished job that its training diverged at first, and with which learning rate it did not; or nothing.
+
+    Args:
+        metrics: of the job; those of earlier releases do not hold the learning rate.
+    """
+    asked = TrainingConfig.from_json(dict(metrics["config"])).learning_rate
+    rate = metrics.get("learning_rate", asked)
+    return f"trained with learning rate {rate:g}, for it diverged with {asked:g}" if rate < asked else ""

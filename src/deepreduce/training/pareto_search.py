@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from .intervals import wilson_interval
 from .jobs import Context, Job
 from .loop import count_correct, make_accelerator
 from .mask_jobs import read_masks, unknown_candidate
-from .outcome import Outcome, Result, outcomes_of
+from .outcome import Outcome, Result, outcomes_of, slowed
 from .phases import Phases
 from .pricing import Pricer, fronts_in_seconds, price_all, warning
 from .progress import Progress
@@ -91,7 +91,8 @@ def search(
 
     Raises:
         RunError: if the folder belongs to another run, or cannot be written.
-        TrainingError: if the teacher, a criticality network, or every candidate cannot be trained.
+        TrainingError: if the teacher, a criticality network, or every candidate cannot be trained. A criticality
+            network whose training diverges, with a smaller learning rate too, ends nothing: its stage counts as chance.
         UsageError: if a setting or the budget is out of range.
         Interrupted: on Ctrl-C; the same call continues.
     """
@@ -107,7 +108,10 @@ def search(
         teacher = outcomes_of(run.carry_out(teachers), {})[0]
         _require(teacher)
         _warn_of_guessing(teacher, run)
-        criticality = criticality_of(run.carry_out(critical), run.base, settings)
+        criticality = criticality_of(run.carry_out(critical), run.base, settings, run.diverged)
+        for stage in criticality:
+            if stage.accuracy is None:
+                run.watcher.note(f"{stage.stage} alone, distilled: {stage.reason}")
         ranking = criticality or assumed_criticality(run.base.census)
         searched = run.carry_out(mask_jobs(run.base, settings))
         proposals = propose(run.base, ranking, settings) + _found(run, searched)
@@ -200,7 +204,7 @@ def _require(outcome: Outcome) -> None:
 
 def _failed(must: str, *, got: str, where: str) -> TrainingError:
     """Return the error for jobs that failed, each for the reason that ends what came; `where` is in the run folder."""
-    remedy = "mend what it failed for, and run the same command again: what was finished is kept"
+    remedy = "do what that says: the same command keeps what was finished, other settings of training need a new --out"
     return TrainingError(problem(must, got=got.rstrip("."), remedy=remedy, where=where))
 
 
@@ -241,23 +245,43 @@ def _require_candidates(jobs: Sequence[Job], proposals: Sequence[Proposal], sett
     )
 
 
-def criticality_of(results: Sequence[Result], base: Base, settings: SearchSettings) -> tuple[Criticality, ...]:
+def criticality_of(
+    results: Sequence[Result], base: Base, settings: SearchSettings, diverged: Collection[str] = ()
+) -> tuple[Criticality, ...]:
     """Compute criticality from the results of its networks; those trained without distillation may be missing.
 
+    A stage whose network diverged counts as right by chance: with ReLUs there alone nothing could be learnt.
+
+    Args:
+        results: of the networks.
+        base: the full network.
+        settings: give the exponent.
+        diverged: places of the jobs that failed because their training diverged.
+
     Raises:
-        TrainingError: if a distilled one failed.
+        TrainingError: if a distilled one failed for another reason, or all of them diverged.
     """
     if not results:
         return ()
     found: dict[bool, dict[str, float]] = {True: {}, False: {}}
-    for outcome in outcomes_of(results, {}):
-        if outcome.job.distilled:
+    reasons: dict[str, str] = {}
+    outcomes = outcomes_of(results, {})
+    distilled = [outcome for outcome in outcomes if outcome.job.distilled]
+    for outcome in distilled:
+        if outcome.job.place not in diverged or all(each.job.place in diverged for each in distilled):
             _require(outcome)
-        if outcome.runs and outcome.job.candidate is not None:
-            found[outcome.job.distilled][outcome.job.candidate.keep[0]] = outcome.accuracy
-    return measure_criticality(
-        base.census, found[True], accuracy_plain=found[False] or None, exponent=settings.exponent
+    for outcome in outcomes:
+        assert outcome.job.candidate is not None
+        (stage,) = outcome.job.candidate.keep
+        if outcome.runs:
+            found[outcome.job.distilled][stage] = outcome.accuracy
+        if outcome.job.distilled:
+            reasons[stage] = slowed(outcome.runs[0]) if outcome.runs else "its training diverged: it counts as chance"
+    unknown = dict.fromkeys(reasons.keys() - found[True].keys(), 1 / base.spec.classes)
+    measured = measure_criticality(
+        base.census, found[True] | unknown, accuracy_plain=found[False] or None, exponent=settings.exponent
     )
+    return tuple(replace(c, accuracy=found[True].get(c.stage), reason=reasons[c.stage]) for c in measured)
 
 
 def _front(teacher: Outcome, outcomes: Sequence[Outcome]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from ..reduction import make_base
 from .distributed import agree, is_first
 from .executors import BUSY, JobExecutor, busy_share, make_executor, threads_per_job
 from .jobs import Context, Job
-from .loop import crop_of, precision_of
+from .loop import DivergenceError, crop_of, precision_of
 from .outcome import Result
 from .progress import Progress, Silent
 from .proposals import job_work
@@ -38,6 +38,7 @@ class Phases:
         self.base = make_base(context.spec, context.network)
         self.folder = RunFolder(context.folder, on_note=self.watcher.note)
         self.seen: dict[str, dict[str, Any]] = {}
+        self.diverged: set[str] = set()  # places of the jobs that failed so
         self._others_asked = False
 
     def claim(self) -> None:
@@ -108,6 +109,8 @@ class Phases:
         try:
             note = future.result()
         except (TrainingError, NetworkError) as error:
+            if isinstance(error, DivergenceError):
+                self.diverged.add(job.place)
             if is_first():
                 self.folder.write_failure(job, str(error))
             self.watcher.end(job, str(error))

@@ -74,7 +74,8 @@ def rank(
             problem(
                 "a candidate must come through the short training that ranks",
                 got=f"none of the {len(outcomes)} candidates could be ranked; the first: {first}",
-                remedy="mend what it failed for, and run the same command again: what was finished is kept",
+                remedy="do what that says: the same command keeps what was finished, other settings of training need "
+                "a new --out",
                 where=outcomes[0].job.place,
             )
         )

@@ -21,6 +21,7 @@ from ..reduction import Base
 from .config import TrainingConfig
 from .distributed import is_first
 from .jobs import METRICS_FORMAT, METRICS_VERSION, Context, Job
+from .outcome import slowed
 
 _FORMAT, _VERSION = "deepreduce.run", 1
 
@@ -149,6 +150,8 @@ class RunFolder:
                 self._note(f"{job.place} is damaged and is trained again (kept as {aside.name}): {error}")
             return None
         self._check_settings(job, metrics, folder)
+        if said := slowed(metrics):
+            self._note(f"{job.label}: {said}")
         return metrics
 
     def _check_settings(self, job: Job, metrics: dict[str, Any], folder: Path) -> None:
@@ -262,6 +265,8 @@ def _check_metrics(metrics: dict[str, Any], job: Job) -> None:
         raise ValueError("impossible accuracy")
     if (metrics["kind"], metrics["id"], metrics["seed"]) != (job.kind, job.id, job.seed):
         raise ValueError("the metrics of another job")
+    if not 0 < metrics.get("learning_rate", 1) < math.inf:
+        raise ValueError("impossible learning rate")
     if not (math.isfinite(metrics["seconds"]) and metrics["seconds"] >= 0 and metrics["epochs"] >= 0):
         raise ValueError("impossible time")
     TrainingConfig.from_json(dict(metrics["config"]))

@@ -21,16 +21,19 @@ class Criticality:
     Attributes:
         stage: its name.
         relus: its ReLUs in the full network.
-        accuracy: of the network with ReLUs in this stage alone, distilled, on held-out images, in [0, 1].
+        accuracy: of the network with ReLUs in this stage alone, distilled, on held-out images, in [0, 1]; None if its
+            training diverged, so that it counts as chance in C_k.
         accuracy_plain: the same network trained without distillation; None if it was not trained.
         value: C_k; 0 for the stage whose ReLUs are worth least.
+        reason: why its network was not trained as asked; empty as a rule.
     """
 
     stage: str
     relus: int
-    accuracy: float
+    accuracy: float | None
     accuracy_plain: float | None
     value: float
+    reason: str = ""
 
 
 def criticality_candidates(census: Census) -> tuple[Candidate, ...]:
