@@ -268,7 +268,8 @@ class _Meter(fx.Interpreter):
 class _NodeError(Exception):
     def __init__(self, node: fx.Node, error: Exception) -> None:
         super().__init__(str(error))
-        self.node = node
+        name = str(node.target) if node.op == "call_module" else node.name
+        self.place = f"{layer_words(name)} {source_line(node)}".strip()
         self.error = error
 
 
@@ -285,19 +286,28 @@ def check_input(traced: fx.GraphModule, input: tuple[int, int, int]) -> None:
     _measure(traced, input)
 
 
+def failing_place(traced: fx.GraphModule, input: tuple[int, int, int]) -> str | None:
+    """Return the first layer of a traced network that fails, and its line of source; None if it takes such images."""
+    try:
+        with torch.no_grad():
+            _Meter(traced).run(example_images(traced, input))
+    except _NodeError as failure:
+        return failure.place
+    return None
+
+
 def _measure(traced: fx.GraphModule, input: tuple[int, int, int]) -> dict[fx.Node, _NodeCost]:
     meter = _Meter(traced)
     try:
         with evaluating(traced), torch.no_grad():
             meter.run(example_images(traced, input))
     except _NodeError as failure:
-        name = str(failure.node.target) if failure.node.op == "call_module" else failure.node.name
         raise NetworkError(
             problem(
                 f"the network must take images of {'x'.join(map(str, input))}",
                 got=f"{type(failure.error).__name__}: {(str(failure.error) or 'no message').splitlines()[0]}",
                 remedy="give the input that the network was made for",
-                where=f"{layer_words(name)} {source_line(failure.node)}".strip(),
+                where=failure.place,
             )
         ) from failure.error
     counted: set[int] = set()

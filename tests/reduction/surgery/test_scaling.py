@@ -280,9 +280,32 @@ def test_networks_that_cannot_be_scaled(capsys: pytest.CaptureFixture[str]) -> N
     base = make_base(SPEC, Fixed())
     with pytest.raises(NetworkError, match=r"resolution scaled by 0\.5.*global average pooling"):
         census_of(base, everything(base, rho=0.5))
-    with pytest.raises(NetworkError, match="channels of the network must be scalable"):
+    with pytest.raises(NetworkError, match=r"must be scalable.*Where: reshape test_scaling\.py:\d+\.$"):
         census_of(base, everything(base, alpha=0.5))
     assert capsys.readouterr().err == ""  # torch.fx would print a traceback of its own
+
+
+def test_a_head_that_nobody_reads_does_not_hinder() -> None:
+    """Its ReLU keeps its name, so that those behind it keep theirs."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+            self.fc, self.norm, self.aux = nn.Linear(6, CLASSES), nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.conv1(x))
+            F.relu(self.aux(self.norm(x).mean((2, 3))))
+            return self.fc(F.relu(self.conv2(x)).mean((2, 3)))
+
+    base = make_base(SPEC, Heads())
+    assert [layer.name for layer in base.census.layers] == ["net:relu", "net:relu#3"]
+    network = build_candidate(base, everything(base, alpha=0.5))
+    assert [site.name for site in find_relus(network)] == ["net:relu", "net:relu#3"]
+    assert network(IMAGES).shape == (2, CLASSES) and network.get_submodule("conv1").out_channels == 4
+    narrow, read = narrow_channels(base.network, {"net:relu": 0.5}, INPUT)
+    assert narrow(IMAGES).shape == (2, CLASSES) and len(read["conv2"]) == 4
 
 
 def test_channels_that_depend_on_each_other_without_end() -> None:

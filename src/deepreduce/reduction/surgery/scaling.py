@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...census import example_images, image_nodes, trace
+from ...census import example_images, failing_place, image_nodes, live_nodes, source_line, trace
 from ...errors import DeepReduceError, NetworkError, problem
+from .flattening import as_convolutions, numbers_of
 from .nonlinearity import by_nonlinearity
 from .removal import relu_nodes
 
@@ -46,7 +47,7 @@ def scale_channels(network: nn.Module, alpha: float, input: tuple[int, int, int]
     Raises:
         NetworkError: if the dependency graph cannot be built, the scaled network cannot run, or nothing was scaled.
     """
-    own = trace(network).eval()
+    own = _without_unread(trace(network).eval())
     classifier = _outermost(own, from_output=True)
     layers = [module for module in own.modules() if isinstance(module, _SCALABLE) and module not in classifier]
     with _with_gradients(own):
@@ -80,7 +81,7 @@ def narrow_channels(
         NetworkError: if a call site does not exist, the dependency graph cannot be built, the network cannot run when
             it is narrowed, or nothing could be narrowed.
     """
-    own = copy.deepcopy(network).eval()
+    own = _without_unread(copy.deepcopy(network).eval())
     nodes = relu_nodes(own, betas)
     wanted: dict[nn.Module, float] = {}
     for name, node in nodes.items():
@@ -88,11 +89,26 @@ def narrow_channels(
             wanted[module] = min(betas[name], wanted.get(module, 1.0))
     what = f"narrowing by beta {', '.join(f'{beta:g}' for beta in dict.fromkeys(betas.values()))}"
     with _with_gradients(own):
-        with _refusing(what, network), _within_bounds(own):
+        with _refusing(what, own, input), _within_bounds(own):
             tied = _tied(own, wanted, _outermost(own, from_output=True), input)
         read = _pruned(own, tied, what, input, by_nonlinearity)
     names = {module: name for name, module in own.named_modules()}
     return own.train(network.training), {names[module]: channels for module, channels in read.items()}
+
+
+def _without_unread(own: fx.GraphModule) -> fx.GraphModule:
+    """Take the layers with weights out of a network, in place, whose results it never reads, and return it.
+
+    torch-pruning sees none of them: they would not fit behind what becomes narrow.
+    """
+    live = live_nodes(own.graph)
+    for node in reversed(list(own.graph.find_nodes(op="call_module"))):
+        inputs, weights = node.all_input_nodes, list(own.get_submodule(str(node.target)).parameters())
+        if node not in live and len(inputs) == 1 and weights:
+            node.replace_all_uses_with(inputs[0])
+            own.graph.erase_node(node)
+    own.recompile()
+    return own
 
 
 def _writers(network: fx.GraphModule, node: fx.Node) -> set[nn.Module]:
@@ -119,16 +135,20 @@ def _tied(
     import torch_pruning
 
     graph = torch_pruning.DependencyGraph()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph.build_dependency(network, example_inputs=example_images(network, input, count=2))
+    images = example_images(network, input, count=2)
     found: dict[nn.Module, float] = {}
-    for group in graph.get_all_groups(ignored_layers=fixed, root_module_types=_SCALABLE):
-        members = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
-        members = [member for member in members if isinstance(member, _SCALABLE)]
-        asked = [shares[member] for member in members if member in shares]
-        if asked:
-            found.update(dict.fromkeys(members, min(asked)))
+    with as_convolutions(network, images) as stand_ins:
+        layers = {stand_in: layer for layer, stand_in in stand_ins.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph.build_dependency(network, example_inputs=images)
+        ignored = [stand_ins.get(layer, layer) for layer in fixed]
+        for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=_SCALABLE):
+            modules = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
+            members = [layers.get(module, module) for module in modules if isinstance(module, _SCALABLE)]
+            asked = [shares[member] for member in members if member in shares]
+            if asked:
+                found.update(dict.fromkeys(members, min(asked)))
     return found
 
 
@@ -166,25 +186,29 @@ def _pruned(
 
     before = sum(parameter.numel() for parameter in own.parameters())
     images = example_images(own, input, count=2)
-    with _refusing(what, own), _within_bounds(own), torch.no_grad():
+    read: dict[nn.Module, list[int]] = {}
+    with _refusing(what, own, input), _within_bounds(own), torch.no_grad():
         outputs = own.forward(images)  # a call of what is traced would print what it raises
-        with torch.enable_grad(), warnings.catch_warnings():
+        with as_convolutions(own, images) as stand_ins, torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning tells of parameters outside modules; the run below judges
+            ratios = {stand_ins.get(layer, layer): 1 - _share(layer, share) for layer, share in shares.items()}
             pruner = torch_pruning.pruner.MagnitudePruner(
                 own,
                 example_inputs=images,
                 forward_fn=lambda model, batch: model.forward(batch),
                 importance=importance,
                 pruning_ratio=0.0,
-                pruning_ratio_dict={layer: 1 - _share(layer, share) for layer, share in shares.items()},
+                pruning_ratio_dict=ratios,
                 ignored_layers=_outermost(own, from_output=True),
             )
-            read: dict[nn.Module, list[int]] = {}
             for group in pruner.step(interactive=True):
                 for dependency, lost in group:
                     if pruner.DG.is_in_channel_pruning_fn(dependency.handler):
                         _forget(read, dependency.target.module, set(lost))
                 group.prune()
+        for layer, stand_in in stand_ins.items():
+            if stand_in in read:
+                read[layer] = numbers_of(stand_in, read.pop(stand_in))
         got = own.forward(images)
         if got.shape != outputs.shape:
             raise ValueError(f"the output came out as {tuple(got.shape)} instead of {tuple(outputs.shape)}")
@@ -195,7 +219,6 @@ def _pruned(
                 f"{what} must remove channels",
                 got="no layer could be made narrower",
                 remedy="leave it at 1",
-                where=type(own).__name__,
             )
         )
     return read
@@ -256,8 +279,11 @@ def _within_bounds(own: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusing(what: str, network: nn.Module) -> Iterator[None]:
-    """Turn what torch-pruning and a user's forward raise, which is of any type, into our own error."""
+def _refusing(what: str, network: fx.GraphModule, input: tuple[int, int, int]) -> Iterator[None]:
+    """Turn what torch-pruning and a user's forward raise, which is of any type, into our own error.
+
+    Its place is the first layer that what is left of the network cannot run.
+    """
     try:
         yield
     except DeepReduceError:
@@ -268,7 +294,7 @@ def _refusing(what: str, network: nn.Module) -> Iterator[None]:
                 "the channels of the network must be scalable",
                 got=f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
                 remedy="leave it at 1, or replace channel counts that are fixed in forward",
-                where=type(network).__name__,
+                where=failing_place(network, input),
             )
         ) from error
 
@@ -295,7 +321,7 @@ def scale_resolution(network: fx.GraphModule, rho: float) -> fx.GraphModule:
                 "scaling the resolution needs one nn.Conv2d that reads the image, to carry the stride",
                 got=", ".join(found) or "no layer with weights",
                 remedy="leave rho at 1",
-                where=type(network).__name__,
+                where=", ".join(filter(None, map(source_line, calls))) or None,
             )
         )
     factor = round(1 / rho)
