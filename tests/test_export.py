@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import deepreduce
@@ -44,10 +45,31 @@ def test_example_the_full_network_by_its_id(run: deepreduce.Front, tmp_path: Pat
     client, server = load_client(made.client), load_server(made.server)
     assert client.about.relus == made.entry["relus"] == 4 * 64 + 4 * 16
     assert client.digest == server.client.digest
+    assert made.private_relus == made.entry["relus"]
     assert made.agreement["same_label"] > 0.9
     assert made.server.stat().st_mode & 0o777 == 0o600
     assert client.about.network == "network, teacher"
     assert repr(made) == f"Exported(server={made.server!r}, client={made.client!r})"  # formats are secret
+
+
+def test_relu6_is_counted_once_and_computed_twice(tmp_path: Path) -> None:
+    """As ReLU6 in the first layer, whose values exceed 6, and as a clamp in the second, whose values stay below."""
+    network = Net()
+    network.relu1, network.relu2 = nn.ReLU6(), nn.Hardtanh(0, 6)  # type: ignore[assignment]
+    with torch.no_grad():
+        network.conv1.weight.mul_(30)
+        network.conv2.weight.mul_(0.1)
+    base = deepreduce.profile(network, input=(1, 8, 8), classes=10)
+    assert base["notes"] == ["320 of the ReLUs are ReLU6: each counts once here, and takes up to two in private"]
+    data = deepreduce.load_data("digits", per_class=20)
+    settings = deepreduce.SearchSettings(
+        training=deepreduce.TrainingConfig(epochs=1, flip=False), criticality_plain=False, trained=True
+    )
+    options = deepreduce.RunOptions(threads=1, private=False)
+    run = deepreduce.reduce(network, data, out=tmp_path / "run", settings=settings, options=options)
+    made = deepreduce.export(run, entry="teacher", out=tmp_path / "out", images=64, network=network)
+    assert made.entry["relus"] == base["relus"] == 4 * 64 + 4 * 16
+    assert made.private_relus == load_client(made.client).about.relus == 2 * 4 * 64 + 4 * 16
 
 
 def test_names_of_the_owners_code_reach_no_client(run: deepreduce.Front, tmp_path: Path) -> None:

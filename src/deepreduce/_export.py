@@ -28,6 +28,8 @@ class Exported:
         server: the server's file: it holds the weights.
         client: the clients' file: public.
         entry: the network, as `front.json` has it.
+        private_relus: ReLUs that one private inference takes: more than those of the entry where there are ReLU6, up to
+            two each, or maxima.
         agreement: how far fixed point is from floating point on the calibration images.
         formats: what was chosen for every step; depends on weights and images, so it is secret.
     """
@@ -35,6 +37,7 @@ class Exported:
     server: Path
     client: Path
     entry: dict[str, Any] = field(repr=False)
+    private_relus: int
     agreement: dict[str, Any] = field(repr=False)
     formats: dict[str, Any] = field(repr=False)
 
@@ -117,7 +120,7 @@ def export(
     server, client = save_model(make_model(program, about), Path(out), replace=replace)
     assert program.report is not None
     report = program.report.to_json()
-    return Exported(server, client, chosen, report["agreement"], report)
+    return Exported(server, client, chosen, program.public.relus, report["agreement"], report)
 
 
 def _check(

@@ -105,6 +105,16 @@ def test_keeping() -> None:
     assert [layer["kept"] for stage in value["stages"] for layer in stage["layers"]] == [True, False, False, False]
 
 
+def test_relu6_that_stay_are_said_to_take_more_in_private() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1), nn.Hardtanh(0, 6), nn.ReLU())
+    census = take_census(network, (3, 2, 2))
+    assert (census.relus, census.capped) == (16 + 8 + 8, 16 + 8)
+    assert census.to_json()["notes"][-1].startswith("24 of the ReLUs are ReLU6")
+    left = census.keeping({"1", "4"}, {"1": 5})
+    assert left.capped == 5 and left.to_json()["notes"][-1].startswith("5 of the ReLUs")
+    assert census.keeping({"4"}).to_json()["notes"] == []
+
+
 def test_the_network_stays_as_it_was() -> None:
     network = ZOO["resnet50"]().train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import deepreduce
 from deepreduce.cli import main
 from deepreduce.private import ring
 from deepreduce.private.deployment import load_client, load_server
@@ -174,7 +175,8 @@ def test_export_says_what_it_wrote(home: Home, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main([*EXPORT, "again", "--images", "32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert {"server", "client", "relus", "agreement", "failures"} == told.keys() and told["relus"] > 0
+    assert {"server", "client", "relus", "private_relus", "agreement", "failures"} == told.keys()
+    assert told["private_relus"] == told["relus"] > 0
     assert 0 <= told["failures"] < 2**-12
     assert (home.folder / told["server"]).stat().st_mode & 0o777 == 0o600
     assert main([*EXPORT, "again", "--images", "32"]) == 0
@@ -188,6 +190,16 @@ def test_export_says_what_it_wrote(home: Home, capsys: pytest.CaptureFixture[str
     assert "--replace" in capsys.readouterr().err and (home.folder / told["server"]).read_bytes() == kept
     assert main([*EXPORT, "again", "--images", "32", "--margin", "9", "--replace"]) == 0
     assert (home.folder / told["server"]).read_bytes() != kept
+
+
+def test_export_says_where_more_relus_are_computed_than_counted(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(home.folder)
+    honest = deepreduce.export
+    monkeypatch.setattr(deepreduce, "export", lambda *a, **more: replace(honest(*a, **more), private_relus=98_765))
+    assert main([*EXPORT, str(tmp_path / "more"), "--images", "32"]) == 0
+    assert "ReLUs; 98,765 in private" in capsys.readouterr().out
 
 
 def test_a_run_of_ones_own_network_is_estimated(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

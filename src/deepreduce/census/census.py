@@ -123,6 +123,11 @@ class Census:
         return sum(stage.relus for stage in self.stages)
 
     @property
+    def capped(self) -> int:
+        """Number of ReLU6 among the ReLUs: in private each takes up to two ReLUs."""
+        return sum(layer.relus for layer in self.layers if layer.kind == "relu6")
+
+    @property
     def macs(self) -> int:
         """MACs, for one image."""
         return sum(stage.macs for stage in self.stages)
@@ -161,6 +166,7 @@ class Census:
 
     def to_json(self) -> dict[str, Any]:
         """Return `relus`, `macs`, `params`, `stages[]` and `notes`, see docs/formats.md."""
+        capped = f"{self.capped:,} of the ReLUs are ReLU6: each counts once here, and takes up to two in private"
         return {
             "relus": self.relus,
             "macs": self.macs,
@@ -190,7 +196,7 @@ class Census:
                 }
                 for stage in self.stages
             ],
-            "notes": list(self.notes),
+            "notes": [*self.notes, *([capped] if self.capped else [])],
         }
 
 

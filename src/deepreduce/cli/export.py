@@ -77,13 +77,15 @@ def run(options: argparse.Namespace) -> int:
                 "server": str(made.server),
                 "client": str(made.client),
                 "relus": relus,
+                "private_relus": made.private_relus,
                 "agreement": agreement,
                 "failures": failures,
             }
         )
         return 0
     screen = console()
-    screen.print(f"{made.entry['label']}: {relus:,} ReLUs")
+    more = f"; {made.private_relus:,} in private, for ReLU6 and maxima take more" if made.private_relus > relus else ""
+    screen.print(f"{made.entry['label']}: {relus:,} ReLUs{more}", markup=False)
     online = (made.entry.get("private") or {}).get("online")
     if online is not None:
         times = ", ".join(f"{seconds:.2g} s over {link}" for link, seconds in online["seconds"].items())
