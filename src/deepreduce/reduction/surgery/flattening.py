@@ -27,7 +27,7 @@ def as_convolutions(network: fx.GraphModule, images: Tensor) -> Iterator[dict[nn
     """Put convolutions in the place of linear layers that read a flattened map, and put them back afterwards.
 
     Whatever the convolutions have lost by then, of the channels that they read and those that they make, the linear
-    layers have lost too. A linear layer that is called several times stays, and one whose flattened map others read.
+    layers have lost too. A linear layer that is called several times stays.
 
     Args:
         network: traced; changed in place. It must not be called while it has convolutions, but to prune them: fixed
@@ -50,16 +50,19 @@ def as_convolutions(network: fx.GraphModule, images: Tensor) -> Iterator[dict[nn
         layer = network.get_submodule(str(node.target))
         if not isinstance(layer, nn.Linear) or is_extended(layer, nn.Linear) or calls[layer] > 1:
             continue
-        flattening = _flattening_before(network, node, meter.found)
-        if flattening is None:
+        way = _way_from_map(network, node, meter.found)
+        if not way:
             continue
-        (map_read, *_) = flattening.all_input_nodes
-        stand_ins[layer], places[layer] = _convolution(layer, meter.found[map_read]), str(node.target)
-        copies[flattening].replace_all_uses_with(copies[map_read])
-        graph.erase_node(copies[flattening])
-        with graph.inserting_after(copies[node]):
-            vector = graph.call_function(torch.flatten, (copies[node], 1))
-        copies[node].replace_all_uses_with(vector, lambda user, vector=vector: user is not vector)
+        source, copy = way[0].all_input_nodes[0], copies[node]
+        stand_ins[layer], places[layer] = _convolution(layer, meter.found[source]), str(node.target)
+        read = copies[source]
+        with graph.inserting_before(copy):
+            for step in way[1:]:
+                read = graph.node_copy(step, lambda _, above=read: above)
+        copy.replace_input_with(copy.all_input_nodes[0], read)
+        with graph.inserting_after(copy):
+            vector = graph.call_function(torch.flatten, (copy, 1))
+        copy.replace_all_uses_with(vector, lambda user, vector=vector: user is not vector)
     for layer, stand_in in stand_ins.items():
         _put(network, places[layer], stand_in)
     network.graph = graph
@@ -87,24 +90,24 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def _flattening_before(network: fx.GraphModule, layer: fx.Node, shapes: dict[fx.Node, torch.Size]) -> fx.Node | None:
-    """Return the node that flattens the map which a linear layer reads; None if there is none, or others read it.
+def _way_from_map(network: fx.GraphModule, layer: fx.Node, shapes: dict[fx.Node, torch.Size]) -> list[fx.Node]:
+    """Return what lies between a map and the linear layer that reads it, the flattening first; nothing without one.
 
-    ReLUs and dropout may come between: they work on each number by itself, before the flattening as well as behind.
+    ReLUs and dropout may follow: they work on each number by itself, before the flattening as well as behind.
     """
-    node = layer.all_input_nodes[0]
-    while len(node.users) == 1 and node.all_input_nodes:
+    node, way = layer.all_input_nodes[0], list[fx.Node]()
+    while node.op != "placeholder":
+        way.insert(0, node)
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         name = function_name(node) if node.op in ("call_function", "call_method") else ""
         if isinstance(module, nn.Flatten) or name in ("flatten", "view", "reshape"):
             before, after = shapes.get(node.all_input_nodes[0], ()), shapes.get(node, ())
             whole = len(before) == 4 and len(after) == 2 and before[0] == after[0]
-            return node if whole and math.prod(before[2:]) > 1 else None
-        single = isinstance(module, nn.ReLU | FunctionalDropout) or is_transparent(module) or name == "relu"
-        if not single:
-            return None
+            return way if whole and math.prod(before[2:]) > 1 else []
+        if not (isinstance(module, nn.ReLU | FunctionalDropout) or is_transparent(module) or name == "relu"):
+            break
         node = node.all_input_nodes[0]
-    return None
+    return []
 
 
 def _convolution(layer: nn.Linear, shape: torch.Size) -> nn.Conv2d:

@@ -321,7 +321,7 @@ def scale_resolution(network: fx.GraphModule, rho: float) -> fx.GraphModule:
                 "scaling the resolution needs one nn.Conv2d that reads the image, to carry the stride",
                 got=", ".join(found) or "no layer with weights",
                 remedy="leave rho at 1",
-                where=", ".join(filter(None, map(source_line, calls))) or None,
+                where=", ".join(filter(None, dict.fromkeys(map(source_line, calls)))) or None,
             )
         )
     factor = round(1 / rho)
