@@ -77,6 +77,13 @@ def test_twice_the_epochs_take_twice_as_long(
     assert clock.seconds(long, 1) / clock.seconds(short, 1) == pytest.approx(2, rel=0.05)
 
 
+def test_a_learning_rate_at_which_training_diverges_can_be_planned(
+    context: Context, settings: SearchSettings, variant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepreduce.training.loop._CHECK_EVERY", 1)
+    assert plan(context, variant(settings, learning_rate=1e30, warmup=0.0))["hours"] > 0
+
+
 def test_the_folder_of_another_run_is_refused(context: Context, settings: SearchSettings, one_stage: Any) -> None:
     from dataclasses import replace
 

@@ -97,7 +97,7 @@ class Clock:
             kind = find_reducer(job.masks.method).finder
             assert kind is not None
             network, _ = with_slopes(network, base.census, job.masks.granularity, draws_lines=kind.draws_lines)
-        config = replace(job.config, epochs=100_000, compile="off", fade=0.0)
+        config = replace(job.config, epochs=100_000, learning_rate=1e-9, compile="off", fade=0.0)
         accelerator = make_accelerator(config)
         few = DeviceSplit(
             self._context.data.train.images[:batch].to(accelerator.device),
