@@ -37,7 +37,7 @@ class Exported:
     server: Path
     client: Path
     entry: dict[str, Any] = field(repr=False)
-    private_relus: int
+    private_relus: int = field(repr=False)
     agreement: dict[str, Any] = field(repr=False)
     formats: dict[str, Any] = field(repr=False)
 
