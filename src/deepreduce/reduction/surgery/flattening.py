@@ -23,7 +23,7 @@ from .plain import is_extended, is_transparent
 
 
 @contextlib.contextmanager
-def as_convolutions(network: fx.GraphModule, images: Tensor) -> Iterator[dict[nn.Linear, nn.Conv2d]]:
+def as_convolutions(network: fx.GraphModule, images: Tensor) -> Iterator[dict[nn.Module, nn.Conv2d]]:
     """Put convolutions in the place of linear layers that read a flattened map, and put them back afterwards.
 
     Whatever the convolutions have lost by then, of the channels that they read and those that they make, the linear
@@ -44,34 +44,27 @@ def as_convolutions(network: fx.GraphModule, images: Tensor) -> Iterator[dict[nn
     own, graph = network.graph, fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(own, copies))
-    stand_ins: dict[nn.Linear, nn.Conv2d] = {}
+    stand_ins: dict[nn.Module, nn.Conv2d] = {}
     places: dict[nn.Linear, str] = {}
     for node in own.find_nodes(op="call_module"):
         layer = network.get_submodule(str(node.target))
-        if not isinstance(layer, nn.Linear) or is_extended(layer, nn.Linear) or calls[layer] > 1:
+        if type(layer) is not nn.Linear or is_extended(layer, nn.Linear) or calls[layer] > 1:
             continue
         way = _way_from_map(network, node, meter.found)
         if not way:
             continue
-        source, copy = way[0].all_input_nodes[0], copies[node]
+        source = way[0].all_input_nodes[0]
         stand_ins[layer], places[layer] = _convolution(layer, meter.found[source]), str(node.target)
-        read = copies[source]
-        with graph.inserting_before(copy):
-            for step in way[1:]:
-                read = graph.node_copy(step, lambda _, above=read: above)
-        copy.replace_input_with(copy.all_input_nodes[0], read)
-        with graph.inserting_after(copy):
-            vector = graph.call_function(torch.flatten, (copy, 1))
-        copy.replace_all_uses_with(vector, lambda user, vector=vector: user is not vector)
-    for layer, stand_in in stand_ins.items():
-        _put(network, places[layer], stand_in)
+        _read_map(copies[node], copies[source], way[1:])
+    for layer, place in places.items():
+        _put(network, place, stand_ins[layer])
     network.graph = graph
     try:
         yield stand_ins
     finally:
-        for layer, stand_in in stand_ins.items():
-            _take_over(layer, stand_in)
-            _put(network, places[layer], layer)
+        for layer, place in places.items():
+            _take_over(layer, stand_ins[layer])
+            _put(network, place, layer)
         network.graph = own
 
 
@@ -108,6 +101,19 @@ def _way_from_map(network: fx.GraphModule, layer: fx.Node, shapes: dict[fx.Node,
             break
         node = node.all_input_nodes[0]
     return []
+
+
+def _read_map(layer: fx.Node, source: fx.Node, steps: list[fx.Node]) -> None:
+    """Let a layer read a map, through copies of what worked on the flattened one, and flatten what it gives."""
+    graph, users, read = layer.graph, list(layer.users), source
+    with graph.inserting_before(layer):
+        for step in steps:
+            read = graph.node_copy(step, {step.all_input_nodes[0]: read}.__getitem__)
+    layer.replace_input_with(layer.all_input_nodes[0], read)
+    with graph.inserting_after(layer):
+        vector = graph.call_function(torch.flatten, (layer, 1))
+    for user in users:
+        user.replace_input_with(layer, vector)
 
 
 def _convolution(layer: nn.Linear, shape: torch.Size) -> nn.Conv2d:

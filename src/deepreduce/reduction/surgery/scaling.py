@@ -138,7 +138,7 @@ def _tied(
     images = example_images(network, input, count=2)
     found: dict[nn.Module, float] = {}
     with as_convolutions(network, images) as stand_ins:
-        layers = {stand_in: layer for layer, stand_in in stand_ins.items()}
+        layers: dict[nn.Module, nn.Module] = {stand_in: layer for layer, stand_in in stand_ins.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph.build_dependency(network, example_inputs=images)
@@ -293,7 +293,8 @@ def _refusing(what: str, network: fx.GraphModule, input: tuple[int, int, int]) -
             problem(
                 "the channels of the network must be scalable",
                 got=f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
-                remedy="leave it at 1, or replace channel counts that are fixed in forward",
+                remedy="leave it at 1, replace channel counts that are fixed in forward, or use a method that scales "
+                "nothing, such as deepreduce-masks",
                 where=failing_place(network, input),
             )
         ) from error
