@@ -80,9 +80,10 @@ def test_who_is_ending_counts_again(pairs: list[tuple[socket.socket, socket.sock
 
 
 def test_who_greets_and_breaks_the_protocol_keeps_nobody_waiting(
-    tmp_path: Path, certificate: tuple[Path, Path]
+    tmp_path: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each would wait two seconds for the server's last word to be taken; together they were all places there are."""
+    """For each the server waits until its last word is taken; together they would take all places that there are."""
+    monkeypatch.setattr("deepreduce.private.wire.channel._LINGER_SECONDS", 60.0)
     images, labels = sure(tiny(), 1, seed=3)
     limits = ServerLimits(clients=2, deadline_seconds=120.0, handshake_seconds=120.0)
     with serving(tiny(), tmp_path, certificate, limits=limits) as party, contextlib.ExitStack() as stack:
@@ -95,7 +96,7 @@ def test_who_greets_and_breaks_the_protocol_keeps_nobody_waiting(
         begin = time.monotonic()
         with party.client("honest") as client:
             assert np.array_equal(client.infer(images).labels, labels)
-        assert time.monotonic() - begin < 1.0
+        assert time.monotonic() - begin < 30.0
 
 
 def test_silent_connections_keep_nobody_out(

@@ -11,7 +11,7 @@ import pytest
 from deepreduce.private.store import BundleName, BundleStore, StoreFull
 from deepreduce.private.store import store as store_module
 
-from .conftest import PROGRAM
+from .conftest import PROGRAM, SESSION
 
 Put = Callable[..., BundleName]
 
@@ -112,4 +112,5 @@ def test_counting_stops_where_it_is_told(store: BundleStore, put: Put, place: Pa
         put(store, number)
     (place / "note.txt").write_text("no bundle")
     (place / BundleName(bytes(16), 9).file_name).mkdir()
+    assert store.sessions() == {SESSION, bytes(16)}  # a name is enough where nothing is taken
     assert [store.count(), store.count(3), store.count(5), store.count(9), store.count(0)] == [5, 3, 5, 5, 0]

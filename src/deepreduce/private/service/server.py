@@ -473,7 +473,7 @@ class _Dialogue:
                 bundle.close()
         if not lost:
             return None
-        there = {name.session for name in [*self._server._store.names(), *self._held]}
+        there = self._server._store.sessions() | {name.session for name in self._held}
         over |= {names[place].session for place in lost} - there
         return Lost(tuple(lost), tuple(sorted(over)))
 

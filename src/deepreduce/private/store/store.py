@@ -253,6 +253,11 @@ class BundleStore:
         with explained("the folder must be readable", self._place), opened_directory(self._place) as directory:
             return _oldest_first(directory)
 
+    def sessions(self) -> set[bytes]:
+        """Return the sessions of which bundles of this program and role can be taken."""
+        with explained("the folder must be readable", self._place), os.scandir(self._place) as entries:
+            return {name.session for entry in entries if (name := BundleName.of_file(entry.name)) is not None}
+
     def expire(self) -> int:
         """Remove the bundles that are older than `keep_days`, of every program and role; return how many."""
         oldest = time.time() - self.keep_days * _DAY_SECONDS
