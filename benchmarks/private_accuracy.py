@@ -5,8 +5,9 @@
 
 Takes the full network of a run folder and the reduced one that its report leads with, exports both, and classifies the
 first test images of each class privately: two processes over TLS on this machine, every image with its own bundle. The
-weights come from the run folder; the data file names them by hash. Finished images are kept; the same command
-continues.
+weights come from the run folder; the data file names them by hash. Of a folder without front.json, as
+`reproduce.py` leaves it, --entries names what is in `teacher` and `candidate`. Finished images are kept; the same
+command continues.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from machine import results_path
 
 import deepreduce
-from deepreduce.cli._private import cores
+from deepreduce._cores import available_cores
 from deepreduce.cli._rehearsal import new_certificate, serving
 from deepreduce.data import Dataset, load
 from deepreduce.private.deployment import load_server
@@ -30,6 +31,7 @@ from deepreduce.private.service import Client
 from deepreduce.private.store import BundleStore
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import client_context
+from deepreduce.reduction import Candidate
 from deepreduce.report import headline
 from deepreduce.training import Front
 
@@ -45,17 +47,21 @@ def main() -> int:
     parser.add_argument(
         "--entries", help="ids of the networks, comma-separated; default: the full and the headline one"
     )
+    parser.add_argument("--name", default="private_accuracy", help="of the data file")
     parser.add_argument("--work", type=Path, default=Path("build/private-accuracy"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
-    front = Front.read(options.run_folder)
+    front = front_of(options.run_folder, (options.entries or "teacher").split(","))
     classes = len(front.content["data"]["classes"])
     data = load(options.data, classes=classes)
-    best = headline(front.content).entry
-    names = options.entries.split(",") if options.entries else ["teacher", str(best["id"]) if best else "teacher"]
-    path = results_path(options.results, "private_accuracy", str(deepreduce.environment()["processor"]))
+    if options.entries:
+        names = options.entries.split(",")
+    else:
+        best = headline(front.content).entry
+        names = ["teacher", str(best["id"]) if best else "teacher"]
+    path = results_path(options.results, options.name, str(deepreduce.environment()["processor"]))
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
-    typed = ["--images", str(options.images), "--entries", ",".join(names)]
+    typed = ["--images", str(options.images), "--entries", ",".join(names), "--name", options.name]
     result |= {
         "what": "the same test images by the float network, by its twin in integers, and privately",
         "data": f"CIFAR-100, first {classes} classes, {options.images} test images, the same number of each class",
@@ -74,6 +80,28 @@ def main() -> int:
         print(f"{row['label']}: {row['relus']:,} ReLUs, {shown}, private equals twin on {row['private_equals_twin']}")
     print(path)
     return 0
+
+
+def front_of(folder: Path, names: list[str]) -> Front:
+    """Return the front of a run folder, or one of these networks in it."""
+    if (folder / "front.json").exists():
+        return Front.read(folder)
+    entries = {}
+    for name in names:
+        recipe = json.loads(
+            (folder / ("" if name == "teacher" else "candidate") / name / "seed0/recipe.json").read_text()
+        )
+        accuracy = recipe["extra"]["validation_accuracy"]
+        label = "all ReLUs" if name == "teacher" else Candidate.from_json(recipe["candidate"]).label
+        entries[name] = {
+            "id": name,
+            "label": label,
+            "relus": recipe["relus"],
+            "validation": {"accuracy": accuracy, "runs": [accuracy]},
+        }
+        classes = recipe["classes"]
+    teacher = entries.pop("teacher", {"id": "teacher", "validation": None})
+    return Front({"teacher": teacher, "candidates": [*entries.values()], "data": {"classes": classes}}, folder)
 
 
 def measure(front: Front, name: str, data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +124,7 @@ def measure(front: Front, name: str, data: Dataset, options: argparse.Namespace)
     store = BundleStore(folder / "bundles", program=model.client.digest, role="client")
     with serving(files.server, certificate, key, folder) as address:
         context = client_context(certificate)
-        with Client.connect(address, context, model.client, store, workers=cores()) as client:
+        with Client.connect(address, context, model.client, store, workers=available_cores()) as client:
             while len(known["labels"]) < len(pixels):
                 start = len(known["labels"])
                 some = pixels[start : start + _AT_ONCE]

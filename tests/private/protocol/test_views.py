@@ -455,6 +455,6 @@ def test_nothing_but_counts_and_times_is_logged(tmp_path: Path, caplog: pytest.L
         client.prepare(1)
         assert np.array_equal(client.infer(images).labels, labels)
     number = r"\d+(\.\d{3})?"
-    known = rf"127\.0\.0\.1: (prepared {number} bundles|3 images, linear {number} s, circuits {number} s, channel {number} s|gone)"
+    known = rf"127\.0\.0\.1: (prepared {number} of {number} bundles|images: 3, linear {number} s, circuits {number} s, channel {number} s|gone)"
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) >= 3 and all(re.fullmatch(known, message) for message in messages), messages
