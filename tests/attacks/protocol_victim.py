@@ -119,8 +119,8 @@ class Play:
     def be_server(self, channel: Channel, ahead: bool) -> dict[str, Any]:
         weights, limits = self.folder / "weights", ServerLimits(deadline_seconds=DEADLINE_SECONDS)
         server = Server(self.server, self.store("server"), weights_folder=weights, limits=limits)
-        server._pool.close()
-        server._pool = None  # type: ignore[assignment] # this process does the work
+        server._service.pool.close()
+        server._service.pool = None  # type: ignore[assignment] # this process does the work
         server.handle(channel)
         return {}
 

@@ -53,7 +53,7 @@ def party(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Pat
 
 
 def reach(party: Party, *, deadline_seconds: float = DEADLINE) -> Channel:
-    wait_for(lambda: party.server._slots._value > 0)  # type: ignore[attr-defined] # it may not have seen the last one go
+    wait_for(lambda: party.server._service.slots._value > 0)  # type: ignore[attr-defined] # it may not have seen the last one go
     return connect(party.address, client_context(party.certificate[0]), deadline_seconds=deadline_seconds)
 
 

@@ -30,8 +30,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = BundleStore(folder / "server", program=tiny().client.digest, role="server")
     limits = ServerLimits(deadline_seconds=DEADLINE)
     with Server(tiny(), store, weights_folder=folder / "weights", limits=limits) as found:
-        found._pool.close()
-        found._pool = InProcess(1)  # type: ignore[assignment]
+        found._service.pool.close()
+        found._service.pool = InProcess(1)  # type: ignore[assignment]
         yield found
 
 

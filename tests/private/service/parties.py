@@ -147,8 +147,8 @@ def serving(
     limits = ServerLimits(deadline_seconds=120.0) if limits is None else limits
     server = Server(model, store, weights_folder=folder / "server" / "weights", limits=limits)
     if workers is not open_pool:
-        server._pool.close()
-        server._pool = workers(1)
+        server._service.pool.close()
+        server._service.pool = workers(1)
     listener = create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.serve, args=(listener, server_context(*certificate)))

@@ -27,8 +27,8 @@ from deepreduce.private.protocol import GROUP_BUNDLES, PROTOCOL
 from deepreduce.private.ring import decode
 from deepreduce.private.service import Client, Server, ServerLimits
 from deepreduce.private.service import client as client_module
-from deepreduce.private.service import server as server_module
 from deepreduce.private.service.messages import MAX_SMALL_BYTES, Lost, Start
+from deepreduce.private.service.strangers import host_of
 from deepreduce.private.store import BundleGone, BundleStore, StoreFull
 from deepreduce.private.twin import Twin
 from deepreduce.private.wire import Channel, Kind, PeerError, PeerGone, PeerTimeout, WireError
@@ -73,7 +73,7 @@ def test_four_clients_at_once_with_workers(tmp_path: Path, certificate: tuple[Pa
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(work, range(4)))
         assert party.store.count() == 0
-        pids = party.server._pool.pids
+        pids = party.server._service.pool.pids
         assert len(pids) == (workers is ProcessPool or default_backend() == "seal")
     for answer, (_, labels) in zip(answers, batches, strict=True):
         assert np.array_equal(answer, labels)
@@ -218,7 +218,7 @@ def test_a_full_server_says_so_and_a_free_slot_is_given_again(tmp_path: Path, ce
             party.client("c")
         assert refused.value.code == "busy"
         first.close(politely=True)
-        wait_for(lambda: party.server._slots._value == 1)  # type: ignore[attr-defined]
+        wait_for(lambda: party.server._service.slots._value == 1)  # type: ignore[attr-defined]
         assert np.array_equal(party.client("c").infer(IMAGES[:1]).labels, LABELS[:1])
 
 
@@ -489,7 +489,7 @@ def test_a_client_that_is_just_in_time_for_every_frame_is_ended(
     limits = ServerLimits(clients=1, deadline_seconds=120.0)
     with serving(tiny(), tmp_path, certificate, limits=limits) as party, party.client() as client:
         client.prepare(1)
-        party.server.limits = replace(limits, deadline_seconds=2.0, slowest_bytes_per_second=1e9)
+        party.server._service.limits = replace(limits, deadline_seconds=2.0, slowest_bytes_per_second=1e9)
         send = Channel.send
 
         def slow(self: Channel, *arguments: Any, **options: Any) -> None:
@@ -514,7 +514,7 @@ def test_a_client_that_is_just_in_time_for_every_frame_is_ended(
     ],
 )
 def test_one_host_has_one_address(address: str, host: str) -> None:
-    assert server_module._host(address) == host
+    assert host_of(address) == host
 
 
 def test_fewer_images_go_at_once_where_the_system_opens_few_files(
@@ -559,7 +559,7 @@ def test_a_client_that_falls_silent_is_told_and_its_slot_is_free(
     with serving(tiny(), tmp_path, certificate, limits=limits) as party:
         silent = party.client("silent")
         wait_for(lambda: "too slow" in caplog.text)
-        party.server.limits = replace(limits, deadline_seconds=120.0)
+        party.server._service.limits = replace(limits, deadline_seconds=120.0)
         with pytest.raises((PeerError, PeerGone)) as told:
             silent.prepare(1)
         assert not isinstance(told.value, PeerError) or told.value.code == "deadline"

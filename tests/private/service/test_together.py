@@ -13,7 +13,7 @@ from deepreduce.private.homomorphic import ProcessPool, open_pool
 from deepreduce.private.protocol import layout as layout_module
 from deepreduce.private.service import ServerLimits
 from deepreduce.private.service import client as client_module
-from deepreduce.private.service import server as server_module
+from deepreduce.private.service import dialogue as dialogue_module
 from deepreduce.private.store import BundleName, BundleWriter, StoreFull
 from deepreduce.private.wire import PeerError
 
@@ -114,7 +114,7 @@ def test_a_lot_that_breaks_off_leaves_what_was_ready(
         if writer._header.role == "server":
             left[0] -= 1
             if left[0] < 0:
-                raise server_module.StoreFull("no room")
+                raise StoreFull("no room")
         publish(writer)
 
     with serving(tiny(), tmp_path, certificate, limits=limits) as party:
@@ -153,13 +153,13 @@ def test_bundles_without_room_are_refused_before_there_is_work_in_them(
 ) -> None:
     limits = ServerLimits(bundles_per_day=9, deadline_seconds=120.0)
     worked: list[int] = []
-    answer = server_module.answer_layers
+    answer = dialogue_module.answer_layers
 
     def counting(*arguments: Any, bundles: int, **options: Any) -> Any:
         worked.append(bundles)
         return answer(*arguments, bundles=bundles, **options)
 
-    monkeypatch.setattr(server_module, "answer_layers", counting)
+    monkeypatch.setattr(dialogue_module, "answer_layers", counting)
     with serving(tiny(), tmp_path, certificate, limits=limits) as party:
         store = party.client_store()
         with party.client(store=store) as client:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import ipaddress
 import logging
-import secrets
 import socket
 import threading
 import time
@@ -15,9 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ...errors import DeepReduceError
 from ..deployment import ServerModel
@@ -25,49 +19,30 @@ from ..homomorphic import PoolError, WeightsError, open_pool
 from ..program import LinearEvaluator, weights_to_bytes
 from ..protocol import (
     GROUP_BUNDLES,
-    Material,
-    Seconds,
-    ServerSession,
-    answer_layers,
-    infer_server,
-    prepare_server,
-    server_sections,
-    setup_bytes,
-    setup_server,
+    Layout,
 )
-from ..protocol import PROTOCOL as PROTOCOL_VERSION
 from ..store import (
-    Bundle,
-    BundleDamaged,
-    BundleGone,
-    BundleName,
     BundleStore,
-    BundleWriter,
     StoreError,
     StoreFull,
     room_for_files,
 )
 from ..wire import (
-    BUSY,
     DEADLINE,
     INTERNAL,
     LIMIT,
-    MODEL,
-    POLICY,
     PROTOCOL,
-    VERSION,
     Channel,
-    Kind,
     PeerError,
     PeerGone,
     PeerTimeout,
     WireError,
     accept,
 )
+from .dialogue import Dialogue, Refused, Service
 from .limits import ServerLimits
-from .messages import MAX_SMALL_BYTES, Hello, Lost, Prepare, Ready, Start, Welcome
 from .quota import Quota
-from .strangers import Strangers
+from .strangers import Strangers, host_of
 from .weights import PreparedFolder
 
 log = logging.getLogger("deepreduce.server")
@@ -78,9 +53,6 @@ _EXPIRE_SECONDS = 3600.0
 
 _MAKE_ROOM_SECONDS = 1.0
 """How long a new connection waits for one that was turned out to end, before it is turned away itself."""
-
-_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
-"""Addresses of IPv4 behind a translator (RFC 6052)."""
 
 _END_SECONDS = 10.0
 """How long a server that was closed waits for its threads."""
@@ -118,28 +90,38 @@ class Server:
         threads: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._model, self._store, self._threads = model, store, threads
+        self._store = store
         self.limits = ServerLimits() if limits is None else limits
-        self._layout = model.client.layout
-        self._layout.compile()
-        self._images = self._within_open_files(self._most_images())
-        share_bytes = max(1, self._layout.server_share_bytes)
-        self._together = max(1, min(self.limits.together, self.limits.batch_bytes // share_bytes))
-        self._weights_digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
-        self._linear = LinearEvaluator(model.client.public, model.program.weights)
-        self._prepared = PreparedFolder(model, self._weights_digest, weights_folder, progress)
-        self._pool = open_pool(workers)
-        self._slots = threading.BoundedSemaphore(self.limits.clients)
-        self._quota = Quota(self.limits.bundles_per_day)
+        layout = model.client.layout
+        layout.compile()
+        images = self._within_open_files(self._most_images(layout), layout)
+        share_bytes = max(1, layout.server_share_bytes)
+        digest = hashlib.sha256(weights_to_bytes(model.program)).hexdigest()
+        self._prepared = PreparedFolder(model, digest, weights_folder, progress)
+        self._service = Service(
+            model=model,
+            layout=layout,
+            store=store,
+            limits=self.limits,
+            images=images,
+            together=max(1, min(self.limits.together, self.limits.batch_bytes // share_bytes)),
+            weights_digest=digest,
+            weights=self._prepared.weights,
+            linear=LinearEvaluator(model.client.public, model.program.weights),
+            pool=open_pool(workers),
+            threads=threads,
+            slots=threading.BoundedSemaphore(self.limits.clients),
+            quota=Quota(self.limits.bundles_per_day),
+        )
         self._strangers = Strangers(self.limits.clients + 8)
         self._connections = threading.BoundedSemaphore(2 * self.limits.clients + 16)  # some are just ending
         self._stopping = threading.Event()
         self._channels: set[Channel] = set()
         self._lock = threading.Lock()
 
-    def _most_images(self) -> int:
+    def _most_images(self, layout: Layout) -> int:
         """Return how many images of one online phase clients are told."""
-        limits, memory = self.limits, self._layout.memory
+        limits, memory = self.limits, layout.memory
         images = min(limits.images, memory.images(limits.batch_bytes))
         if images < limits.images:
             size = memory.of(images) / 2**20
@@ -148,10 +130,10 @@ class Server:
             log.warning("one image takes more than the limit of %.1f MiB", limits.batch_bytes / 2**20)
         return images
 
-    def _within_open_files(self, images: int) -> int:
+    def _within_open_files(self, images: int, layout: Layout) -> int:
         """Return how many images of one online phase keep their bundles open, with all clients at work."""
         clients = self.limits.clients
-        others = 2 * (2 * clients + 16) + 2 * len(self._layout.jobs)  # connections, and weights that are mapped
+        others = 2 * (2 * clients + 16) + 2 * len(layout.jobs)  # connections, and weights that are mapped
         room = room_for_files(clients * (images + 2 * GROUP_BUNDLES) + others)  # and those that are being written
         fitting = max(1, min(images, (room - others) // clients - 2 * GROUP_BUNDLES))
         if fitting < images:
@@ -173,7 +155,7 @@ class Server:
             channels = list(self._channels)
         for channel in channels:
             channel.abort()
-        self._pool.close()
+        self._service.pool.close()
         self._prepared.close()
 
     def serve(self, listener: socket.socket, context: SSLContext) -> None:
@@ -221,7 +203,7 @@ class Server:
     def _begin(self, raw: socket.socket, context: SSLContext, peer: str) -> threading.Thread | None:
         """Start the thread of a connection, or close it where there is no room."""
         try:
-            stranger = self._strangers.admit(raw, _host(peer))
+            stranger = self._strangers.admit(raw, host_of(peer))
         except OSError as error:
             log.warning("%s: not served: %s", peer, error)
             raw.close()
@@ -250,7 +232,7 @@ class Server:
                 deadline_seconds=limits.deadline_seconds,
                 name=peer,
             ) as channel:
-                client = channel.certificate or _host(peer)
+                client = channel.certificate or host_of(peer)
                 self.handle(channel, peer=channel.name, client=client, stranger=stranger)
         except WireError as error:
             log.info("%s: no handshake: %s", peer, type(error).__name__)
@@ -281,7 +263,7 @@ class Server:
             self._channels.add(channel)
         try:
             try:
-                _Dialogue(self, channel, peer, client).run(functools.partial(self._strangers.greeted, stranger))
+                Dialogue(self._service, channel, peer, client).run(functools.partial(self._strangers.greeted, stranger))
             finally:
                 self._strangers.ending(stranger)
         except PeerError as error:
@@ -291,7 +273,7 @@ class Server:
         except PeerTimeout:
             log.info("%s: too slow", peer)
             channel.fail(DEADLINE, "the server waited too long for this client")
-        except _Refused as error:
+        except Refused as error:
             log.info("%s: refused: %s", peer, error)
             channel.fail(error.code, str(error))
         except StoreFull as error:
@@ -315,212 +297,3 @@ class Server:
         finally:
             with self._lock:
                 self._channels.discard(channel)
-
-
-class _Refused(DeepReduceError):  # noqa: N818 - an answer, not a failure
-    """A request that the server does not serve."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class _Dialogue:
-    """One connection."""
-
-    def __init__(self, server: Server, channel: Channel, peer: str, client: str) -> None:
-        self._server, self._channel, self._peer, self._client = server, channel, peer, client
-        self._identifier = secrets.token_bytes(16)
-        self._session: ServerSession | None = None
-        self._held: dict[BundleName, Bundle] = {}  # taken for a START of which others were lost
-        self._made = 0
-
-    def run(self, on_greeting: Callable[[], None]) -> None:
-        """Greet, then serve requests until the client says goodbye."""
-        server, channel, limits = self._server, self._channel, self._server.limits
-        first = min(limits.handshake_seconds, limits.deadline_seconds)
-        hello = Hello.decode(channel.receive_any({Kind.HELLO: MAX_SMALL_BYTES}, deadline_seconds=first)[1])
-        if hello.protocol != PROTOCOL_VERSION:
-            raise _Refused(VERSION, f"this server speaks version {PROTOCOL_VERSION}; install the same release")
-        if hello.model != server._model.client.digest:
-            raise _Refused(MODEL, "this server serves another model; take the client file that belongs to it")
-        if not server._slots.acquire(blocking=False):
-            raise _Refused(BUSY, f"this server has {limits.clients} clients; try again later")
-        try:
-            on_greeting()
-            self._serve()
-        finally:
-            self._release(set())
-            server._slots.release()
-
-    def _serve(self) -> None:
-        """Serve a client that holds a slot."""
-        channel, server = self._channel, self._server
-        limits, images, together = server.limits, server._images, server._together
-        channel.send(Kind.WELCOME, Welcome(self._identifier, limits.reveal, images, limits.bundles, together).encode())
-        while True:
-            kind, message = channel.receive_any(
-                {Kind.PREPARE: MAX_SMALL_BYTES, Kind.START: MAX_SMALL_BYTES, Kind.BYE: 0}
-            )
-            if kind == Kind.BYE:
-                return
-            if kind == Kind.PREPARE:
-                self._prepare(Prepare.decode(message))
-            else:
-                self._infer(Start.decode(message))
-
-    def _prepare(self, asked: Prepare) -> None:
-        """Run the offline phase for some bundles."""
-        server, channel = self._server, self._channel
-        if asked.bundles > server.limits.bundles:
-            raise _Refused(LIMIT, f"at most {server.limits.bundles} bundles are prepared per request")
-        if asked.together > server._together:
-            raise _Refused(LIMIT, f"at most {server._together} bundles are prepared together")
-        left = server._quota.left(self._client)
-        if left is not None and left < asked.bundles:
-            most = server.limits.bundles_per_day
-            raise _Refused(LIMIT, f"at most {most} bundles a day are made for one client; {max(0, left)} are left now")
-        channel.send(Kind.GO)
-        if self._session is None:
-            with channel.patience(server.limits.patience_seconds(setup_bytes(server._layout))):
-                self._session = setup_server(channel, server._layout, self._identifier)
-        before = self._made
-        try:
-            for bundles in asked.parts():
-                self._prepare_together(self._session, bundles)
-        finally:
-            log.info("%s: prepared %d of %d bundles", self._peer, self._made - before, asked.bundles)
-
-    def _prepare_together(self, session: ServerSession, bundles: int) -> None:
-        """Make some bundles whose linear layers share ciphertexts."""
-        server, left = self._server, bundles
-        layout, limits = server._layout, server.limits
-        # Shares of other weights would silently make nonsense of the answer.
-        meta = {"start": session.start.hex(), "weights": server._weights_digest}
-        server._store.check_room(bundles, server_sections(layout), meta)
-        if not server._quota.take(self._client, bundles):  # another connection of this client was faster
-            raise _Refused(LIMIT, "the bundles of this day are made; come again later")
-        writers: dict[int, BundleWriter] = {}
-        try:
-            with self._channel.patience(limits.patience_seconds(layout.linear_bytes(bundles))):
-                shares = answer_layers(
-                    self._channel, layout, session, server._prepared.weights, bundles=bundles, pool=server._pool
-                )
-            patience = limits.patience_seconds(bundles * layout.units_bytes)
-            with self._channel.patience(patience):
-
-                def begin(number: int) -> BundleWriter:
-                    name, sections = BundleName(session.identifier, number), server_sections(layout)
-                    writers[number] = server._store.create(name, sections, meta)
-                    return writers[number]
-
-                def done(number: int) -> None:
-                    nonlocal left
-                    writers[number].finish()
-                    writers[number].publish()
-                    del writers[number]
-                    self._channel.send(Kind.READY, Ready(number).encode())
-                    left -= 1
-                    self._made += 1
-
-                prepare_server(self._channel, layout, session, shares, begin, done, threads=server._threads)
-        except (StoreError, PoolError, WeightsError):  # our fault, not the client's
-            server._quota.give_back(self._client, left)
-            raise
-        finally:
-            for writer in writers.values():
-                writer.abandon()
-
-    def _infer(self, start: Start) -> None:
-        """Take the bundles that the client names and run the online phase."""
-        server, channel = self._server, self._channel
-        if start.reveal not in server.limits.reveal:
-            raise _Refused(POLICY, f"this server reveals {' or '.join(server.limits.reveal)}")
-        if len(start.bundles) > server._images:
-            raise _Refused(LIMIT, f"at most {server._images} images go at once")
-        names = [BundleName(session, number) for session, number in start.bundles]
-        lost = self._take(names)
-        if lost is not None:
-            channel.send(Kind.LOST, lost.encode())
-            return
-        with contextlib.ExitStack() as stack:
-            materials = []
-            for name in names:
-                bundle = stack.enter_context(self._held.pop(name))
-                start_of_tweaks = bytes.fromhex(str(bundle.meta.get("start")))
-                materials.append(Material(name.number, start_of_tweaks, _Checked(bundle)))
-            transferred = len(materials) * server._layout.online_bytes
-            stack.enter_context(channel.patience(server.limits.patience_seconds(transferred)))
-            channel.send(Kind.GO)
-            seconds = infer_server(channel, server._layout, server._linear, materials, reveal=start.reveal)
-        log.info("%s: images: %d, %s", self._peer, len(materials), _written(seconds))
-
-    def _take(self, names: list[BundleName]) -> Lost | None:
-        """Take bundles, which from here on exist in this thread alone, and hold them; tell which are not there."""
-        self._release(set(names))
-        lost, over = [], set()
-        for place, name in enumerate(names):
-            if name in self._held:
-                continue
-            bundle = self._taken(name)
-            if bundle is not None and bundle.meta.get("weights") == self._server._weights_digest:
-                self._held[name] = bundle
-                continue
-            lost.append(place)
-            if bundle is not None:
-                log.info("%s: bundle %s was prepared with other weights", self._peer, name)
-                over.add(name.session)
-                bundle.close()
-        if not lost:
-            return None
-        there = self._server._store.sessions() | {name.session for name in self._held}
-        over |= {names[place].session for place in lost} - there
-        return Lost(tuple(lost), tuple(sorted(over)))
-
-    def _taken(self, name: BundleName) -> Bundle | None:
-        """Take a bundle and read all of it, now that another one can still take its place; None if that fails."""
-        try:
-            bundle = self._server._store.take(name)
-        except BundleGone:
-            log.info("%s: no bundle %s", self._peer, name)
-            return None
-        except BundleDamaged as error:
-            log.warning("%s: %s", self._peer, error)
-            return None
-        try:
-            bundle.check()
-        except BundleDamaged as error:
-            log.warning("%s: %s", self._peer, error)
-            bundle.close()
-            return None
-        return bundle
-
-    def _release(self, kept: set[BundleName]) -> None:
-        """Give up the bundles that are held, but for some."""
-        for name in set(self._held) - kept:
-            self._held.pop(name).close()
-
-
-class _Checked:
-    """A bundle whose sections are compared with their checksums when they are read, which each is once."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-
-    def array(self, section: str) -> NDArray[Any]:
-        """Return a section."""
-        return self._bundle.array(section, load=True)
-
-
-def _host(address: str) -> str:
-    """Return whom an address stands for: of IPv6 the network of 64 bits, in which one host has any address it likes."""
-    if ":" not in address:
-        return address
-    own = ipaddress.IPv6Address(address.partition("%")[0])
-    if own.ipv4_mapped is not None or own in _TRANSLATED:
-        return str(ipaddress.IPv4Address(int(own) & 0xFFFFFFFF))
-    return str(ipaddress.IPv6Network((own, 64), strict=False))
-
-
-def _written(seconds: Seconds) -> str:
-    return f"linear {seconds.linear:.3f} s, circuits {seconds.circuits:.3f} s, channel {seconds.channel:.3f} s"

@@ -8,9 +8,13 @@ them. So who opens connections and stays silent loses its own, and who shakes ha
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import threading
 from collections import Counter
+
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+"""Addresses of IPv4 behind a translator (RFC 6052)."""
 
 
 class Strangers:
@@ -81,3 +85,13 @@ class Strangers:
         with contextlib.suppress(OSError):  # it may be gone already
             handle.shutdown(socket.SHUT_RDWR)  # its thread wakes up and ends
         handle.close()
+
+
+def host_of(address: str) -> str:
+    """Return whom an address stands for: of IPv6 the network of 64 bits, in which one host has any address it likes."""
+    if ":" not in address:
+        return address
+    own = ipaddress.IPv6Address(address.partition("%")[0])
+    if own.ipv4_mapped is not None or own in _TRANSLATED:
+        return str(ipaddress.IPv4Address(int(own) & 0xFFFFFFFF))
+    return str(ipaddress.IPv6Network((own, 64), strict=False))
